@@ -1,0 +1,8 @@
+"""Multi-scale feature fusion for multi-label image classification, as timm models.
+
+Importing this package registers its models with `timm.create_model`; it downloads nothing.
+"""
+
+from . import msff as msff
+
+__version__ = '0.1.0'

@@ -1,0 +1,18 @@
+"""The one exception that the commands turn into a line instead of a traceback."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ['InputError', 'unknown']
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message is one line that names it and the mend."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+    """Makes the error for a name that is not among the known ones: it names the nearest, or a few of them."""
+    known = sorted(known)
+    nearest = get_close_matches(name, known, n=1)
+    mend = f'did you mean {nearest[0]}?' if nearest else f'choose from {", ".join(known)}.'
+    return InputError(f'unknown {what} {name!r}: {mend}')
