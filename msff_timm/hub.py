@@ -1,0 +1,103 @@
+"""Saving to and loading from timm's Hub format: `model.safetensors` and `config.json` in one folder."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import timm
+import torch.nn as nn
+from huggingface_hub import constants
+from timm.models import parse_model_name, save_for_hf
+
+from .errors import InputError, unknown
+
+__all__ = ['create', 'load', 'save']
+
+
+def save(model: nn.Module, folder: str | Path, label_names: list[str], data_config: dict) -> None:
+    """Saves a model so that `timm.create_model(f'local-dir:{folder}', pretrained=True)` gives it back.
+
+    Each file is replaced in one step, so a reader never sees half of one.
+
+    Args:
+        model: A timm model, as `timm.create_model` made it.
+        folder: Made when it is missing.
+        label_names: Names in the order of the logits.
+        data_config: Preprocessing, as `timm.data.resolve_model_data_config` gives it.
+
+    Raises:
+        ValueError: Label names repeat, or their number is not the number of logits.
+    """
+    if len(set(label_names)) != len(label_names) or len(label_names) != model.num_classes:
+        raise ValueError(
+            f'{len(label_names)} label names, {len(set(label_names))} of them distinct, for {model.num_classes} logits.'
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.saving-') as temporary:
+        save_for_hf(
+            model,
+            temporary,
+            model_config={'label_names': list(label_names), 'problem_type': 'multi_label_classification'},
+            # The saved weights hold the backbone's: whoever creates the model from this file fetches nothing else.
+            model_args={'backbone_pretrained': False} if hasattr(model, 'backbone') else None,
+            safe_serialization=True,
+            data_config=data_config,
+        )
+        for name in ('model.safetensors', 'config.json'):
+            os.replace(Path(temporary, name), folder / name)
+
+
+def create(name: str, **model_args) -> nn.Module:
+    """Creates a registered model as timm does.
+
+    Raises:
+        InputError: Weights that `model_args` ask for, the backbone's say, cannot be fetched.
+    """
+    try:
+        return timm.create_model(name, **model_args)
+    except OSError as e:
+        asked = ', '.join(f'{key}={value}' for key, value in model_args.items())
+        raise InputError(
+            f'{name} ({asked}): weights cannot be fetched from {constants.ENDPOINT} ({_reason(e)})'
+            ' Mend the network, or start without them.'
+        ) from e
+
+
+def load(name: str) -> nn.Module:
+    """Loads a trained model for inference.
+
+    Args:
+        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME[@REVISION]`, or a registered model with pretrained weights.
+
+    Returns:
+        The model in evaluation mode; `model.pretrained_cfg` holds its `label_names` and preprocessing.
+
+    Raises:
+        InputError: There is no such model, or it has no weights that can be read.
+    """
+    try:
+        source, where = parse_model_name(name)
+    except ValueError as e:
+        raise InputError(str(e)) from None
+    overlay = None
+    if source == 'local-dir':
+        for file_name in ('config.json', 'model.safetensors'):
+            if not Path(where, file_name).is_file():
+                raise InputError(f'{where}: holds no {file_name}; give a folder that training or timm saved.')
+    elif source == 'hf-hub':
+        # Only safetensors are asked for: timm would fall back to a pickle.
+        overlay = {'hf_hub_filename': 'model.safetensors'}
+    elif not timm.is_model(name.partition('.')[0]):
+        raise unknown('model', name, timm.list_models('msff_*'))
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    except Exception as e:
+        # A damaged config.json or weights file and an unreachable Hub show themselves in many types of exception.
+        origin = f' from {constants.ENDPOINT}' if source == 'hf-hub' else ''
+        raise InputError(f'{name}: cannot be loaded{origin} ({_reason(e)})') from e
+
+
+def _reason(error: Exception) -> str:
+    """Puts an exception's message into one line."""
+    return ' '.join(str(error).split()) or type(error).__name__

@@ -1,0 +1,89 @@
+"""Labels with probabilities for photos."""
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn as nn
+from PIL import Image
+
+from .data.transforms import eval_transform, open_image
+from .errors import InputError
+
+__all__ = ['Prediction', 'find_photos', 'predict']
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one photo.
+
+    Attributes:
+        photo: The photo's path.
+        labels: Probability of each label above the threshold, the most probable first.
+        error: Why the photo could not be read, or None.
+    """
+
+    photo: str
+    labels: dict[str, float]
+    error: str | None = None
+
+
+def find_photos(patterns: Sequence[str]) -> list[str]:
+    """Lists the photos that files, folders (not their subfolders) and globs name, in the order given.
+
+    A file that is missing stays in the list: `predict` reports it.
+
+    Raises:
+        InputError: A folder holds no photo, or a glob matches nothing.
+    """
+    Image.init()
+    photos = []
+    for pattern in patterns:
+        if Path(pattern).is_dir():
+            found = [str(p) for p in sorted(Path(pattern).iterdir()) if p.suffix.lower() in Image.EXTENSION]
+        elif glob.has_magic(pattern) and not Path(pattern).exists():
+            found = sorted(glob.glob(pattern, recursive=True))
+        else:
+            found = [pattern]
+        if not found:
+            raise InputError(f'{pattern}: no photo is there.')
+        photos += found
+    return photos
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, photos: Sequence[str], threshold: float = 0.5, batch_size: int = 8
+) -> Iterator[Prediction]:
+    """Predicts the labels of photos, preprocessed as the model's own configuration says.
+
+    Args:
+        model: What `msff_timm.hub.load` or `timm.create_model` gives, in evaluation mode, on any device.
+        photos: Paths.
+        threshold: Labels of a probability above it are given.
+        batch_size: Photos in one pass.
+
+    Yields:
+        One prediction for each photo, in order; a photo that cannot be read has an `error` and no labels.
+    """
+    transform = eval_transform(timm.data.resolve_model_data_config(model))
+    label_names = model.pretrained_cfg.get('label_names') or [str(k) for k in range(model.num_classes)]
+    device = next(model.parameters()).device
+    for start in range(0, len(photos), batch_size):
+        images, errors = {}, {}
+        for photo in photos[start : start + batch_size]:
+            try:
+                images[photo] = transform(open_image(photo))
+            except InputError as e:
+                errors[photo] = str(e)
+        scores = model(torch.stack(list(images.values())).to(device)).sigmoid().tolist() if images else []
+        scores = dict(zip(images, scores, strict=True))
+        for photo in photos[start : start + batch_size]:
+            if photo in errors:
+                yield Prediction(photo, {}, errors[photo])
+            else:
+                ranked = sorted(zip(label_names, scores[photo], strict=True), key=lambda pair: -pair[1])
+                yield Prediction(photo, {name: p for name, p in ranked if p > threshold})

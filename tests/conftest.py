@@ -1,0 +1,46 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def coco_root() -> Path:
+    """The folder of 256 real photos in COCO 2014's layout, where it is at hand."""
+    root = Path(os.environ.get('MSFF_COCO_ROOT', ROOT.parent / 'shared' / 'data' / 'coco_mini'))
+    if not root.is_dir():
+        pytest.skip(f'no photos at {root}; set MSFF_COCO_ROOT')
+    return root
+
+
+@pytest.fixture(scope='session')
+def script():
+    """Runs a script of `train/` as a user does, in one process or, through Accelerate, in several."""
+
+    def run(name: str, *arguments: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+        command = [sys.executable]
+        if processes > 1:
+            # `--cpu --num_processes 2` silently runs one process in Accelerate 1.15.
+            command += ['-m', 'accelerate.commands.launch', '--quiet', '--multi_gpu', f'--num_processes={processes}']
+            command += ['--main_process_port=0', '--mixed_precision=no']
+        command += [str(ROOT / 'train' / name), *map(str, arguments)]
+        environment = {**os.environ, 'ACCELERATE_USE_CPU': '1'}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+        assert not check or result.returncode == 0, result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def trained(script, tmp_path_factory) -> Path:
+    """The folder of a short run of the demo; what it learns is of no account."""
+    folder = tmp_path_factory.mktemp('trained') / 'run'
+    settings = {'output': folder, 'data.train_size': 64, 'data.eval_size': 33, 'data.image_size': 64}
+    settings |= {'data.workers': 1, 'optim.epochs': 2, 'optim.batch_size': 16}
+    script('train.py', *(f'--{key}={value}' for key, value in settings.items()))
+    return folder

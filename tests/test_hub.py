@@ -1,0 +1,140 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+import msff_timm  # noqa: F401  registers the models
+from msff_timm import hub
+from msff_timm.errors import InputError
+
+LABELS = ['cat', 'dog', 'chair']
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = timm.create_model('msff_test_resnet', num_classes=3, in_chans=4, ffn_dim=64, decoder_depth=2).eval()
+    for parameter in model.parameters():  # no zeros, which would hide what is lost
+        torch.nn.init.normal_(parameter, std=0.1)
+    for module in model.modules():  # running statistics that an untrained model does not have
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-1, 1), module.running_var.uniform_(0.5, 2)
+    return model
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    data_config = {'input_size': (4, 72, 72), 'mean': (0.1, 0.2, 0.3, 0.4), 'std': (1.0, 1.0, 1.0, 1.0)}
+    data_config |= {'interpolation': 'bicubic', 'crop_pct': 1.0, 'crop_mode': 'squash'}
+    hub.save(model, tmp_path / 'saved', LABELS, data_config)
+    return tmp_path / 'saved'
+
+
+def test_another_process_gets_bit_identical_logits_labels_and_preprocessing(model, folder):
+    code = f"""
+import json, timm, torch, msff_timm
+torch.set_num_threads(1)
+model = timm.create_model('local-dir:{folder}', pretrained=True).eval()
+torch.manual_seed(1)
+with torch.inference_mode():
+    logits = model(torch.randn(3, 4, 72, 72))
+print(logits.numpy().tobytes().hex())
+print(json.dumps([model.pretrained_cfg['label_names'], timm.data.resolve_model_data_config(model)]))
+"""
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    got_logits, got_config = result.stdout.splitlines()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        logits = model(torch.randn(3, 4, 72, 72))
+    torch.set_num_threads(threads)
+    assert got_logits == logits.numpy().tobytes().hex()
+    label_names, data_config = json.loads(got_config)
+    assert label_names == LABELS
+    assert data_config['input_size'] == [4, 72, 72] and data_config['mean'] == [0.1, 0.2, 0.3, 0.4]
+    assert (data_config['interpolation'], data_config['crop_pct'], data_config['crop_mode']) == ('bicubic', 1, 'squash')
+
+
+def test_the_folder_holds_safetensors_and_what_multi_label_readers_need(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ['config.json', 'model.safetensors']
+    config = json.loads((folder / 'config.json').read_text())
+    assert config['architecture'] == 'msff_test_resnet' and config['label_names'] == LABELS
+    assert config['problem_type'] == 'multi_label_classification'
+    assert config['model_args']['ffn_dim'] == 64 and config['model_args']['decoder_depth'] == 2
+
+
+def test_a_saved_model_never_asks_for_the_backbones_weights(monkeypatch, tmp_path):
+    weights = timm.create_model('test_resnet').state_dict()
+    monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', lambda *_, **__: dict(weights))
+    model = timm.create_model('msff_test_resnet', num_classes=3, backbone_pretrained=True)
+    hub.save(model, tmp_path, LABELS, timm.data.resolve_model_data_config(model))
+    monkeypatch.undo()
+    for pretrained in (True, False):  # the network would be refused: there is none
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=pretrained)
+
+
+@pytest.mark.parametrize('label_names', [['cat', 'dog'], ['cat', 'dog', 'cat'], ['a', 'b', 'c', 'd']])
+def test_label_names_that_do_not_match_the_logits_are_refused(model, tmp_path, label_names):
+    with pytest.raises(ValueError, match='label names'):
+        hub.save(model, tmp_path / 'out', label_names, {})
+    assert not (tmp_path / 'out').exists()
+
+
+def test_load_gives_evaluation_mode(folder):
+    assert not hub.load(f'local-dir:{folder}').training
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda f: (f / 'model.safetensors').unlink(), 'holds no model.safetensors'),
+        (lambda f: (f / 'config.json').unlink(), 'holds no config.json'),
+        (lambda f: (f / 'config.json').write_text('{"architecture": '), 'cannot be loaded'),
+        (lambda f: (f / 'config.json').write_text('{"architecture": "nothing"}'), 'Unknown model'),
+        (lambda f: (f / 'model.safetensors').write_bytes(b'\xff' * 100), 'cannot be loaded'),
+    ],
+)
+def test_a_damaged_folder_is_named_in_one_line(folder, damage, message):
+    damage(folder)
+    with pytest.raises(InputError, match=message) as caught:
+        hub.load(f'local-dir:{folder}')
+    assert str(folder) in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('msff_resnet11', "unknown model 'msff_resnet11': did you mean msff_resnet101?"),
+        ('msff_resnet18', 'No pretrained weights exist'),
+        ('org/name', "Use 'hf-hub:org/name'"),
+        ('http:org/name', "Unknown model source 'http'"),
+        ('local-dir:nowhere', 'nowhere: holds no config.json'),
+    ],
+)
+def test_names_that_lead_nowhere(name, message):
+    with pytest.raises(InputError) as caught:
+        hub.load(name)
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('call', 'offline', 'line'),
+    [
+        ("load('hf-hub:org/name')", '0', 'hf-hub:org/name: cannot be loaded from http://127.0.0.1:9 ('),
+        (
+            "create('msff_resnet18', backbone_pretrained=True)",
+            '1',
+            'msff_resnet18 (backbone_pretrained=True): weights cannot be fetched from http://127.0.0.1:9 (',
+        ),
+    ],
+)
+def test_an_unreachable_hub_is_named(call, offline, line, tmp_path):
+    code = f'import msff_timm.hub as hub\ntry: hub.{call}\nexcept hub.InputError as e: print(e)'
+    environment = {'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HUB_OFFLINE': offline, 'HF_HOME': str(tmp_path)}
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.startswith(line)
+    assert result.stdout.count('\n') == 1
