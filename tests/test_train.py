@@ -1,0 +1,127 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from sklearn.metrics import average_precision_score
+from torchvision.transforms.functional import normalize, to_tensor
+
+import msff_timm.data
+from msff_timm import hub
+
+ROOT = Path(__file__).parents[1]
+TINY = ['--data.train_size=32', '--data.eval_size=9', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
+SUMMARY = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / 'results.json').read_text())
+
+
+def test_a_run_leaves_weights_config_results_and_curves(trained):
+    assert {path.name for path in trained.iterdir()} == {
+        'config.json', 'curves.png', 'model.safetensors', 'results.json'
+    }  # fmt: skip
+    run = results(trained)
+    assert run['num_images'] == 33 and run['num_processes'] == 1
+    assert run['data'] == {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'}
+    assert run['definitions'] == {'mAP': 'all-points', 'threshold': 0.5, 'unit': 'percent'}
+    assert set(run['measures']) == set(run['raw_weights']) == set(SUMMARY) and len(run['labels']) == 12
+    assert run['measures'] != run['raw_weights']
+    assert [entry['epoch'] for entry in run['history']] == [1, 2]
+    assert run['measures'] == {name: run['history'][-1][name] for name in SUMMARY}
+    assert (trained / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_saved_weights_give_the_recorded_measures(trained):
+    """Measured anew without our loader, transform or metrics: by hand and with scikit-learn."""
+    model = timm.create_model(f'local-dir:{trained}', pretrained=True).eval()
+    dataset = msff_timm.data.load('scenes', 'validation', size=33, image_size=64)
+    images = torch.stack([normalize(to_tensor(row['image']), [0.5] * 3, [0.5] * 3) for row in dataset])
+    with torch.inference_mode():
+        scores = model(images).sigmoid().numpy()
+    ap = {}
+    for k, name in enumerate(model.pretrained_cfg['label_names']):
+        present = [k in labels for labels in dataset['labels']]
+        ap[name] = 100 * average_precision_score(present, scores[:, k])
+    run = results(trained)
+    assert {name: label['AP'] for name, label in run['labels'].items()} == pytest.approx(ap, abs=1e-6)
+    assert run['measures']['mAP'] == pytest.approx(sum(ap.values()) / 12, abs=1e-6)
+
+
+def test_the_learning_rate_follows_one_cycle(trained):
+    # 8 steps, the first 1.6 of them rising, then a cosine to nearly nothing: at the end of epoch 1, after 4 of 8 steps,
+    # 1/2 (1 + cos(pi (4 - 0.6) / (7 - 0.6))) of the way, since PyTorch puts the peak at step 0.2 * 8 - 1 of 0 to 7.
+    peak, end = 2e-3, 2e-3 / 25 / 1e4
+    share = (4 - 0.6) / (7 - 0.6)
+    expected = end + (peak - end) * (1 + torch.cos(torch.tensor(torch.pi * share)).item()) / 2
+    assert results(trained)['history'][0]['lr'] == pytest.approx(expected, rel=1e-4)
+
+
+def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_and_two(script, trained, tmp_path):
+    run = tmp_path / 'run'
+    script('train.py', *TINY, '--optim.batch_size=8', f'--output={run}', processes=2)
+    assert results(run)['num_processes'] == 2 and results(run)['num_images'] == 9
+    assert hub.load(f'local-dir:{run}').num_classes == 12
+
+    measured = []
+    for processes in (1, 2):
+        output = tmp_path / f'{processes}.json'
+        arguments = [f'--model=local-dir:{trained}', '--data.size=33', '--batch_size=4', f'--output={output}']
+        script('evaluate.py', *arguments, processes=processes)
+        measured.append(json.loads(output.read_text()))
+    one, two = measured
+    assert (one['num_processes'], two['num_processes']) == (1, 2)
+    assert one['num_images'] == two['num_images'] == 33  # odd, and no multiple of the batches
+    assert two['measures'] == pytest.approx(one['measures'], abs=1e-6)
+    assert {k: v['AP'] for k, v in two['labels'].items()} == pytest.approx(
+        {k: v['AP'] for k, v in one['labels'].items()}, abs=1e-6
+    )
+    assert one['measures'] == pytest.approx(results(trained)['measures'], abs=1e-6)
+
+
+def test_a_run_is_not_overwritten_unless_asked(script, trained):
+    before = (trained / 'results.json').read_bytes()
+    result = script('train.py', f'--output={trained}', check=False)
+    assert result.returncode == 2
+    mend = 'choose another --output, or --overwrite true.'
+    assert result.stderr == f'train.py: error: {trained} holds a run already: {mend}\n'
+    assert (trained / 'results.json').read_bytes() == before
+
+
+def test_an_unreadable_training_photo_ends_the_run_in_one_line(script, tmp_path):
+    """The error comes from a loader's worker, whose traceback PyTorch puts into the message."""
+    (tmp_path / 'annotations').mkdir()
+    images = [{'id': i, 'file_name': f'{i}.jpg', 'width': 4, 'height': 4} for i in range(4)]
+    annotations = [{'image_id': i, 'category_id': 1, 'area': 4} for i in range(4)]
+    content = {'images': images, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'cat'}]}
+    for split in ('train2014', 'val2014'):
+        (tmp_path / split).mkdir()
+        (tmp_path / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+        for image in images:
+            (tmp_path / split / image['file_name']).write_text('not a photo')
+    arguments = ['--data.name=coco2014', f'--data.root={tmp_path}', '--data.train_size=null', '--data.eval_size=null']
+    arguments += ['--optim.batch_size=2', '--data.workers=1', f'--output={tmp_path / "run"}']
+    result = script('train.py', *arguments, check=False)
+    assert result.returncode == 2
+    assert 'Traceback' not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f'train.py: error: {tmp_path}/train2014/')
+    assert result.stderr.splitlines()[-1].endswith('cannot be read as a picture (not a picture that Pillow can read).')
+
+
+@pytest.mark.slow
+def test_128_real_photos_are_memorised(script, coco_root, tmp_path):
+    config = ROOT / 'train' / 'configs' / 'memorise.yaml'
+    script('train.py', f'--config={config}', f'--data.root={coco_root}', f'--output={tmp_path}')
+    run = results(tmp_path)
+    assert run['num_images'] == 128 and run['measures']['mAP'] > 95
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_90(script, tmp_path):
+    start = time.time()
+    script('train.py', f'--output={tmp_path}')
+    run = results(tmp_path)
+    assert run['num_images'] >= 500 and run['measures']['mAP'] >= 90, time.time() - start

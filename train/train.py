@@ -1,0 +1,142 @@
+"""Trains a multi-label model: `accelerate launch train/train.py [--config FILE] [--key value ...]`.
+
+Without arguments it trains the demo of `train/configs/demo.yaml`.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.loss import AsymmetricLossMultiLabel
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from tqdm import tqdm
+
+import msff_timm.data
+from config import TrainConfig, parse
+from engine import make_loader, measure, run_command, share_cores, synchronise_buffers, train_one_epoch
+from msff_timm import hub
+from msff_timm.data.samples import Samples
+from msff_timm.data.transforms import eval_transform, train_transform
+from msff_timm.errors import InputError
+from report import describe, plot_curves, results, summary, write_json
+
+
+def main() -> None:
+    config = parse(TrainConfig, sys.argv[1:], default_file=Path(__file__).parent / 'configs' / 'demo.yaml')
+    output = Path(config.output)
+    if (output / 'config.json').exists() and not config.overwrite:
+        raise InputError(f'{output} holds a run already: choose another --output, or --overwrite true.')
+
+    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    share_cores(accelerator, config.data.workers)
+    train(config, accelerator)
+
+
+def train(config: TrainConfig, accelerator: Accelerator) -> None:
+    """Trains, measures after each epoch, and leaves the run in `config.output`."""
+    start = time.time()
+    output, data, optim = Path(config.output), config.data, config.optim
+
+    # Data
+    train_set = msff_timm.data.load(data.name, data.train_split, data.root, data.train_size, data.image_size)
+    eval_set = msff_timm.data.load(data.name, data.eval_split, data.root, data.eval_size, data.image_size)
+    label_names = msff_timm.data.label_names(train_set)
+    per_process = divide_batch(optim.batch_size, len(train_set), accelerator.num_processes)
+
+    # Model
+    set_seed(config.seed)
+    model_args = {'backbone_pretrained': True} if config.model.backbone_pretrained else {}
+    model = hub.create(config.model.name, num_classes=len(label_names), drop_rate=config.model.drop_rate, **model_args)
+    data_config = timm.data.resolve_model_data_config(
+        model, {'img_size': data.image_size, 'crop_pct': 1.0, 'crop_mode': 'squash'}
+    )
+    train_samples = Samples(train_set, train_transform(data_config, data.rand_augment, data.cutout))
+    train_loader = make_loader(train_samples, per_process, data.workers, training=True)
+    eval_samples = Samples(eval_set, eval_transform(data_config))
+    eval_loader = make_loader(eval_samples, 2 * per_process, data.workers, training=False)
+
+    # Optimiser; the schedule is not prepared, since Accelerate would step it once for each process
+    optimizer = create_optimizer_v2(model, opt='adamw', lr=optim.lr, weight_decay=optim.weight_decay)
+    loss_fn = AsymmetricLossMultiLabel(optim.gamma_neg, optim.gamma_pos, clip=None, reduction='mean')
+    model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer.optimizer, optim.lr, total_steps=optim.epochs * len(train_loader), pct_start=optim.warmup
+    )
+    ema = ModelEmaV3(accelerator.unwrap_model(model), decay=optim.ema_decay)
+    set_seed(config.seed, device_specific=True)  # each process has its own augmentation and dropout
+
+    # Loop
+    accelerator.print(
+        f'Training {config.model.name} on {len(train_set)} pictures of {data.name} with'
+        f' {accelerator.num_processes} process(es) on {accelerator.device.type}.'
+    )
+    history = []
+    with progress_bar(optim.epochs * len(train_loader) * optim.batch_size, accelerator) as progress:
+        for epoch in range(1, optim.epochs + 1):
+            progress.set_description(f'epoch {epoch}/{optim.epochs}')
+            train_loader.set_epoch(epoch)
+            trained = train_one_epoch(
+                accelerator, model, ema, train_loader, loss_fn, optimizer, scheduler, optim.clip_grad, progress
+            )
+            synchronise_buffers(ema.module)
+            measures = measure(accelerator, ema.module, eval_loader)
+            history.append({'epoch': epoch, **trained, 'lr': scheduler.get_last_lr()[0], **summary(measures)})
+            # The averaged weights are measured after each epoch and saved; the raw ones are measured once, at the end.
+            raw = measure(accelerator, model, eval_loader) if epoch == optim.epochs else None
+            if accelerator.is_main_process:
+                progress.write(f'epoch {epoch}: loss {trained["loss"]:.4f}  {describe(measures)}')
+                hub.save(ema.module, output, label_names, data_config)
+                run = results(
+                    measures,
+                    label_names,
+                    model=config.model.name,
+                    num_parameters=sum(p.numel() for p in ema.module.parameters()),
+                    data={'name': data.name, 'split': data.eval_split, 'trained_on': data.train_split},
+                    weights='exponential moving average',
+                    raw_weights=raw and summary(raw),
+                    history=history,
+                    seconds=round(time.time() - start, 1),
+                    num_processes=accelerator.num_processes,
+                    mixed_precision=accelerator.mixed_precision,
+                    config=config,
+                )
+                write_json(run, output / 'results.json')
+                plot_curves(history, output / 'curves.png')
+
+    accelerator.print(
+        f'\n{output}: {describe(measures)}\n'
+        f'Measured on {data.name} {data.eval_split}, averaged weights; {time.time() - start:.0f} s in all.'
+        ' Load it and use it:\n\n'
+        f"    import timm, msff_timm; model = timm.create_model('local-dir:{output}', pretrained=True).eval()\n"
+        f'    msff-timm predict PHOTO... --model local-dir:{output}'
+    )
+    accelerator.end_training()
+
+
+def divide_batch(batch_size: int, num_pictures: int, num_processes: int) -> int:
+    """Divides the batch over the processes."""
+    if batch_size % num_processes:
+        raise InputError(f'optim.batch_size is {batch_size}: must be a multiple of the {num_processes} processes.')
+    if num_pictures < batch_size:
+        raise InputError(f'optim.batch_size is {batch_size}: there are only {num_pictures} training pictures.')
+    return batch_size // num_processes
+
+
+def progress_bar(num_pictures: int, accelerator: Accelerator) -> tqdm:
+    """Makes the bar of the whole run, on the first process only; into a file it writes seldom."""
+    return tqdm(
+        total=num_pictures,
+        unit='img',
+        disable=not accelerator.is_main_process,
+        mininterval=0.5 if sys.stderr.isatty() else 15,
+        dynamic_ncols=True,
+    )
+
+
+if __name__ == '__main__':
+    run_command(main)
