@@ -7,7 +7,7 @@ from pathlib import Path
 import timm
 import torch.nn as nn
 from huggingface_hub import constants
-from timm.models import parse_model_name, save_for_hf
+from timm.models import get_model_args, parse_model_name, save_for_hf
 
 from .errors import InputError, unknown
 
@@ -40,7 +40,7 @@ def save(model: nn.Module, folder: str | Path, label_names: list[str], data_conf
             temporary,
             model_config={'label_names': list(label_names), 'problem_type': 'multi_label_classification'},
             # The saved weights hold the backbone's: whoever creates the model from this file fetches nothing else.
-            model_args={'backbone_pretrained': False} if hasattr(model, 'backbone') else None,
+            model_args={'backbone_pretrained': False} if 'backbone_pretrained' in get_model_args(model) else None,
             safe_serialization=True,
             data_config=data_config,
         )

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from sklearn.metrics import average_precision_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.transforms.functional import normalize, to_tensor
 
 import msff_timm.data
@@ -22,7 +23,7 @@ def results(folder: Path) -> dict:
 
 def test_a_run_leaves_weights_config_results_and_curves(trained):
     assert {path.name for path in trained.iterdir()} == {
-        'config.json', 'curves.png', 'model.safetensors', 'results.json'
+        'config.json', 'curves.png', 'model.safetensors', 'results.json', 'tensorboard'
     }  # fmt: skip
     run = results(trained)
     assert run['num_images'] == 33 and run['num_processes'] == 1
@@ -33,6 +34,13 @@ def test_a_run_leaves_weights_config_results_and_curves(trained):
     assert [entry['epoch'] for entry in run['history']] == [1, 2]
     assert run['measures'] == {name: run['history'][-1][name] for name in SUMMARY}
     assert (trained / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_tensorboard_shows_the_history(trained):
+    events = EventAccumulator(str(trained / 'tensorboard')).Reload()
+    for name in ('loss', 'lr', 'mAP'):
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        assert logged == [(entry['epoch'], pytest.approx(entry[name])) for entry in results(trained)['history']]
 
 
 def test_the_saved_weights_give_the_recorded_measures(trained):

@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import is_tensorboard_available, set_seed
 from timm.loss import AsymmetricLossMultiLabel
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -32,7 +32,9 @@ def main() -> None:
     if (output / 'config.json').exists() and not config.overwrite:
         raise InputError(f'{output} holds a run already: choose another --output, or --overwrite true.')
 
-    accelerator = Accelerator(step_scheduler_with_optimizer=False)
+    trackers = ['tensorboard'] if is_tensorboard_available() else []
+    accelerator = Accelerator(step_scheduler_with_optimizer=False, log_with=trackers, project_dir=output)
+    accelerator.init_trackers('tensorboard')
     share_cores(accelerator, config.data.workers)
     train(config, accelerator)
 
@@ -86,6 +88,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
             synchronise_buffers(ema.module)
             measures = measure(accelerator, ema.module, eval_loader)
             history.append({'epoch': epoch, **trained, 'lr': scheduler.get_last_lr()[0], **summary(measures)})
+            accelerator.log(history[-1], step=epoch)
             # The averaged weights are measured after each epoch and saved; the raw ones are measured once, at the end.
             raw = measure(accelerator, model, eval_loader) if epoch == optim.epochs else None
             if accelerator.is_main_process:
