@@ -85,7 +85,7 @@ def synchronise_buffers(model: nn.Module) -> None:
         broadcast(buffer)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, whose tensors older versions of PyTorch do not gather
 def measure(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> dict:
     """Measures a model over all processes, each picture once; every process returns what `metrics.evaluate` gives.
 
