@@ -10,10 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.transforms.functional import normalize, to_tensor
 
 import msff_timm.data
-from msff_timm import hub
+from msff_timm.errors import InputError
+from train import divide_batch
 
 ROOT = Path(__file__).parents[1]
-TINY = ['--data.train_size=32', '--data.eval_size=9', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
+TINY = ['--data.train_size=32', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
 SUMMARY = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 
 
@@ -69,18 +70,20 @@ def test_the_learning_rate_follows_one_cycle(trained):
 
 
 def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_and_two(script, trained, tmp_path):
-    run = tmp_path / 'run'
-    script('train.py', *TINY, '--optim.batch_size=8', f'--output={run}', processes=2)
-    assert results(run)['num_processes'] == 2 and results(run)['num_images'] == 9
-    assert hub.load(f'local-dir:{run}').num_classes == 12
-
-    measured = []
-    for processes in (1, 2):
-        output = tmp_path / f'{processes}.json'
-        arguments = [f'--model=local-dir:{trained}', '--data.size=33', '--batch_size=4', f'--output={output}']
+    def measure(run, size, processes):
+        output = tmp_path / 'measured.json'
+        arguments = [f'--model=local-dir:{run}', f'--data.size={size}', '--batch_size=4', f'--output={output}']
         script('evaluate.py', *arguments, processes=processes)
-        measured.append(json.loads(output.read_text()))
-    one, two = measured
+        return json.loads(output.read_text())
+
+    run = tmp_path / 'run'
+    settings = ['--optim.batch_size=8', '--optim.ema_decay=0', '--data.eval_size=99', f'--output={run}']
+    script('train.py', *TINY, *settings, processes=2)
+    assert results(run)['num_processes'] == 2 and results(run)['num_images'] == 99
+    # Both processes measured the weights that the first one saved, BatchNorm's statistics included.
+    assert measure(run, 99, processes=1)['measures'] == pytest.approx(results(run)['measures'], abs=1e-6)
+
+    one, two = measure(trained, 33, processes=1), measure(trained, 33, processes=2)
     assert (one['num_processes'], two['num_processes']) == (1, 2)
     assert one['num_images'] == two['num_images'] == 33  # odd, and no multiple of the batches
     assert two['measures'] == pytest.approx(one['measures'], abs=1e-6)
@@ -88,6 +91,23 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_and_t
         {k: v['AP'] for k, v in one['labels'].items()}, abs=1e-6
     )
     assert one['measures'] == pytest.approx(results(trained)['measures'], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'num_pictures', 'num_processes', 'outcome'),
+    [
+        (128, 128, 4, 32),
+        (128, 500, 3, 'optim.batch_size is 128: must be a multiple of the 3 processes.'),
+        (128, 127, 1, 'optim.batch_size is 128: there are only 127 training pictures.'),
+    ],
+)
+def test_the_batch_is_divided_over_the_processes(batch_size, num_pictures, num_processes, outcome):
+    if isinstance(outcome, int):
+        assert divide_batch(batch_size, num_pictures, num_processes) == outcome
+    else:
+        with pytest.raises(InputError) as caught:
+            divide_batch(batch_size, num_pictures, num_processes)
+        assert str(caught.value) == outcome
 
 
 def test_a_run_is_not_overwritten_unless_asked(script, trained):
