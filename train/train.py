@@ -62,6 +62,10 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     eval_samples = Samples(eval_set, eval_transform(data_config))
     eval_loader = make_loader(eval_samples, 2 * per_process, data.workers, training=False)
 
+    # The average is what is measured and saved; only the model that learns is laid out for fast convolutions
+    ema = ModelEmaV3(model, decay=optim.ema_decay).to(accelerator.device)
+    model = model.to(memory_format=torch.channels_last)
+
     # Optimiser; the schedule is not prepared, since Accelerate would step it once for each process
     optimizer = create_optimizer_v2(model, opt='adamw', lr=optim.lr, weight_decay=optim.weight_decay)
     loss_fn = AsymmetricLossMultiLabel(optim.gamma_neg, optim.gamma_pos, clip=None, reduction='mean')
@@ -69,7 +73,6 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer.optimizer, optim.lr, total_steps=optim.epochs * len(train_loader), pct_start=optim.warmup
     )
-    ema = ModelEmaV3(accelerator.unwrap_model(model), decay=optim.ema_decay)
     set_seed(config.seed, device_specific=True)  # each process has its own augmentation and dropout
 
     # Loop
