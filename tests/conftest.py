@@ -41,6 +41,6 @@ def trained(script, tmp_path_factory) -> Path:
     """The folder of a short run of the demo; what it learns is of no account."""
     folder = tmp_path_factory.mktemp('trained') / 'run'
     settings = {'output': folder, 'data.train_size': 64, 'data.eval_size': 33, 'data.image_size': 64}
-    settings |= {'data.workers': 1, 'optim.epochs': 2, 'optim.batch_size': 16}
+    settings |= {'data.workers': 1, 'optim.epochs': 2, 'optim.batch_size': 16, 'optim.warmup': 0.2}
     script('train.py', *(f'--{key}={value}' for key, value in settings.items()))
     return folder

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.transforms.functional import normalize, to_tensor
 
 import msff_timm.data
+from engine import one_cycle
 from msff_timm.errors import InputError
 from train import divide_batch
 
@@ -67,6 +68,21 @@ def test_the_learning_rate_follows_one_cycle(trained):
     share = (4 - 0.6) / (7 - 0.6)
     expected = end + (peak - end) * (1 + torch.cos(torch.tensor(torch.pi * share)).item()) / 2
     assert results(trained)['history'][0]['lr'] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(('steps', 'warmup'), [(1, 0.2), (5, 0.2), (10, 0.1), (3, 0.0), (20, 0.1)])
+def test_runs_of_a_few_steps_have_a_schedule(steps, warmup):
+    """PyTorch's own divides by zero where the rise is one step long."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    scheduler = one_cycle(optimizer, 1.0, steps, warmup)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+    rise = int(steps * warmup) if steps * warmup > 1 else 1
+    assert rates[:rise] == sorted(rates[:rise]) and rates[rise - 1 :] == sorted(rates[rise - 1 :], reverse=True)
+    assert 0 < min(rates) and max(rates) <= 1 and rates[-1] < 1e-5
 
 
 def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_and_two(script, trained, tmp_path):

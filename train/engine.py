@@ -17,7 +17,15 @@ from msff_timm.data.samples import Samples
 from msff_timm.errors import InputError
 from msff_timm.metrics import evaluate
 
-__all__ = ['make_loader', 'measure', 'run_command', 'share_cores', 'synchronise_buffers', 'train_one_epoch']
+__all__ = [
+    'make_loader',
+    'measure',
+    'one_cycle',
+    'run_command',
+    'share_cores',
+    'synchronise_buffers',
+    'train_one_epoch',
+]
 
 
 def share_cores(accelerator: Accelerator, workers: int) -> None:
@@ -41,6 +49,16 @@ def make_loader(samples: Samples, batch_size: int, workers: int, training: bool)
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+    )
+
+
+def one_cycle(
+    optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: float
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Makes the schedule: up to `lr` within the share `warmup` of the steps, then a cosine down to nearly nothing."""
+    # PyTorch counts the rise from step 0 to warmup * steps - 1 and divides by that: a shorter rise is none.
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=warmup if warmup * steps > 1 else 0.0
     )
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import msff_timm.data
 from config import TrainConfig, parse
-from engine import make_loader, measure, run_command, share_cores, synchronise_buffers, train_one_epoch
+from engine import make_loader, measure, one_cycle, run_command, share_cores, synchronise_buffers, train_one_epoch
 from msff_timm import hub
 from msff_timm.data.samples import Samples
 from msff_timm.data.transforms import eval_transform, train_transform
@@ -70,9 +70,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
     optimizer = create_optimizer_v2(model, opt='adamw', lr=optim.lr, weight_decay=optim.weight_decay)
     loss_fn = AsymmetricLossMultiLabel(optim.gamma_neg, optim.gamma_pos, clip=None, reduction='mean')
     model, optimizer, train_loader, eval_loader = accelerator.prepare(model, optimizer, train_loader, eval_loader)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer.optimizer, optim.lr, total_steps=optim.epochs * len(train_loader), pct_start=optim.warmup
-    )
+    scheduler = one_cycle(optimizer.optimizer, optim.lr, optim.epochs * len(train_loader), optim.warmup)
     set_seed(config.seed, device_specific=True)  # each process has its own augmentation and dropout
 
     # Loop
