@@ -9,20 +9,31 @@ speak of it, and a class-wise linear layer scores each label. The files in `laye
 paper.
 """
 
-import timm
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.layers import SelectAdaptivePool2d, get_device_dtype, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
+from timm.models._features import feature_take_indices
 
 from .layers import (
+    FUSION_MODES,
+    INTERPOLATIONS,
     ClassWiseLinear,
     GlobalFeatureEnhancement,
     HierarchicalScaleAttention,
     MultiScaleProjection,
     PositionEncoding,
     RegionSelection,
+    check_size,
+    create_backbone,
+    first_conv_of_backbone,
+    group_backbone,
+    no_weight_decay_of_backbone,
+    split_scales,
+    stack_scales,
 )
 
 __all__ = ['MSFF']
@@ -31,94 +42,283 @@ __all__ = ['MSFF']
 class MSFF(nn.Module):
     """Three-branch multi-label classifier on a `features_only` backbone.
 
+    The defaults are the paper's choices; the rows of its ablations (Tables 4 to 7, Figure 5) are arguments.
+
     Args:
-        backbone: timm model whose `features_only` form has stages of reduction 16 and 32 as its last two.
+        backbone: Any timm model with stages of reduction 16 and 32.
         backbone_pretrained: Fetch timm's own weights for the backbone.
+        backbone_args: Further arguments of the backbone, `{'drop_path_rate': 0.1}` say.
         num_classes: Number of labels K; 0 for an image embedding instead of logits.
         in_chans: Channels of the picture.
+        global_pool: How the embedding is pooled, as timm names it: `avg`, `max`, ... or '' for none.
         embed_dim: Width d of the three branches.
         num_heads: Attention heads in every layer; divides `embed_dim`.
         ffn_dim: Width of the feed-forward networks.
-        encoder_depth: Layers of the global feature enhancement (section 3.4).
-        decoder_depth: Layers of the region selection (section 3.5).
+        fusion_mode: Where the three scales come from: 1, 2 or 3 (Table 5).
+        scale_attention: Use the hierarchical scale attention (Table 4).
+        interpolation: Within it: `nearest`, `bilinear`, `bicubic` or `area` (Table 6).
+        encoder_depth: Layers of the global feature enhancement (Figure 5); 0 leaves it out (Table 4).
+        decoder_depth: Layers of the region selection (Figure 5); 0 pools the branches instead (Table 4).
+        decoder_self_attn: Self-attention of the labels, in every decoder layer or for each layer (Table 7).
+        share_branches: Let the three branches share position table, layers and label embeddings (section 3).
         drop_rate: Dropout in the Transformer layers.
 
     Raises:
-        ValueError: `num_heads` does not divide `embed_dim`.
+        ValueError: An argument is none of what is allowed, or the backbone lacks a stage.
     """
 
     def __init__(
         self,
         backbone: str = 'resnet101',
         backbone_pretrained: bool = False,
+        backbone_args: dict | None = None,
         num_classes: int = 80,
         in_chans: int = 3,
+        global_pool: str = 'avg',
         embed_dim: int = 512,
         num_heads: int = 8,
         ffn_dim: int = 2048,
+        fusion_mode: int = 3,
+        scale_attention: bool = True,
+        interpolation: str = 'bilinear',
         encoder_depth: int = 2,
         decoder_depth: int = 3,
+        decoder_self_attn: bool | Sequence[bool] = False,
+        share_branches: bool = True,
         drop_rate: float = 0.1,
         device=None,
         dtype=None,
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.num_classes = num_classes
+        _check_choice('fusion_mode', fusion_mode, FUSION_MODES)
+        _check_choice('interpolation', interpolation, INTERPOLATIONS)
+        _check_depth('encoder_depth', encoder_depth)
+        _check_depth('decoder_depth', decoder_depth)
+        if isinstance(decoder_self_attn, bool):
+            decoder_self_attn = [decoder_self_attn] * decoder_depth
+        if len(decoder_self_attn) != decoder_depth:
+            raise ValueError(f'decoder_self_attn={decoder_self_attn} must be one bool, or one for each decoder layer.')
+
         self.in_chans = in_chans
         self.embed_dim = embed_dim
-        self.num_features = self.head_hidden_size = 3 * embed_dim
+        self.num_branches = 1 if share_branches else 3  # sets of weights for the three branches
+        self.num_features = 3 * embed_dim
 
-        self.backbone = timm.create_model(
-            backbone, pretrained=backbone_pretrained, features_only=True, out_indices=(3, 4), in_chans=in_chans, **dd
-        )
-        self.projection = MultiScaleProjection(self.backbone.feature_info.channels(), embed_dim, **dd)
-        self.scale_attention = HierarchicalScaleAttention()
-        self.position = PositionEncoding(embed_dim, **dd)
+        # Section 3.1
+        reductions = sorted({reduction for reduction, _ in FUSION_MODES[fusion_mode]})
+        self.backbone_name = backbone
+        self.backbone_args = dict(reductions=reductions, in_chans=in_chans, backbone_args=backbone_args)
+        self.backbone = create_backbone(backbone, pretrained=backbone_pretrained, **self.backbone_args, **dd)
+        in_chans_of = dict(zip(reductions, self.backbone.feature_info.channels(), strict=True))
+        # What timm adapts to other channels, and writes into a checkpoint's configuration, depends on the backbone.
+        self._traits = dict(first_conv=tuple(f'backbone.{name}' for name in first_conv_of_backbone(self.backbone)))
+        self.projection = MultiScaleProjection(in_chans_of, embed_dim, fusion_mode, **dd)
+        # Section 3.2
+        self.scale_attention = HierarchicalScaleAttention(interpolation) if scale_attention else None
+        # Section 3.3
+        self.position = PositionEncoding(embed_dim, self.num_branches, **dd)
+        # Sections 3.4 and 3.5
         layer_args = dict(embed_dim=embed_dim, num_heads=num_heads, ffn_dim=ffn_dim, drop_rate=drop_rate, **dd)
-        self.enhancement = GlobalFeatureEnhancement(encoder_depth, **layer_args)
-        self.selection = RegionSelection(decoder_depth, **layer_args)
-        self.reset_classifier(num_classes)
+        self.enhancement = GlobalFeatureEnhancement(encoder_depth, self.num_branches, **layer_args)
+        self.selection = None
+        if decoder_depth:
+            self.selection = RegionSelection(decoder_depth, self.num_branches, decoder_self_attn, **layer_args)
+        # Section 3.6
+        self.reset_classifier(num_classes, global_pool)
+
+        backbone_maps = [dict(num_chs=c, reduction=r, module='backbone') for r, c in in_chans_of.items()]
+        branch_maps = [dict(num_chs=embed_dim, reduction=r, module='enhancement') for r in (16, 32, 64)]
+        self.feature_info = sorted(backbone_maps + branch_maps, key=lambda info: info['reduction'])
+
+    def init_weights(self) -> None:
+        """Draws all weights anew, those of the backbone as timm does, on whatever device they are."""
+        fresh = create_backbone(self.backbone_name, **self.backbone_args, **get_device_dtype(self))
+        # Buffers are copied by themselves: some are no part of a state dict.
+        for new, old in ((fresh.parameters(), self.backbone.parameters()), (fresh.buffers(), self.backbone.buffers())):
+            for source, target in zip(new, old, strict=True):
+                target.data.copy_(source)
+        for name, part in self.named_children():
+            if name != 'backbone':
+                named_apply(_init_weights, part, include_root=True)
+        self._init_label_embed()
+
+    def _init_label_embed(self) -> None:
+        if self.num_classes and self.selection is not None:
+            # Small beside what attention brings, so that the features speak of the picture from the first step on.
+            trunc_normal_(self.label_embed.weight, std=0.02)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        return {'position.table', 'label_embed.weight'}
+        of_backbone = no_weight_decay_of_backbone(self.backbone, self.backbone_name)
+        return {'position.table', 'label_embed.weight', *(f'backbone.{name}' for name in of_backbone)}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Orders the parameters for layer-wise learning rates: the backbone's layers, then each step of the head."""
+        of_backbone = group_backbone(self.backbone, self.backbone_name, coarse)
+        encoders = len(self.enhancement.branches[0])
+        decoders = 0 if self.selection is None else len(self.selection.branches[0])
+        first = max(of_backbone.values()) + 1  # projection and position
+        last = first + (3 if coarse else 1 + encoders + decoders)
+
+        def layer_of(name: str) -> int:
+            part, *rest = name.split('.')
+            if part == 'backbone':
+                return of_backbone['.'.join(rest)]
+            if part in ('projection', 'position'):
+                return first
+            if part in ('enhancement', 'selection'):
+                depth = int(rest[2])  # below 'branches' and the branch's number
+                if coarse:
+                    return first + (1 if part == 'enhancement' else 2)
+                return first + 1 + depth + (0 if part == 'enhancement' else encoders)
+            return last
+
+        return layer_of
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.backbone.set_grad_checkpointing(enable)
+        getattr(self.backbone, 'model', self.backbone).set_grad_checkpointing(enable)
+        self.enhancement.grad_checkpointing = enable
+        if self.selection is not None:
+            self.selection.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.classifier
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Makes new label embeddings and a new classifier for another set of labels; 0 removes both."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Makes new label embeddings and a new classifier for another set of labels.
+
+        Args:
+            num_classes: 0 removes both, so that the model gives an image embedding.
+            global_pool: How the embedding is pooled; None for as before.
+        """
+        dd = get_device_dtype(self)
         self.num_classes = num_classes
-        dd = {'device': self.position.table.device, 'dtype': self.position.table.dtype}
-        self.label_embed = nn.Embedding(num_classes, self.embed_dim, **dd) if num_classes else nn.Identity()
-        self.classifier = ClassWiseLinear(num_classes, self.num_features, **dd) if num_classes else nn.Identity()
-        if num_classes:
-            # Small beside what attention brings, so that the features speak of the picture from the first step on.
-            trunc_normal_(self.label_embed.weight, std=0.02)
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.label_embed, self.classifier = nn.Identity(), nn.Identity()
+        if num_classes and self.selection is None:
+            self.classifier = nn.Linear(self.head_hidden_size, num_classes, **dd)
+        elif num_classes:
+            self.label_embed = nn.Embedding(num_classes, self.num_branches * self.embed_dim, **dd)
+            self.classifier = ClassWiseLinear(num_classes, self.num_features, **dd)
+            self._init_label_embed()
+        for part in (self.global_pool, self.label_embed, self.classifier):
+            part.train(self.training)
 
-    def forward_features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps pictures (B, C, H, W) to the tokens of three scales (B, L_i, d): 784, 196 and 49 at 448 pixels."""
-        f1, f2 = self.backbone(x)
-        scales = self.scale_attention(self.projection(f1, f2))
-        return [self.enhancement(self.position(scale)) for scale in scales]
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Returns the maps that `feature_info` lists: those of the backbone and, enhanced, those of the branches.
 
-    def forward_head(self, tokens: list[torch.Tensor], pre_logits: bool = False) -> torch.Tensor:
-        """Maps the tokens of three scales to logits (B, K), or with `pre_logits` to an image embedding (B, 3*d)."""
-        if pre_logits or not self.num_classes:
-            return torch.cat([scale.mean(1) for scale in tokens], dim=-1)
-        query = self.label_embed.weight.expand(tokens[0].shape[0], -1, -1)
-        z = torch.cat([self.selection(query, scale) for scale in tokens], dim=-1)  # Eq. 11
+        Args:
+            x: Pictures (B, C, H, W).
+            indices: Which of them: the last n, or those listed; None for all.
+            norm: Of no effect: the branches' maps are normalised, the backbone's are not.
+            stop_early: Of no effect: the branches are left out whenever nothing of them is asked for.
+            output_fmt: `NCHW`.
+            intermediates_only: Leave out the final features.
+
+        Returns:
+            The maps, after the final features (B, 3*d, H/16, W/16) unless `intermediates_only`.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f'output_fmt={output_fmt!r} must be NCHW.')
+        take_indices, _ = feature_take_indices(len(self.feature_info), indices)
+        check_size(x)
+        maps = list(self.backbone(x))
+        wanted = [self.feature_info[i]['module'] for i in take_indices]
+        tokens, features = [], None
+        if not intermediates_only or 'enhancement' in wanted:
+            scales = self.projection(maps)
+            sizes = [scale.shape[-2:] for scale in scales]
+            tokens = self._enhance(scales)
+            features = stack_scales(tokens, *sizes[0])
+            tokens = [y.transpose(1, 2).unflatten(2, size) for y, size in zip(tokens, sizes, strict=True)]
+        by_module = {'backbone': iter(maps), 'enhancement': iter(tokens)}
+        every = [next(by_module[info['module']], None) for info in self.feature_info]
+        intermediates = [every[i] for i in take_indices]
+        return intermediates if intermediates_only else (features, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes what `forward_intermediates` does not need: the region selection and the classifier.
+
+        Args:
+            indices: Which maps are needed: the last n, or those listed.
+            prune_norm: Of no effect: the norms belong to the layers.
+            prune_head: Remove them.
+
+        Returns:
+            The indices of the maps that are needed.
+        """
+        take_indices, _ = feature_take_indices(len(self.feature_info), indices)
+        if prune_head:
+            self.selection = None
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps pictures (B, C, H, W) to features (B, 3*d, H/16, W/16): the enhanced scales on the finest one's grid."""
+        check_size(x)
+        scales = self.projection(self.backbone(x))
+        return stack_scales(self._enhance(scales), scales[0].shape[-2], scales[0].shape[-1])
+
+    def _enhance(self, scales: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps x1, x2, x3 (B, d, H_i, W_i) to enhanced tokens (B, H_i*W_i, d): 784, 196 and 49 at 448 pixels."""
+        if self.scale_attention is not None:
+            scales = self.scale_attention(scales)
+        return self.enhancement(self.position(scales))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Maps features (B, 3*d, H/16, W/16) to logits (B, K), or with `pre_logits` to an embedding (B, 3*d)."""
+        if not pre_logits and self.num_classes and self.selection is not None:
+            return self._select(split_scales(x))
+        x = self.global_pool(x)
+        return x if pre_logits else self.classifier(x)
+
+    def _select(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+        """Maps the enhanced tokens of the three scales (B, L_i, d) to logits (B, K)."""
+        query = self.label_embed.weight.unflatten(1, (self.num_branches, self.embed_dim)).transpose(0, 1)
+        assert self.selection is not None
+        z = torch.cat(self.selection(query, tokens), dim=-1)  # Eq. 11
         return self.classifier(z)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps pictures (B, C, H, W) to logits (B, K)."""
+        if self.num_classes and self.selection is not None:
+            # forward_head(forward_features(x)) without laying the scales onto one grid and taking them off again.
+            check_size(x)
+            return self._select(self._enhance(self.projection(self.backbone(x))))
         return self.forward_head(self.forward_features(x))
+
+
+def _check_choice(argument: str, value: object, choices: Sequence) -> None:
+    if value not in choices:
+        raise ValueError(f'{argument}={value!r} must be one of {", ".join(map(str, choices))}.')
+
+
+def _check_depth(argument: str, value: int) -> None:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f'{argument}={value!r} must be a number of layers, 0 or more.')
+
+
+def _init_weights(module: nn.Module, name: str = '') -> None:
+    """Draws the weights of one module, after those of its parts."""
+    for method in ('reset_parameters', 'init_weights'):
+        if hasattr(module, method):
+            getattr(module, method)()
 
 
 def _cfg(url: str = '', **kwargs) -> dict:
@@ -126,7 +326,7 @@ def _cfg(url: str = '', **kwargs) -> dict:
         'url': url,
         'num_classes': 80,
         'input_size': (3, 448, 448),
-        'pool_size': (14, 14),
+        'pool_size': (28, 28),
         'crop_pct': 1.0,
         'crop_mode': 'squash',
         'interpolation': 'bilinear',
@@ -148,9 +348,15 @@ default_cfgs = generate_default_cfgs(
         'msff_resnet50.untrained': _cfg(),
         'msff_resnet34.untrained': _cfg(),
         'msff_resnet18.untrained': _cfg(),
+        'msff_convnext_tiny.untrained': _cfg(first_conv='backbone.stem_0'),
+        'msff_davit_tiny.untrained': _cfg(first_conv='backbone.stem.conv'),
+        'msff_efficientnet_b0.untrained': _cfg(first_conv='backbone.conv_stem'),
+        'msff_mobilenetv4_small.untrained': _cfg(
+            input_size=(3, 224, 224), pool_size=(14, 14), first_conv='backbone.conv_stem'
+        ),
         'msff_test_resnet.untrained': _cfg(
             input_size=(3, 128, 128),
-            pool_size=(4, 4),
+            pool_size=(8, 8),
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
             first_conv='backbone.conv1.0',
@@ -163,7 +369,16 @@ def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
     # The fused weights hold the backbone's: fetching timm's as well would download what is overwritten at once.
     if pretrained:
         kwargs['backbone_pretrained'] = False
-    return build_model_with_cfg(MSFF, variant, pretrained, **kwargs)
+    model = build_model_with_cfg(
+        MSFF, variant, pretrained, feature_cfg={'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3, 4)}, **kwargs
+    )
+    if not kwargs.get('features_only') and not isinstance(kwargs.get('pretrained_cfg'), dict):
+        # A registered configuration speaks of the registered backbone; `backbone` may have asked for another.
+        of_backbone = model.backbone.pretrained_cfg
+        model.pretrained_cfg.update(
+            mean=of_backbone['mean'], std=of_backbone['std'], first_conv=model._traits['first_conv']
+        )
+    return model
 
 
 @register_model
@@ -192,6 +407,34 @@ def msff_resnet18(pretrained: bool = False, **kwargs) -> MSFF:
     """MSFF on ResNet-18."""
     model_args = dict(backbone='resnet18')
     return _create_msff('msff_resnet18', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_convnext_tiny(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on ConvNeXt-T."""
+    model_args = dict(backbone='convnext_tiny')
+    return _create_msff('msff_convnext_tiny', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_davit_tiny(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on DaViT-T, a hierarchical Transformer with windows as in Swin."""
+    model_args = dict(backbone='davit_tiny')
+    return _create_msff('msff_davit_tiny', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_efficientnet_b0(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on EfficientNet-B0, with a head of half the width."""
+    model_args = dict(backbone='efficientnet_b0', embed_dim=256, ffn_dim=1024)
+    return _create_msff('msff_efficientnet_b0', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_mobilenetv4_small(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on MobileNetV4-Conv-S, with a head of a quarter of the width."""
+    model_args = dict(backbone='mobilenetv4_conv_small', embed_dim=128, num_heads=4, ffn_dim=512)
+    return _create_msff('msff_mobilenetv4_small', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model

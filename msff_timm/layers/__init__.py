@@ -1,15 +1,33 @@
 """The paper's modules, one file for each of its sections."""
 
+from .backbone import (
+    check_size,
+    create_backbone,
+    first_conv_of_backbone,
+    group_backbone,
+    no_weight_decay_of_backbone,
+)
 from .classifier import ClassWiseLinear
-from .position import PositionEncoding
-from .scale_attention import HierarchicalScaleAttention, MultiScaleProjection
-from .transformer import GlobalFeatureEnhancement, RegionSelection
+from .position import PositionEncoding, split_scales, stack_scales
+from .scale_attention import FUSION_MODES, INTERPOLATIONS, HierarchicalScaleAttention, MultiScaleProjection
+from .transformer import GlobalFeatureEnhancement, MultiHeadAttention, RegionSelection, TransformerLayer
 
 __all__ = [
+    'FUSION_MODES',
+    'INTERPOLATIONS',
     'ClassWiseLinear',
     'GlobalFeatureEnhancement',
     'HierarchicalScaleAttention',
+    'MultiHeadAttention',
     'MultiScaleProjection',
     'PositionEncoding',
     'RegionSelection',
+    'TransformerLayer',
+    'check_size',
+    'create_backbone',
+    'first_conv_of_backbone',
+    'group_backbone',
+    'no_weight_decay_of_backbone',
+    'split_scales',
+    'stack_scales',
 ]

@@ -3,46 +3,83 @@
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 
-__all__ = ['MultiScaleProjection', 'HierarchicalScaleAttention']
+__all__ = ['FUSION_MODES', 'INTERPOLATIONS', 'HierarchicalScaleAttention', 'MultiScaleProjection']
+
+# Table 5: for x1, x2 and x3 the reduction of the backbone's map (8, 16, 32: layers 2, 3, 4 of a ResNet) and the side
+# of the convolution; one of 3 x 3 has stride 2.
+FUSION_MODES = {
+    1: ((16, 1), (16, 3), (32, 3)),
+    2: ((8, 3), (16, 3), (32, 3)),
+    3: ((16, 1), (32, 1), (32, 3)),
+}
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'area')  # Table 6
 
 
+@register_notrace_module
 class MultiScaleProjection(nn.Module):
-    """Turns two backbone maps into three maps of one width (Eq. 1; Table 5, mode 3).
+    """Turns backbone maps into three maps of one width, each of half the grid of the one before (Eq. 1; Table 5).
 
     Args:
-        in_chans: Channels of F1 (reduction 16) and F2 (reduction 32).
+        in_chans: Channels of the backbone's map of each reduction.
         embed_dim: Channels of the three maps.
+        fusion_mode: Row of `FUSION_MODES`.
     """
 
-    def __init__(self, in_chans: tuple[int, int], embed_dim: int, device=None, dtype=None):
+    def __init__(self, in_chans: dict[int, int], embed_dim: int, fusion_mode: int = 3, device=None, dtype=None):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        f1_chans, f2_chans = in_chans
-        self.conv1 = nn.Conv2d(f1_chans, embed_dim, kernel_size=1, **dd)
-        self.conv2 = nn.Conv2d(f2_chans, embed_dim, kernel_size=1, **dd)
-        self.conv3 = nn.Conv2d(f2_chans, embed_dim, kernel_size=3, stride=2, padding=1, **dd)
+        reductions = sorted(in_chans)
+        self.sources = tuple(reductions.index(reduction) for reduction, _ in FUSION_MODES[fusion_mode])
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv2d(in_chans[reduction], embed_dim, kernel_size, (kernel_size + 1) // 2, kernel_size // 2, **dd)
+            for reduction, kernel_size in FUSION_MODES[fusion_mode]
+        )
 
-    def forward(self, f1: torch.Tensor, f2: torch.Tensor) -> list[torch.Tensor]:
-        """Maps F1 (B, C1, H, W) and F2 (B, C2, H/2, W/2) to x1, x2, x3 (B, d, H_i, W_i) of sides H, H/2 and H/4."""
-        return [self.conv1(f1), self.conv2(f2), self.conv3(f2)]
+    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps backbone maps (B, C_i, H_i, W_i), the largest first, to x1, x2, x3 (B, d, H, W), (.., H/2, ..), .."""
+        x1 = self.conv1(maps[self.sources[0]])
+        x2 = _on_half_grid(self.conv2(maps[self.sources[1]]), x1)
+        x3 = _on_half_grid(self.conv3(maps[self.sources[2]]), x2)
+        return [x1, x2, x3]
 
 
+def _on_half_grid(x: torch.Tensor, larger: torch.Tensor) -> torch.Tensor:
+    """Brings a map to half the grid of a larger one, rounded up as a ResNet does it; some backbones round down."""
+    height, width = (larger.shape[-2] + 1) // 2, (larger.shape[-1] + 1) // 2
+    if x.shape[-2] == height and x.shape[-1] == width:
+        return x
+    return F.interpolate(x, size=[height, width], mode='bilinear')
+
+
+@register_notrace_module
 class HierarchicalScaleAttention(nn.Module):
-    """Lets three scales enrich each other through what all of them respond to (Eqs. 2-5); it has no parameters."""
+    """Lets three scales enrich each other through what all of them respond to (Eqs. 2-5); it has no parameters.
+
+    Args:
+        interpolation: One of `INTERPOLATIONS`, for the way up and the way down.
+    """
+
+    def __init__(self, interpolation: str = 'bilinear'):
+        super().__init__()
+        self.interpolation = interpolation
 
     def forward(self, scales: list[torch.Tensor]) -> list[torch.Tensor]:
         """Maps x1, x2, x3 (B, d, H_i, W_i), the largest first, to maps of the same shapes."""
-        x1, x2, x3 = scales
-        x2_up = self.interpolate(x2, x1.shape[-2:])  # Eq. 2
-        x3_up = self.interpolate(x3, x1.shape[-2:])
-        m = x1 * x2_up * x3_up  # Eq. 3
+        x1, x2, x3 = scales[0], scales[1], scales[2]
+        x2_up = self.interpolate(x2, x1)  # Eq. 2
+        x3_up = self.interpolate(x3, x1)
+        if x1.dtype == torch.float16:
+            # float16 ends at 65504, which three factors pass at 40 each, and the sums of the layers above far earlier.
+            m = (x1.float() * x2_up * x3_up).clamp(-4096, 4096).half()
+        else:
+            m = x1 * x2_up * x3_up  # Eq. 3
         return [
             x1 + m,  # Eqs. 4 and 5; x1 keeps its grid
-            self.interpolate(x2_up + m, x2.shape[-2:]),
-            self.interpolate(x3_up + m, x3.shape[-2:]),
+            self.interpolate(x2_up + m, x2),
+            self.interpolate(x3_up + m, x3),
         ]
 
-    @staticmethod
-    def interpolate(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        return F.interpolate(x, size=size, mode='bilinear')
+    def interpolate(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, size=like.shape[-2:], mode=self.interpolation)

@@ -1,11 +1,14 @@
 """Global feature enhancement and region selection (sections 3.4 and 3.5 of the paper)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers import Mlp, register_notrace_module
+from timm.models import checkpoint
 
-__all__ = ['MultiHeadAttention', 'TransformerLayer', 'GlobalFeatureEnhancement', 'RegionSelection']
+__all__ = ['GlobalFeatureEnhancement', 'MultiHeadAttention', 'RegionSelection', 'TransformerLayer']
 
 
 class MultiHeadAttention(nn.Module):
@@ -13,7 +16,7 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, embed_dim: int, num_heads: int, drop_rate: float = 0.0, device=None, dtype=None):
         super().__init__()
-        if embed_dim % num_heads:
+        if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f'num_heads={num_heads} does not divide embed_dim={embed_dim}.')
         dd = {'device': device, 'dtype': dtype}
         self.num_heads = num_heads
@@ -24,21 +27,46 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """Maps query (B, N, d) and memory (B, L, d) to (B, N, d)."""
-        q = self.q(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.heads(query, memory)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop_rate if self.training else 0.0)
         return self.proj(x.transpose(1, 2).flatten(2))
+
+    def heads(self, query: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns the heads' query (B, heads, N, d/heads), key and value (B, heads, L, d/heads)."""
+        q = self.q(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        kv = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, kv[0], kv[1]
+
+    @torch.jit.ignore
+    def attention(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        """Computes what share of its attention each query gives to each memory token: (B, heads, N, L)."""
+        q, k, _ = self.heads(query, memory)
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
 
 class TransformerLayer(nn.Module):
     """Attention and feed-forward network (Eq. 9), each followed by residual connection and norm.
 
-    With the query as its own memory it is an encoder layer; with other memory, a decoder layer without self-attention.
+    With the query as its own memory it is an encoder layer; with other memory, a decoder layer.
+
+    Args:
+        self_attn: Let the queries of a decoder layer attend to each other first (Table 7).
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, ffn_dim: int, drop_rate: float = 0.0, device=None, dtype=None):
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        ffn_dim: int,
+        drop_rate: float = 0.0,
+        self_attn: bool = False,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
+        self.self_attn = MultiHeadAttention(embed_dim, num_heads, drop_rate, **dd) if self_attn else None
+        self.norm0 = nn.LayerNorm(embed_dim, **dd) if self_attn else None
         self.attn = MultiHeadAttention(embed_dim, num_heads, drop_rate, **dd)
         self.norm1 = nn.LayerNorm(embed_dim, **dd)
         self.ffn = Mlp(embed_dim, ffn_dim, act_layer=nn.ReLU, drop=(drop_rate, 0.0), **dd)
@@ -47,46 +75,91 @@ class TransformerLayer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Starts both residual branches at 0: a deep stack of post-norm layers learns slowly from anything else."""
-        nn.init.xavier_uniform_(self.attn.q.weight)
-        nn.init.xavier_uniform_(self.attn.kv.weight)
-        nn.init.zeros_(self.attn.proj.weight)
-        nn.init.zeros_(self.attn.proj.bias)
+        """Starts the residual branches at 0: a deep stack of post-norm layers learns slowly from anything else."""
+        for attn in (self.self_attn, self.attn):
+            if attn is not None:
+                nn.init.xavier_uniform_(attn.q.weight)
+                nn.init.xavier_uniform_(attn.kv.weight)
+                nn.init.zeros_(attn.proj.weight)
+                nn.init.zeros_(attn.proj.bias)
         nn.init.xavier_uniform_(self.ffn.fc1.weight)
         nn.init.zeros_(self.ffn.fc2.weight)
         nn.init.zeros_(self.ffn.fc2.bias)
 
     def forward(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """Maps query (B, N, d) and memory (B, L, d) to (B, N, d)."""
+        if self.self_attn is not None and self.norm0 is not None:
+            query = self.norm0(query + self.drop(self.self_attn(query, query)))
         query = self.norm1(query + self.drop(self.attn(query, memory)))
         return self.norm2(query + self.drop(self.ffn(query)))
 
 
+@register_notrace_module
 class GlobalFeatureEnhancement(nn.Module):
-    """Encoder layers that relate the regions of one scale to each other (section 3.4)."""
+    """Encoder layers that relate the regions of one scale to each other (section 3.4).
 
-    def __init__(self, depth: int, **layer_args):
+    Args:
+        depth: Number of layers.
+        num_branches: 1 where the three scales share the layers, 3 where each has its own.
+        **layer_args: As for `TransformerLayer`.
+    """
+
+    def __init__(self, depth: int, num_branches: int = 1, **layer_args):
         super().__init__()
-        self.layers = nn.ModuleList(TransformerLayer(**layer_args) for _ in range(depth))
+        self.grad_checkpointing = False
+        self.branches = nn.ModuleList(
+            nn.ModuleList(TransformerLayer(**layer_args) for _ in range(depth)) for _ in range(num_branches)
+        )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps tokens (B, L, d) to (B, L, d)."""
-        for layer in self.layers:
-            x = layer(x, x)
-        return x
+    def forward(self, tokens: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps the tokens of three scales (B, L_i, d) to the same shapes."""
+        enhanced: list[torch.Tensor] = []
+        for i, layers in enumerate(self.branches):
+            for x in tokens[i :: len(self.branches)]:  # shared layers pass over every scale
+                for layer in layers:
+                    if self.grad_checkpointing and not torch.jit.is_scripting():
+                        x = checkpoint(layer, x, x)
+                    else:
+                        x = layer(x, x)
+                enhanced.append(x)
+        return enhanced
 
 
+@register_notrace_module
 class RegionSelection(nn.Module):
-    """Decoder layers in which each label gathers the regions of one scale that speak of it (section 3.5, Eq. 10)."""
+    """Decoder layers in which each label gathers the regions of one scale that speak of it (section 3.5, Eq. 10).
 
-    def __init__(self, depth: int, **layer_args):
+    Args:
+        depth: Number of layers.
+        num_branches: 1 where the three scales share the layers, 3 where each has its own.
+        self_attn: For each layer, whether the labels attend to each other first (Table 7).
+        **layer_args: As for `TransformerLayer`.
+    """
+
+    def __init__(self, depth: int, num_branches: int = 1, self_attn: Sequence[bool] = (), **layer_args):
         super().__init__()
-        self.layers = nn.ModuleList(TransformerLayer(**layer_args) for _ in range(depth))
-        # The first attention brings the picture to the labels: without it the features would hold labels only.
-        nn.init.xavier_uniform_(self.layers[0].attn.proj.weight)
+        self.grad_checkpointing = False
+        self.branches = nn.ModuleList(
+            nn.ModuleList(TransformerLayer(self_attn=own, **layer_args) for own in self_attn or depth * [False])
+            for _ in range(num_branches)
+        )
+        self.init_weights()
 
-    def forward(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """Maps label embeddings (B, K, d) and image tokens (B, L, d) to class-specific features Z (B, K, d)."""
-        for layer in self.layers:
-            query = layer(query, memory)
-        return query
+    def init_weights(self) -> None:
+        """Lets the first attention bring the picture to the labels: the features would else hold labels only."""
+        for layers in self.branches:
+            nn.init.xavier_uniform_(layers[0].attn.proj.weight)
+
+    def forward(self, query: torch.Tensor, tokens: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps label embeddings (branches, K, d) and the tokens of three scales (B, L_i, d) to Z_i (B, K, d)."""
+        selected: list[torch.Tensor] = []
+        for i, layers in enumerate(self.branches):
+            for memory in tokens[i :: len(self.branches)]:
+                z = query[i].expand(memory.shape[0], -1, -1)
+                for layer in layers:
+                    if self.grad_checkpointing and not torch.jit.is_scripting():
+                        z = checkpoint(layer, z, memory)
+                    else:
+                        z = layer(z, memory)
+                selected.append(z)
+        return selected

@@ -1,0 +1,121 @@
+"""Backbone maps (first half of section 3.1 of the paper), from any multi-scale timm model."""
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatch
+
+import timm
+import torch
+import torch.nn as nn
+from timm.layers import register_notrace_function
+from timm.models import group_parameters
+
+__all__ = ['check_size', 'create_backbone', 'first_conv_of_backbone', 'group_backbone', 'no_weight_decay_of_backbone']
+
+
+def create_backbone(
+    name: str,
+    reductions: Sequence[int] = (16, 32),
+    pretrained: bool = False,
+    in_chans: int = 3,
+    backbone_args: dict | None = None,
+    device=None,
+    dtype=None,
+) -> nn.Module:
+    """Creates the `features_only` form of a timm model, which gives one NCHW map for each reduction.
+
+    Args:
+        name: Name of a timm model, with or without a pretrained tag.
+        reductions: Strides of the maps wanted, the smallest first.
+        pretrained: Fetch timm's weights.
+        in_chans: Channels of the picture.
+        backbone_args: Further arguments of that timm model.
+
+    Returns:
+        A module that maps pictures (B, C, H, W) to a list of maps; its `feature_info` tells their channels.
+
+    Raises:
+        ValueError: There is no such model, it gives no feature maps, or none of a reduction wanted.
+    """
+    args = {**_any_size(name), **(backbone_args or {}), 'features_only': True, 'in_chans': in_chans}
+    try:
+        stages = timm.create_model(name, **args, device='meta')
+    except (TypeError, RuntimeError, AssertionError) as e:
+        raise ValueError(f'backbone {name!r} cannot give feature maps ({" ".join(str(e).split())}).') from e
+    found = [level.get('reduction') for level in stages.feature_info.info]
+    missing = [reduction for reduction in reductions if reduction not in found]
+    if missing:
+        raise ValueError(f'backbone {name!r} has no stage of reduction {missing[0]}: it has {found}.')
+    # Of several stages of one reduction the last has seen most.
+    out_indices = tuple(len(found) - 1 - found[::-1].index(reduction) for reduction in reductions)
+    if getattr(stages, 'output_fmt', None) == 'NHWC':
+        args['feature_cls'] = 'getter'  # it gives NCHW whatever the model computes in
+    return timm.create_model(name, pretrained=pretrained, out_indices=out_indices, **args, device=device, dtype=dtype)
+
+
+def _any_size(name: str) -> dict:
+    """Returns the argument that makes a model built for one picture size take any, where the model has it."""
+    architecture = name.partition('.')[0]
+    if not timm.is_model(architecture):
+        nearest = get_close_matches(architecture, timm.list_models(), n=1)
+        raise ValueError(f'backbone {name!r} is no timm model' + (f': did you mean {nearest[0]}?' if nearest else '.'))
+    if not timm.get_pretrained_cfg_value(architecture, 'fixed_input_size'):
+        return {}
+    any_size = {'dynamic_img_size': True}
+    try:
+        timm.create_model(architecture, **any_size, device='meta')
+    except TypeError:
+        return {}
+    return any_size
+
+
+@register_notrace_function
+def check_size(x: torch.Tensor) -> None:
+    """Refuses pictures of which the map of reduction 32 would not hold one whole cell.
+
+    Raises:
+        ValueError: A side of the pictures (B, C, H, W) is below 32 pixels.
+    """
+    if x.shape[-2] < 32 or x.shape[-1] < 32:
+        raise ValueError(f'x: pictures of {x.shape[-2]} x {x.shape[-1]} pixels are too small: 32 x 32 is the least.')
+
+
+def group_backbone(backbone: nn.Module, name: str, coarse: bool) -> dict[str, int]:
+    """Numbers the layers of a backbone from its stem, 0, as `group_matcher` of the whole timm model does.
+
+    Returns:
+        The layer of each of the backbone's parameters.
+    """
+    whole = timm.create_model(name, device='meta')
+    layers = group_parameters(whole, whole.group_matcher(coarse=coarse), reverse=True)
+    return {ours: layers[theirs] for ours, theirs in _same_parameters(backbone, whole)}
+
+
+def no_weight_decay_of_backbone(backbone: nn.Module, name: str) -> set[str]:
+    """Names the backbone's parameters for which the whole timm model asks for no weight decay."""
+    whole = timm.create_model(name, device='meta')
+    patterns = whole.no_weight_decay() if hasattr(whole, 'no_weight_decay') else ()
+    return {ours for ours, theirs in _same_parameters(backbone, whole) if any(fnmatch(theirs, p) for p in patterns)}
+
+
+def first_conv_of_backbone(backbone: nn.Module) -> tuple[str, ...]:
+    """Names the backbone's convolutions that take the picture, which timm adapts to another number of channels."""
+    first_conv = backbone.pretrained_cfg.get('first_conv') or ()
+    parameters = dict(backbone.named_parameters())
+    theirs = (first_conv,) if isinstance(first_conv, str) else first_conv
+    return tuple(ours for conv in theirs for ours in _our_names(conv) if f'{ours}.weight' in parameters)
+
+
+def _same_parameters(backbone: nn.Module, whole: nn.Module) -> Iterator[tuple[str, str]]:
+    """Pairs the names that a parameter has in a `features_only` form and in the whole model."""
+    ours = {name for name, _ in backbone.named_parameters()}
+    for theirs, _ in whole.named_parameters():
+        yield from ((name, theirs) for name in _our_names(theirs) if name in ours)
+
+
+def _our_names(theirs: str) -> tuple[str, ...]:
+    """Lists what a part of a timm model may be called in its `features_only` form.
+
+    That is the same name, or, with a Sequential flattened into its parent, `stages_0`, or one below a getter's `model`.
+    """
+    return tuple(dict.fromkeys((theirs, theirs.replace('.', '_', 1), f'model.{theirs}')))

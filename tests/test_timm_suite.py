@@ -1,0 +1,41 @@
+"""timm's own tests of models, from the source distribution of the version that is installed, with ours registered."""
+
+import re
+import subprocess
+import sys
+import tarfile
+
+import pytest
+import timm
+
+OURS = ['msff', 'q2l', 'mldecoder']
+RUN = """
+import sys, pytest, msff_timm
+sys.exit(pytest.main(['test_models.py', '-q', '-p', 'no:cacheprovider', '-W', 'ignore', '-k', sys.argv[1]]))
+"""
+
+
+@pytest.fixture(scope='module')
+def suite(tmp_path_factory):
+    """The folder of timm's tests."""
+    folder = tmp_path_factory.mktemp('timm')
+    wanted = f'timm=={timm.__version__}'
+    command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--no-binary', 'timm', '--dest', folder, wanted]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        pytest.skip(f'pip cannot fetch the source distribution of {wanted}: {result.stderr.strip().splitlines()[-1]}')
+    (archive,) = folder.glob('timm-*.tar.gz')
+    with tarfile.open(archive) as content:
+        content.extractall(folder, filter='data')
+    (tests,) = folder.glob('timm-*/tests')
+    return tests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', OURS)
+def test_timms_tests_of_models_pass(suite, family):
+    result = subprocess.run([sys.executable, '-c', RUN, f'{family}_'], cwd=suite, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-5000:]
+    (passed,) = re.findall(r'(\d+) passed', result.stdout)
+    # Eight tests for each of our models: forward, backward, configuration, TorchScript, features, three with FX.
+    assert int(passed) == 8 * len(timm.list_models(f'{family}_*')) and ' failed' not in result.stdout
