@@ -1,6 +1,7 @@
 """Saving to and loading from timm's Hub format: `model.safetensors` and `config.json` in one folder."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from huggingface_hub import constants
 from timm.models import get_model_args, parse_model_name, save_for_hf
 
 from .errors import InputError, unknown
+from .labels import relabel
 
-__all__ = ['create', 'load', 'save']
+__all__ = ['create', 'load', 'load_for', 'save']
 
 
 def save(model: nn.Module, folder: str | Path, label_names: list[str], data_config: dict) -> None:
@@ -44,6 +46,8 @@ def save(model: nn.Module, folder: str | Path, label_names: list[str], data_conf
             safe_serialization=True,
             data_config=data_config,
         )
+        # safetensors leaves its file to the owner alone, whatever the umask says.
+        shutil.copymode(Path(temporary, 'config.json'), Path(temporary, 'model.safetensors'))
         for name in ('model.safetensors', 'config.json'):
             os.replace(Path(temporary, name), folder / name)
 
@@ -64,11 +68,12 @@ def create(name: str, **model_args) -> nn.Module:
         ) from e
 
 
-def load(name: str) -> nn.Module:
+def load(name: str, **model_args) -> nn.Module:
     """Loads a trained model for inference.
 
     Args:
         name: `local-dir:FOLDER`, `hf-hub:ORG/NAME[@REVISION]`, or a registered model with pretrained weights.
+        **model_args: As for `timm.create_model`, in place of those that the model was saved with.
 
     Returns:
         The model in evaluation mode; `model.pretrained_cfg` holds its `label_names` and preprocessing.
@@ -91,11 +96,35 @@ def load(name: str) -> nn.Module:
     elif not timm.is_model(name.partition('.')[0]):
         raise unknown('model', name, timm.list_models('msff_*'))
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
     except Exception as e:
         # A damaged config.json or weights file and an unreachable Hub show themselves in many types of exception.
         origin = f' from {constants.ENDPOINT}' if source == 'hf-hub' else ''
         raise InputError(f'{name}: cannot be loaded{origin} ({_reason(e)})') from e
+
+
+def load_for(
+    name: str, label_names: list[str], keep_labels: bool = False, **model_args
+) -> tuple[nn.Module, dict[str, str]]:
+    """Loads a trained model to be trained on: with the labels that are wanted now.
+
+    Args:
+        name: As for `load`.
+        label_names: In the order of the logits.
+        keep_labels: Where the model has other labels, keep what it has learnt of those that both sets share.
+        **model_args: As for `load`.
+
+    Returns:
+        The model, and the old name of each label whose embedding and classifier it keeps.
+
+    Raises:
+        InputError: As `load` and `msff_timm.labels.relabel` do.
+    """
+    model = load(name, **model_args)
+    if keep_labels or model.pretrained_cfg.get('label_names') == label_names:
+        return model, relabel(model, label_names)
+    model.reset_classifier(len(label_names))
+    return model, {}
 
 
 def _reason(error: Exception) -> str:

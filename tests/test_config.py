@@ -42,6 +42,7 @@ def test_without_a_file_the_default_one_is_read():
             ['--model.name=resnet18', '--model.backbone_pretrained=true'],
             'resnet18 is no msff_* model; set it',
         ),
+        (['--model.keep_labels=true'], 'model.keep_labels is true: it needs model.init_from'),
         (['--model.drop_rate', '1'], 'model.drop_rate is 1.0: must be from 0 to below 1.'),
         (['--data.cutout', '2'], 'data.cutout is 2.0: must be from 0 to 1.'),
         (['--data.image_size', '16'], 'data.image_size is 16: must be at least 32.'),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchvision.transforms.functional import normalize, to_tensor
@@ -12,6 +13,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 import msff_timm.data
 from engine import one_cycle
 from msff_timm.errors import InputError
+from msff_timm.labels import match_labels
 from train import divide_batch
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +109,33 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_and_t
         {k: v['AP'] for k, v in one['labels'].items()}, abs=1e-6
     )
     assert one['measures'] == pytest.approx(results(trained)['measures'], abs=1e-6)
+
+
+def test_a_run_starts_from_the_weights_of_another(script, trained, coco_root, tmp_path):
+    """A step at next to no learning rate leaves the weights as they were, but for the labels that are new."""
+    start = ['--optim.lr=1e-12', '--optim.ema_decay=0', f'--model.init_from=local-dir:{trained}']
+    printed = script('train.py', *TINY, *start, '--data.eval_size=33', f'--output={tmp_path / "same"}').stdout
+    assert f'Starting from local-dir:{trained}, which knows 12 of the labels.' in printed
+    old, same = (load_file(folder / 'model.safetensors') for folder in (trained, tmp_path / 'same'))
+    learnt = [name for name in old if 'running' not in name and 'num_batches' not in name]
+    assert all(torch.allclose(old[name], same[name], atol=1e-6) for name in learnt)
+
+    scenes = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
+    coco = msff_timm.data.label_names(msff_timm.data.load('coco2014', 'train', coco_root))
+    assert not match_labels(scenes, coco)  # so nothing is kept, and the run says so
+    settings = [*start, '--data.name=coco2014', f'--data.root={coco_root}', '--model.keep_labels=true']
+    script('train.py', *TINY, *settings, '--data.eval_size=33', f'--output={tmp_path / "other"}')
+    other = load_file(tmp_path / 'other' / 'model.safetensors')
+    assert len(other['label_embed.weight']) == 80 and results(tmp_path / 'other')['init_from']['kept_labels'] == {}
+    assert torch.allclose(old['position.table'], other['position.table'], atol=1e-6)
+
+
+def test_starting_weights_of_another_architecture_are_refused(script, trained, tmp_path):
+    arguments = [f'--model.init_from=local-dir:{trained}', '--model.name=msff_resnet18', f'--output={tmp_path / "run"}']
+    result = script('train.py', *TINY, *arguments, check=False)
+    assert result.returncode == 2
+    mend = f'model.name is msff_resnet18: local-dir:{trained} is msff_test_resnet; set model.name to that.'
+    assert result.stderr.splitlines()[-1] == f'train.py: error: {mend}'
 
 
 @pytest.mark.parametrize(

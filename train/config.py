@@ -24,12 +24,16 @@ class ModelConfig:
 
     Args:
         name: Any model that timm knows, ours among them.
-        backbone_pretrained: Start from timm's ImageNet weights of the backbone.
+        backbone_pretrained: Start from timm's ImageNet weights of the backbone, unless `init_from` brings others.
+        init_from: Start from a trained model of that name: `local-dir:FOLDER` or `hf-hub:ORG/NAME`; null for none.
+        keep_labels: Where its labels are others, keep what it has learnt of those that both share.
         drop_rate: Dropout.
     """
 
     name: str = 'msff_resnet101'
     backbone_pretrained: bool = True
+    init_from: str | None = None
+    keep_labels: bool = False
     drop_rate: float = 0.1
 
     def validate(self) -> None:
@@ -37,6 +41,8 @@ class ModelConfig:
             raise unknown('model.name', self.name, timm.list_models('msff_*'))
         if self.backbone_pretrained and not self.name.startswith('msff_'):
             raise InputError(f'model.backbone_pretrained is true: {self.name} is no msff_* model; set it to false.')
+        if self.keep_labels and not self.init_from:
+            raise InputError('model.keep_labels is true: it needs model.init_from, the model to keep them from.')
         if not 0 <= self.drop_rate < 1:
             raise InputError(f'model.drop_rate is {self.drop_rate}: must be from 0 to below 1.')
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn as nn
 from accelerate import Accelerator
 from accelerate.utils import is_tensorboard_available, set_seed
 from timm.loss import AsymmetricLossMultiLabel
@@ -17,7 +18,7 @@ from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
 import msff_timm.data
-from config import TrainConfig, parse
+from config import ModelConfig, TrainConfig, parse
 from engine import make_loader, measure, one_cycle, run_command, share_cores, synchronise_buffers, train_one_epoch
 from msff_timm import hub
 from msff_timm.data.samples import Samples
@@ -52,8 +53,9 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
 
     # Model
     set_seed(config.seed)
-    model_args = {'backbone_pretrained': True} if config.model.backbone_pretrained else {}
-    model = hub.create(config.model.name, num_classes=len(label_names), drop_rate=config.model.drop_rate, **model_args)
+    model, kept_labels = make_model(config.model, label_names)
+    if config.model.init_from:
+        accelerator.print(f'Starting from {config.model.init_from}, which knows {len(kept_labels)} of the labels.')
     data_config = timm.data.resolve_model_data_config(
         model, {'img_size': data.image_size, 'crop_pct': 1.0, 'crop_mode': 'squash'}
     )
@@ -101,6 +103,7 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
                     model=config.model.name,
                     num_parameters=sum(p.numel() for p in ema.module.parameters()),
                     data={'name': data.name, 'split': data.eval_split, 'trained_on': data.train_split},
+                    init_from=config.model.init_from and {'model': config.model.init_from, 'kept_labels': kept_labels},
                     weights='exponential moving average',
                     raw_weights=raw and summary(raw),
                     history=history,
@@ -120,6 +123,18 @@ def train(config: TrainConfig, accelerator: Accelerator) -> None:
         f'    msff-timm predict PHOTO... --model local-dir:{output}'
     )
     accelerator.end_training()
+
+
+def make_model(config: ModelConfig, label_names: list[str]) -> tuple[nn.Module, dict[str, str]]:
+    """Makes the model to train, and tells which labels it knows already, by the names that it learnt them under."""
+    if config.init_from is None:
+        model_args = {'backbone_pretrained': True} if config.backbone_pretrained else {}
+        return hub.create(config.name, num_classes=len(label_names), drop_rate=config.drop_rate, **model_args), {}
+    model, kept_labels = hub.load_for(config.init_from, label_names, config.keep_labels, drop_rate=config.drop_rate)
+    architecture = model.pretrained_cfg['architecture']
+    if architecture != config.name:
+        raise InputError(f'model.name is {config.name}: {config.init_from} is {architecture}; set model.name to that.')
+    return model, kept_labels
 
 
 def divide_batch(batch_size: int, num_pictures: int, num_processes: int) -> int:

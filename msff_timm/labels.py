@@ -1,0 +1,80 @@
+"""Fine-tuning that knows label names: labels that two data sets share keep what a model has learnt of them."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+
+from .errors import InputError
+
+__all__ = ['match_labels', 'relabel']
+
+# COCO's name for VOC's; case, spaces and punctuation are left aside: `dining table` is `diningtable`.
+SYNONYMS = {'aeroplane': 'airplane', 'motorbike': 'motorcycle', 'sofa': 'couch', 'tvmonitor': 'tv'}
+
+
+def match_labels(known: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
+    """Finds for each wanted label the known one that means the same: by name, else by COCO and VOC synonyms.
+
+    Returns:
+        Known label of each wanted one that has any; no known label is given twice.
+    """
+    matched = {name: name for name in wanted if name in known}
+    free = {_meaning(name): name for name in known if name not in matched}
+    for name in wanted:
+        if name not in matched and _meaning(name) in free:
+            matched[name] = free.pop(_meaning(name))
+    return {name: matched[name] for name in wanted if name in matched}
+
+
+def _meaning(name: str) -> str:
+    plain = ''.join(character for character in name.casefold() if character.isalnum())
+    return SYNONYMS.get(plain, plain)
+
+
+@torch.no_grad()
+def relabel(model: nn.Module, label_names: Sequence[str]) -> dict[str, str]:
+    """Gives a model a new set of labels in place, with the embeddings and classifiers of those that it knows.
+
+    What belongs to a label is its row in the tensors that the model's `pretrained_cfg['classifier']` names; the rows of
+    labels that the model does not know are drawn anew.
+
+    Args:
+        model: With `label_names` in its `pretrained_cfg`.
+        label_names: The new labels, in the order of the logits.
+
+    Returns:
+        Old name of each label that was carried over.
+
+    Raises:
+        InputError: The new names repeat, the model has no names, or its labels have no rows of their own.
+    """
+    label_names, known = list(label_names), list(model.pretrained_cfg.get('label_names') or ())
+    if len(set(label_names)) != len(label_names):
+        raise InputError('label names repeat: each label needs a name of its own.')
+    if len(known) != model.num_classes:
+        raise InputError('the model does not say what its labels are called: its label_names are missing.')
+    carried = match_labels(known, label_names)
+    sources = [known.index(old) for old in carried.values()]
+    targets = [label_names.index(new) for new in carried]
+
+    rows = {name: tensor[sources].clone() for name, tensor in _label_tensors(model).items()}
+    model.reset_classifier(len(label_names))
+    for name, tensor in _label_tensors(model).items():
+        tensor[targets] = rows[name]
+    model.pretrained_cfg.update(num_classes=len(label_names), label_names=label_names)
+    return carried
+
+
+def _label_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the tensors that hold a row for each label."""
+    modules = model.pretrained_cfg['classifier']
+    modules = (modules,) if isinstance(modules, str) else modules
+    state = model.state_dict()
+    tensors = {name: tensor for name, tensor in state.items() if name.rpartition('.')[0] in modules}
+    for name, tensor in tensors.items():
+        if len(tensor) != model.num_classes:
+            raise InputError(
+                f'{name} holds {len(tensor)} rows for {model.num_classes} labels: they cannot be told apart.'
+            )
+    return tensors
