@@ -4,5 +4,6 @@ Importing this package registers its models with `timm.create_model`; it downloa
 """
 
 from . import msff as msff
+from . import peers as peers
 
 __version__ = '0.1.0'

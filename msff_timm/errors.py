@@ -5,6 +5,8 @@ from difflib import get_close_matches
 
 __all__ = ['InputError', 'unknown']
 
+MOST_NAMES = 20  # of the known ones in a message
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message is one line that names it and the mend."""
@@ -14,5 +16,6 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """Makes the error for a name that is not among the known ones: it names the nearest, or a few of them."""
     known = sorted(known)
     nearest = get_close_matches(name, known, n=1)
-    mend = f'did you mean {nearest[0]}?' if nearest else f'choose from {", ".join(known)}.'
+    some = ', '.join(known[:MOST_NAMES]) + (f', ... ({len(known)} in all)' if len(known) > MOST_NAMES else '')
+    mend = f'did you mean {nearest[0]}?' if nearest else f'choose from {some}.'
     return InputError(f'unknown {what} {name!r}: {mend}')

@@ -13,7 +13,12 @@ from timm.models import get_model_args, parse_model_name, save_for_hf
 from .errors import InputError, unknown
 from .labels import relabel
 
-__all__ = ['create', 'load', 'load_for', 'save']
+__all__ = ['create', 'list_models', 'load', 'load_for', 'save']
+
+
+def list_models() -> list[str]:
+    """Lists the models of this package."""
+    return timm.list_models(module=['msff', 'peers'])
 
 
 def save(model: nn.Module, folder: str | Path, label_names: list[str], data_config: dict) -> None:
@@ -94,7 +99,7 @@ def load(name: str, **model_args) -> nn.Module:
         # Only safetensors are asked for: timm would fall back to a pickle.
         overlay = {'hf_hub_filename': 'model.safetensors'}
     elif not timm.is_model(name.partition('.')[0]):
-        raise unknown('model', name, timm.list_models('msff_*'))
+        raise unknown('model', name, list_models())
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
     except Exception as e:

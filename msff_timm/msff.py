@@ -15,9 +15,10 @@ import torch
 import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, get_device_dtype, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, named_apply, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 
+from .base import BackboneModel, create_on_backbone
 from .layers import (
     FUSION_MODES,
     INTERPOLATIONS,
@@ -28,10 +29,7 @@ from .layers import (
     PositionEncoding,
     RegionSelection,
     check_size,
-    create_backbone,
-    first_conv_of_backbone,
     group_backbone,
-    no_weight_decay_of_backbone,
     split_scales,
     stack_scales,
 )
@@ -39,7 +37,7 @@ from .layers import (
 __all__ = ['MSFF']
 
 
-class MSFF(nn.Module):
+class MSFF(BackboneModel):
     """Three-branch multi-label classifier on a `features_only` backbone.
 
     The defaults are the paper's choices; the rows of its ablations (Tables 4 to 7, Figure 5) are arguments.
@@ -89,7 +87,6 @@ class MSFF(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
         dd = {'device': device, 'dtype': dtype}
         _check_choice('fusion_mode', fusion_mode, FUSION_MODES)
         _check_choice('interpolation', interpolation, INTERPOLATIONS)
@@ -100,19 +97,13 @@ class MSFF(nn.Module):
         if len(decoder_self_attn) != decoder_depth:
             raise ValueError(f'decoder_self_attn={decoder_self_attn} must be one bool, or one for each decoder layer.')
 
-        self.in_chans = in_chans
+        # Section 3.1
+        reductions = sorted({reduction for reduction, _ in FUSION_MODES[fusion_mode]})
+        super().__init__(backbone, backbone_pretrained, backbone_args, in_chans, reductions, **dd)
         self.embed_dim = embed_dim
         self.num_branches = 1 if share_branches else 3  # sets of weights for the three branches
         self.num_features = 3 * embed_dim
-
-        # Section 3.1
-        reductions = sorted({reduction for reduction, _ in FUSION_MODES[fusion_mode]})
-        self.backbone_name = backbone
-        self.backbone_args = dict(reductions=reductions, in_chans=in_chans, backbone_args=backbone_args)
-        self.backbone = create_backbone(backbone, pretrained=backbone_pretrained, **self.backbone_args, **dd)
         in_chans_of = dict(zip(reductions, self.backbone.feature_info.channels(), strict=True))
-        # What timm adapts to other channels, and writes into a checkpoint's configuration, depends on the backbone.
-        self._traits = dict(first_conv=tuple(f'backbone.{name}' for name in first_conv_of_backbone(self.backbone)))
         self.projection = MultiScaleProjection(in_chans_of, embed_dim, fusion_mode, **dd)
         # Section 3.2
         self.scale_attention = HierarchicalScaleAttention(interpolation) if scale_attention else None
@@ -132,26 +123,17 @@ class MSFF(nn.Module):
         self.feature_info = sorted(backbone_maps + branch_maps, key=lambda info: info['reduction'])
 
     def init_weights(self) -> None:
-        """Draws all weights anew, those of the backbone as timm does, on whatever device they are."""
-        fresh = create_backbone(self.backbone_name, **self.backbone_args, **get_device_dtype(self))
-        # Buffers are copied by themselves: some are no part of a state dict.
-        for new, old in ((fresh.parameters(), self.backbone.parameters()), (fresh.buffers(), self.backbone.buffers())):
-            for source, target in zip(new, old, strict=True):
-                target.data.copy_(source)
-        for name, part in self.named_children():
-            if name != 'backbone':
-                named_apply(_init_weights, part, include_root=True)
+        super().init_weights()
         self._init_label_embed()
 
     def _init_label_embed(self) -> None:
-        if self.num_classes and self.selection is not None:
+        if self.label_embed is not None:
             # Small beside what attention brings, so that the features speak of the picture from the first step on.
             trunc_normal_(self.label_embed.weight, std=0.02)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        of_backbone = no_weight_decay_of_backbone(self.backbone, self.backbone_name)
-        return {'position.table', 'label_embed.weight', *(f'backbone.{name}' for name in of_backbone)}
+        return {'position.table', 'label_embed.weight', *super().no_weight_decay()}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
@@ -179,14 +161,10 @@ class MSFF(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        getattr(self.backbone, 'model', self.backbone).set_grad_checkpointing(enable)
+        super().set_grad_checkpointing(enable)
         self.enhancement.grad_checkpointing = enable
         if self.selection is not None:
             self.selection.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Makes new label embeddings and a new classifier for another set of labels.
@@ -200,14 +178,16 @@ class MSFF(nn.Module):
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.label_embed, self.classifier = nn.Identity(), nn.Identity()
+        # None and not Identity: TorchScript then leaves out what needs label embeddings.
+        self.label_embed, self.classifier = None, nn.Identity()
         if num_classes and self.selection is None:
             self.classifier = nn.Linear(self.head_hidden_size, num_classes, **dd)
         elif num_classes:
             self.label_embed = nn.Embedding(num_classes, self.num_branches * self.embed_dim, **dd)
             self.classifier = ClassWiseLinear(num_classes, self.num_features, **dd)
+            self.label_embed.train(self.training)
             self._init_label_embed()
-        for part in (self.global_pool, self.label_embed, self.classifier):
+        for part in (self.global_pool, self.classifier):
             part.train(self.training)
 
     def forward_intermediates(
@@ -283,21 +263,21 @@ class MSFF(nn.Module):
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Maps features (B, 3*d, H/16, W/16) to logits (B, K), or with `pre_logits` to an embedding (B, 3*d)."""
-        if not pre_logits and self.num_classes and self.selection is not None:
+        if not pre_logits and self.label_embed is not None:
             return self._select(split_scales(x))
         x = self.global_pool(x)
         return x if pre_logits else self.classifier(x)
 
     def _select(self, tokens: list[torch.Tensor]) -> torch.Tensor:
         """Maps the enhanced tokens of the three scales (B, L_i, d) to logits (B, K)."""
+        assert self.label_embed is not None and self.selection is not None
         query = self.label_embed.weight.unflatten(1, (self.num_branches, self.embed_dim)).transpose(0, 1)
-        assert self.selection is not None
         z = torch.cat(self.selection(query, tokens), dim=-1)  # Eq. 11
         return self.classifier(z)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps pictures (B, C, H, W) to logits (B, K)."""
-        if self.num_classes and self.selection is not None:
+        if self.label_embed is not None:
             # forward_head(forward_features(x)) without laying the scales onto one grid and taking them off again.
             check_size(x)
             return self._select(self._enhance(self.projection(self.backbone(x))))
@@ -312,13 +292,6 @@ def _check_choice(argument: str, value: object, choices: Sequence) -> None:
 def _check_depth(argument: str, value: int) -> None:
     if not isinstance(value, int) or value < 0:
         raise ValueError(f'{argument}={value!r} must be a number of layers, 0 or more.')
-
-
-def _init_weights(module: nn.Module, name: str = '') -> None:
-    """Draws the weights of one module, after those of its parts."""
-    for method in ('reset_parameters', 'init_weights'):
-        if hasattr(module, method):
-            getattr(module, method)()
 
 
 def _cfg(url: str = '', **kwargs) -> dict:
@@ -366,19 +339,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
-    # The fused weights hold the backbone's: fetching timm's as well would download what is overwritten at once.
-    if pretrained:
-        kwargs['backbone_pretrained'] = False
-    model = build_model_with_cfg(
-        MSFF, variant, pretrained, feature_cfg={'feature_cls': 'getter', 'out_indices': (0, 1, 2, 3, 4)}, **kwargs
-    )
-    if not kwargs.get('features_only') and not isinstance(kwargs.get('pretrained_cfg'), dict):
-        # A registered configuration speaks of the registered backbone; `backbone` may have asked for another.
-        of_backbone = model.backbone.pretrained_cfg
-        model.pretrained_cfg.update(
-            mean=of_backbone['mean'], std=of_backbone['std'], first_conv=model._traits['first_conv']
-        )
-    return model
+    return create_on_backbone(MSFF, variant, pretrained, num_maps=5, **kwargs)
 
 
 @register_model

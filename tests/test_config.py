@@ -23,6 +23,12 @@ def test_the_command_line_overrides_the_file_which_overrides_the_defaults(tmp_pa
     assert parse(TrainConfig, [f'--config={file}']).optim.epochs == 7
 
 
+@pytest.mark.parametrize('name', ['q2l_resnet101', 'mldecoder_resnet101'])
+def test_peers_may_start_from_a_pretrained_backbone(name):
+    arguments = [f'--model.name={name}', '--model.backbone_pretrained=true']
+    assert parse(TrainConfig, arguments, default_file=DEMO).model.backbone_pretrained
+
+
 def test_without_a_file_the_default_one_is_read():
     assert parse(TrainConfig, ['--seed', '3'], default_file=DEMO).model.name == 'msff_test_resnet'
 
@@ -40,7 +46,7 @@ def test_without_a_file_the_default_one_is_read():
         (['--model.name', 'msff_resnet110'], "unknown model.name 'msff_resnet110': did you mean msff_resnet101?"),
         (
             ['--model.name=resnet18', '--model.backbone_pretrained=true'],
-            'resnet18 is no msff_* model; set it',
+            'resnet18 has none; set it to false.',
         ),
         (['--model.keep_labels=true'], 'model.keep_labels is true: it needs model.init_from'),
         (['--model.drop_rate', '1'], 'model.drop_rate is 1.0: must be from 0 to below 1.'),

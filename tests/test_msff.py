@@ -267,6 +267,12 @@ def test_no_classes_give_the_embedding_that_pre_logits_give():
     assert model(x).shape == (2, 11)
 
 
+@pytest.mark.parametrize('args', [{}, dict(num_classes=0), dict(decoder_depth=0), dict(share_branches=False)], ids=str)
+def test_scripted_models_compute_the_same(args):
+    model, x = small(**args), torch.randn(2, 3, 64, 96)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
 def test_layer_decay_grows_from_the_stem_to_the_classifier():
     model = small()
     groups = create_optimizer_v2(model, opt='adamw', lr=1.0, weight_decay=0.1, layer_decay=0.5).param_groups

@@ -8,6 +8,8 @@ import tarfile
 import pytest
 import timm
 
+import msff_timm  # noqa: F401  registers the models
+
 OURS = ['msff', 'q2l', 'mldecoder']
 RUN = """
 import sys, pytest, msff_timm

@@ -11,6 +11,7 @@ import timm
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from msff_timm import hub
 from msff_timm.errors import InputError, unknown
 
 __all__ = ['DataConfig', 'EvalDataConfig', 'EvaluateConfig', 'ModelConfig', 'OptimConfig', 'TrainConfig', 'parse']
@@ -38,9 +39,11 @@ class ModelConfig:
 
     def validate(self) -> None:
         if not timm.is_model(self.name):
-            raise unknown('model.name', self.name, timm.list_models('msff_*'))
-        if self.backbone_pretrained and not self.name.startswith('msff_'):
-            raise InputError(f'model.backbone_pretrained is true: {self.name} is no msff_* model; set it to false.')
+            raise unknown('model.name', self.name, hub.list_models())
+        if self.backbone_pretrained and self.name.partition('.')[0] not in hub.list_models():
+            raise InputError(
+                f'model.backbone_pretrained is true: {self.name} has no backbone of its own; set it to false.'
+            )
         if self.keep_labels and not self.init_from:
             raise InputError('model.keep_labels is true: it needs model.init_from, the model to keep them from.')
         if not 0 <= self.drop_rate < 1:

@@ -41,7 +41,7 @@ class MultiHeadAttention(nn.Module):
     def attention(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         """Computes what share of its attention each query gives to each memory token: (B, heads, N, L)."""
         q, k, _ = self.heads(query, memory)
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
 
 
 class TransformerLayer(nn.Module):
