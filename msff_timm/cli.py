@@ -9,6 +9,8 @@ import torch
 
 from . import __version__, hub
 from .errors import InputError
+from .explain import LAYERS, explain
+from .export import FORMATS, export
 from .predict import Prediction, find_photos, predict
 
 __all__ = ['main']
@@ -41,7 +43,29 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--threshold', type=_probability, default=0.5, help='of probability (default: 0.5)')
     command.add_argument('--json', action='store_true', help='print JSON instead of a table')
     command.set_defaults(run=_predict)
+
+    command = commands.add_parser('explain', help='draw which regions of a photo its labels looked at')
+    command.add_argument('photo', metavar='PHOTO')
+    command.add_argument('--model', required=True, help='as for predict; an msff_* model')
+    command.add_argument('--labels', type=_names, help='NAME,NAME,... (default: those above 0.5, or the top 3)')
+    command.add_argument('--layers', choices=LAYERS, default='all', help='of the decoder (default: the mean of all)')
+    command.add_argument(
+        '-o', '--output', required=True, metavar='PICTURE', help='file to write: .png, .pdf, .svg, ...'
+    )
+    command.set_defaults(run=_explain)
+
+    command = commands.add_parser('export', help='write a model to a file that runs without this package')
+    command.add_argument('--model', required=True, help='as for predict')
+    command.add_argument('--format', required=True, help=', '.join(FORMATS))
+    command.add_argument('--image-size', type=int, help="side of the pictures (default: the model's own)")
+    command.add_argument('--photos', nargs='+', default=[], metavar='PHOTO', help='to compare on (default: noise)')
+    command.add_argument('-o', '--output', required=True, metavar='FILE')
+    command.set_defaults(run=_export)
     return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(',') if name.strip()]
 
 
 def _probability(text: str) -> float:
@@ -73,6 +97,25 @@ def _predict(args: argparse.Namespace) -> int:
     if failed:
         print(f'msff-timm: {failed} of {len(photos)} photos could not be read.', file=sys.stderr)
     return 1 if failed else 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    model = hub.load(args.model).to('cuda' if torch.cuda.is_available() else 'cpu')
+    explanation = explain(model, args.photo, args.labels, args.output, args.layers)
+    labels = ', '.join(f'{name} {probability:.3f}' for name, probability in explanation.labels.items())
+    print(f'{args.output}: {labels}')
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    model = hub.load(args.model)
+    exported = export(model, args.output, args.format, args.image_size, find_photos(args.photos))
+    channels, height, width = exported.input_size
+    print(
+        f'{exported.path}: {exported.format}, {exported.num_bytes / 1e6:.1f} MB, for pictures (B, {channels}, {height},'
+        f" {width}); its logits differ from the model's by {exported.max_difference:.1g} at most."
+    )
+    return 0
 
 
 def _print_rows(prediction: Prediction, width: int, threshold: float) -> None:

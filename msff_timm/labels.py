@@ -1,4 +1,4 @@
-"""Fine-tuning that knows label names: labels that two data sets share keep what a model has learnt of them."""
+"""Names of labels, and fine-tuning that knows them: shared labels keep what a model has learnt of them."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,15 @@ import torch.nn as nn
 
 from .errors import InputError
 
-__all__ = ['match_labels', 'relabel']
+__all__ = ['match_labels', 'names_of', 'relabel']
 
 # COCO's name for VOC's; case, spaces and punctuation are left aside: `dining table` is `diningtable`.
 SYNONYMS = {'aeroplane': 'airplane', 'motorbike': 'motorcycle', 'sofa': 'couch', 'tvmonitor': 'tv'}
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """Returns the names of a model's labels in the order of the logits, or numbers where it has none."""
+    return list(model.pretrained_cfg.get('label_names') or map(str, range(model.num_classes)))
 
 
 def match_labels(known: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:

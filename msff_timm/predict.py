@@ -12,6 +12,7 @@ from PIL import Image
 
 from .data.transforms import eval_transform, open_image
 from .errors import InputError
+from .labels import names_of
 
 __all__ = ['Prediction', 'find_photos', 'predict']
 
@@ -70,7 +71,7 @@ def predict(
         One prediction for each photo, in order; a photo that cannot be read has an `error` and no labels.
     """
     transform = eval_transform(timm.data.resolve_model_data_config(model))
-    label_names = model.pretrained_cfg.get('label_names') or [str(k) for k in range(model.num_classes)]
+    label_names = names_of(model)
     device = next(model.parameters()).device
     for start in range(0, len(photos), batch_size):
         images, errors = {}, {}

@@ -1,0 +1,250 @@
+"""What each label looked at: its attention over the regions of the three scales, as tensors and as a picture."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn as nn
+from PIL import Image, ImageOps
+from torchvision.transforms.functional import to_pil_image
+
+from .data.transforms import eval_transform, open_image
+from .errors import InputError, unknown
+from .labels import names_of
+from .layers import MultiHeadAttention
+from .msff import MSFF
+
+__all__ = ['LAYERS', 'Explanation', 'attention_maps', 'draw', 'explain']
+
+# 'all' is the default: in scenes its peaks lie in the object more often than those of 'last'.
+LAYERS = ('all', 'last')
+
+MAX_LABELS = 8  # of those above the threshold: more make a picture that nobody reads
+FALLBACK_LABELS = 3
+
+# Lengths in the picture, in dots.
+DPI = 120
+PANEL = 288  # the longer side
+MIN_STEP = 228  # from one column to the next: captions need as much
+GAP = 12
+TITLE_LINE = 24
+CAPTION = 40
+TITLE_CHARACTERS = 80
+
+Call = tuple[MultiHeadAttention, torch.Tensor, torch.Tensor]  # with its query and its memory
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model looked at in one photo.
+
+    Attributes:
+        photo: The photo's path.
+        labels: Probability of each label that is explained.
+        maps: Of the three scales, (labels, H_i, W_i): what share of its attention each label gives to each cell.
+    """
+
+    photo: str
+    labels: dict[str, float]
+    maps: list[torch.Tensor]
+
+
+@torch.inference_mode()
+def explain(
+    model: nn.Module,
+    photo: str | Path,
+    labels: Sequence[str] | None = None,
+    output: str | Path | None = None,
+    layers: str = 'all',
+    threshold: float = 0.5,
+) -> Explanation:
+    """Finds out what labels looked at in a photo, preprocessed as the model's own configuration says.
+
+    Args:
+        model: An MSFF model in evaluation mode, on any device.
+        photo: Path.
+        labels: Names; without any, the most probable above the threshold, 8 at most, or else the three most probable.
+        output: Picture to draw, as `draw` does.
+        layers: As for `attention_maps`.
+        threshold: Of probability.
+
+    Raises:
+        InputError: The model cannot be explained or lacks a label, the photo cannot be read, or the picture cannot be
+            drawn.
+    """
+    _check(model, layers)
+    data_config = timm.data.resolve_model_data_config(model)
+    label_names = names_of(model)
+    for name in labels or ():
+        if name not in label_names:
+            raise unknown('label', name, label_names)
+    image = open_image(photo)
+    pixels = eval_transform(data_config)(image)
+    logits, calls, grids = _watch(model, pixels[None].to(next(model.parameters())), layers)
+    probabilities = dict(zip(label_names, logits[0].sigmoid().tolist(), strict=True))
+    chosen = {name: probabilities[name] for name in labels or _most_probable(probabilities, threshold)}
+    rows = [label_names.index(name) for name in chosen]
+    maps = [_shares(of_scale, rows, grid)[0].cpu() for of_scale, grid in zip(calls, grids, strict=True)]
+    if output is not None:
+        draw(_as_seen(image, pixels, data_config), chosen, maps, output)
+    return Explanation(str(photo), chosen, maps)
+
+
+def _most_probable(probabilities: dict[str, float], threshold: float) -> list[str]:
+    ranked = sorted(probabilities, key=probabilities.get, reverse=True)
+    return [name for name in ranked if probabilities[name] > threshold][:MAX_LABELS] or ranked[:FALLBACK_LABELS]
+
+
+def _as_seen(image: Image.Image, pixels: torch.Tensor, data_config: dict) -> Image.Image:
+    """Turns a preprocessed photo (3, H, W) back into a picture: as sharp and as much of it as the model saw.
+
+    The grids divide this picture, not the photo, of which some configurations crop a part.
+    """
+    mean, std = (torch.tensor(data_config[key])[:, None, None] for key in ('mean', 'std'))
+    picture = to_pil_image((pixels * std + mean).clamp(0, 1))
+    if data_config['crop_mode'] != 'squash':
+        return picture
+    return picture.resize(_fit(image.size, max(picture.size)), Image.Resampling.BICUBIC)
+
+
+def _fit(size: tuple[int, int], longer: int) -> tuple[int, int]:
+    """Scales a size so that its longer side has a given length."""
+    width, height = (max(round(longer * side / max(size)), 1) for side in size)
+    return width, height
+
+
+@torch.inference_mode()
+def attention_maps(
+    model: nn.Module, images: torch.Tensor, labels: Sequence[int] | None = None, layers: str = 'all'
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Computes what share of its attention each label gives to each region, the mean over the heads.
+
+    Args:
+        model: An MSFF model in evaluation mode.
+        images: Preprocessed pictures (B, C, H, W) on the model's device.
+        labels: Indices of the n labels to be explained; None for all.
+        layers: `all` decoder layers, of which the mean is taken, or the `last` alone.
+
+    Returns:
+        The model's logits (B, K), and for each scale maps (B, n, H_i, W_i) that add up to 1: 28 x 28, 14 x 14 and
+        7 x 7 cells at 448 pixels.
+
+    Raises:
+        InputError: The model has no region selection or no labels, or is no MSFF model; `layers` is unknown.
+    """
+    _check(model, layers)
+    logits, calls, grids = _watch(model, images, layers)
+    return logits, [_shares(of_scale, labels, grid) for of_scale, grid in zip(calls, grids, strict=True)]
+
+
+def _check(model: nn.Module, layers: str) -> None:
+    if layers not in LAYERS:
+        raise unknown('layers', layers, LAYERS)
+    if not isinstance(model, MSFF):
+        raise InputError(f'{type(model).__name__} cannot be explained: only an MSFF model (msff_*) tells its regions.')
+    if not model.num_classes:
+        raise InputError('the model cannot be explained: it has no labels (num_classes=0).')
+    if model.selection is None:
+        raise InputError('the model cannot be explained: it needs region selection (decoder_depth of 1 or more).')
+
+
+def _watch(
+    model: MSFF, images: torch.Tensor, layers: str
+) -> tuple[torch.Tensor, list[list[Call]], list[tuple[int, int]]]:
+    """Runs a model and notes what the attention of its decoder layers is given.
+
+    Returns:
+        The logits (B, K), and for each scale the calls and the grid.
+    """
+    grids: list[tuple[int, int]] = []
+    tokens: list[torch.Tensor] = []
+    calls: list[Call] = []
+
+    def note_grids(module: nn.Module, args: tuple, scales: list[torch.Tensor]) -> None:
+        grids.extend(scale.shape[-2:] for scale in scales)
+
+    def note_tokens(module: nn.Module, args: tuple) -> None:
+        tokens.extend(args[1])
+
+    def note_call(attn: nn.Module, args: tuple) -> None:
+        calls.append((attn, *args))
+
+    watched = [layer for branch in model.selection.branches for layer in (branch if layers == 'all' else branch[-1:])]
+    hooks = [model.projection.register_forward_hook(note_grids), model.selection.register_forward_pre_hook(note_tokens)]
+    hooks += [layer.attn.register_forward_pre_hook(note_call) for layer in watched]
+    try:
+        logits = model.forward(images)  # what compiles the call of a model passes hooks over
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Layers that the branches share are called once for each scale: the memory tells which one it was.
+    return logits, [[call for call in calls if call[2] is memory] for memory in tokens], grids
+
+
+def _shares(calls: list[Call], labels: Sequence[int] | None, grid: tuple[int, int]) -> torch.Tensor:
+    """Computes the mean attention over heads and layers (B, n, H_i, W_i) of some labels, or of all."""
+    rows = slice(None) if labels is None else list(labels)
+    per_layer = [attn.attention(query[:, rows], memory).float().mean(1) for attn, query, memory in calls]
+    shares = torch.stack(per_layer).mean(0)
+    # What half precision rounds must not keep a map from being a distribution.
+    return (shares / shares.sum(-1, keepdim=True)).unflatten(-1, grid)
+
+
+def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tensor], output: str | Path) -> None:
+    """Draws maps over a photo: a row for each label, a column for each scale.
+
+    Colours run from black at 0 to yellow at the panel's own greatest share, which its caption tells: 784 cells share
+    what 49 share elsewhere, so one range for all would leave most panels black. Cells keep their edges, since smooth
+    ones would show places that the model does not tell apart.
+
+    Args:
+        photo: The picture that the grids divide, in its own aspect ratio.
+        labels: Names and probabilities of the n labels.
+        maps: Of each scale, (n, H_i, W_i).
+        output: File to write; its suffix names the format, PNG where it has none.
+
+    Raises:
+        InputError: matplotlib is missing, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise InputError("drawing needs matplotlib: pip install 'msff-timm[explain]'") from None
+    photo = photo.resize(_fit(photo.size, PANEL), Image.Resampling.BICUBIC)
+    grey = ImageOps.grayscale(photo)
+    titles = [textwrap.wrap(f'{name}  {p:.3f}', TITLE_CHARACTERS) for name, p in labels.items()]
+    step = max(photo.width + GAP, MIN_STEP)
+    total_width = len(maps) * step + photo.width
+    total_height = sum(TITLE_LINE * len(title) + photo.height + CAPTION for title in titles)
+    figure = Figure((total_width / DPI, total_height / DPI))
+    # One system of coordinates for the whole picture, in dots from its upper left corner.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, total_width), ylim=(total_height, 0), autoscale_on=False)
+    axes.set_axis_off()
+
+    top = 0
+    for row, title in enumerate(titles):
+        top += TITLE_LINE * len(title)
+        bottom = top + photo.height
+        # A dollar sign in a name starts no formula.
+        axes.text(0, top - GAP / 2, '\n'.join(title), va='bottom', fontsize=11, parse_math=False)
+        axes.imshow(photo, extent=(0, photo.width, bottom, top), aspect='auto')
+        axes.text(0, bottom + GAP / 2, 'as the model saw it', va='top', fontsize=8)
+        for column, shares in enumerate(maps, start=1):
+            heat, left = shares[row].cpu().numpy(), column * step
+            place = dict(extent=(left, left + photo.width, bottom, top), aspect='auto', interpolation='nearest')
+            axes.imshow(grey, cmap='gray', vmin=0, vmax=255, **place)
+            axes.imshow(heat, cmap='inferno', vmin=0, alpha=0.5, **place)
+            caption = f'{heat.shape[0]} × {heat.shape[1]} cells, 0 to {heat.max():.2%} each'
+            axes.text(left, bottom + GAP / 2, caption, va='top', fontsize=8)
+        top = bottom + CAPTION
+    output = Path(output)
+    try:
+        # The tight box holds whatever is longer than the panels are wide.
+        figure.savefig(output, format=output.suffix[1:] or 'png', dpi=DPI, bbox_inches='tight', pad_inches=GAP / DPI)
+    except OSError as e:
+        raise InputError(f'{output}: cannot be written ({e.strerror}).') from None
+    except ValueError as e:
+        raise InputError(f'{output}: cannot be drawn ({" ".join(str(e).split())}).') from None
