@@ -46,7 +46,7 @@ def test_without_a_file_the_default_one_is_read():
         (['--model.name', 'msff_resnet110'], "unknown model.name 'msff_resnet110': did you mean msff_resnet101?"),
         (
             ['--model.name=resnet18', '--model.backbone_pretrained=true'],
-            'resnet18 has none; set it to false.',
+            'resnet18 has no backbone of its own; set it to false.',
         ),
         (['--model.keep_labels=true'], 'model.keep_labels is true: it needs model.init_from'),
         (['--model.drop_rate', '1'], 'model.drop_rate is 1.0: must be from 0 to below 1.'),
