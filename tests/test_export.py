@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,7 @@ def test_the_file_is_run_on_the_photos_one_alone_and_several(
         lambda logits: logits.flip(1),
         lambda logits: logits * torch.nan,
         lambda logits: logits[:1].expand_as(logits),  # right for one picture, wrong for several
+        lambda logits: logits[:1],
     ],
 )
 def test_a_file_that_differs_is_refused_and_the_earlier_one_stays(change, model, tmp_path, monkeypatch):
@@ -328,9 +330,11 @@ def test_a_missing_package_is_named_before_anything_is_done(package, model, expo
 
 
 def test_metadata_of_files_that_are_none_of_ours(model, tmp_path):
-    foreign = {name: tmp_path / name for name in ('empty', 'noise', 'weights.pt', 'plain.onnx')}
+    foreign = {name: tmp_path / name for name in ('empty', 'noise', 'weights.pt', 'other.zip', 'plain.onnx')}
     foreign['empty'].touch(), foreign['noise'].write_bytes(b'\xff' * 100)
     torch.save(model.state_dict(), foreign['weights.pt'])
+    with zipfile.ZipFile(foreign['other.zip'], 'w') as archive:
+        archive.writestr(f'extra/{METADATA_FILE}', '{}')
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], 'g', [], [])), foreign['plain.onnx'])
     for path in foreign.values():
         with pytest.raises(InputError, match=f'{path.name}: is no file that msff-timm exported'):
