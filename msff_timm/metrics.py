@@ -1,94 +1,370 @@
 """Measures of multi-label classification (section 4.2 of the paper)."""
 
+import warnings
+from collections.abc import Callable, Iterator
+
 import numpy as np
 
-__all__ = ['average_precision', 'evaluate']
+__all__ = ['DEFINITIONS', 'Measures', 'average_precision', 'evaluate', 'precision_recall_f1']
+
+SIZES = {'small': (0.0, 0.01), 'medium': (0.01, 0.1), 'large': (0.1, np.inf)}  # shares of the image's area: from, below
+TOP = 3  # labels of an image
+FEW = 5  # positives, below which a class's AP says little
 
 
-def average_precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Computes each class's average precision, all-points definition: the sum of (R_n - R_{n-1}) P_n over thresholds.
-
-    It is the mean over a class's positives of the precision at the positive's own score; images of equal score pass
-    the threshold together. This is scikit-learn's `average_precision_score`.
-
-    Args:
-        scores: (N, K), any increasing function of the probability.
-        targets: (N, K), 1 or 0.
-
-    Returns:
-        (K,), from 0 to 1; NaN for a class without a positive.
-    """
-    order = np.argsort(-scores, axis=0, kind='stable')
-    ranked_scores = np.take_along_axis(scores, order, axis=0)
-    ranked_targets = np.take_along_axis(targets, order, axis=0).astype(bool)
-
-    num_images, num_classes = scores.shape
-    ranks = np.broadcast_to(np.arange(num_images)[:, None], scores.shape)
-    ends_tie = np.vstack([ranked_scores[1:] != ranked_scores[:-1], np.ones((1, num_classes), bool)])
-    tie_end = np.minimum.accumulate(np.where(ends_tie, ranks, num_images)[::-1], axis=0)[::-1]
-
-    precision = np.cumsum(ranked_targets, axis=0) / (ranks + 1)
-    precision = np.take_along_axis(precision, tie_end, axis=0)
-    num_positives = ranked_targets.sum(0)
-    return np.divide(
-        np.where(ranked_targets, precision, 0).sum(0),
-        num_positives,
-        out=np.full(num_classes, np.nan),
-        where=num_positives > 0,
-    )
-
-
-def evaluate(scores: np.ndarray, targets: np.ndarray, threshold: float | np.ndarray = 0.5) -> dict:
+def evaluate(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    ignore: np.ndarray | None = None,
+    threshold: float | np.ndarray = 0.5,
+    ap: str = 'all-points',
+    areas: np.ndarray | None = None,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> dict:
     """Computes mAP and the precision, recall and F1 measures of Eqs. 13-19.
 
     mAP is the mean over the classes that have a positive. CP and CR are means over all classes; a class never
     predicted counts 0 for precision, a class without a positive counts 0 for recall. CF1 and OF1 are the harmonic
-    means of CP and CR and of OP and OR.
+    means of CP and CR and of OP and OR. `_top3` measures predict the three labels of highest score in each image,
+    whatever their probability, as Query2Label does; of equal scores the earlier class goes first.
+
+    A class's mAP by size counts as positives the images whose largest instance of it is small (under 1 % of the
+    image's area), medium (1 % to under 10 %) or large; images that hold the class at another or an unknown size are
+    left out of that class, those that do not hold it stay.
 
     Args:
         scores: (N, K), probabilities.
         targets: (N, K), 1 or 0.
+        ignore: (N, K), true where an entry is left out: of its class's AP, and of the other measures, which count it
+            neither as predicted nor as present. It takes none of the three places.
         threshold: A label is predicted when its probability exceeds this, one number or one for each class (K,).
+        ap: Definition of average precision, one of `DEFINITIONS`.
+        areas: (N, K), share of the image's area that the largest instance of a present label takes; NaN where that is
+            unknown. Those of absent labels are not read.
+        bootstrap: Number of resamples of the images for the interval of mAP.
+        seed: Of the resamples; each is one `integers(N, size=N)` of NumPy's default generator.
 
     Returns:
-        `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1` and `AP` (K,) in percent, `ap` (the definition's name),
-        `num_images`, `num_classes_with_positives`, and `num_positives` (K,).
+        In percent: `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1`, the last six as `CP_top3` and so on, `AP` (K,); with
+        areas `mAP_small`, `mAP_medium` and `mAP_large`, NaN where no class has such a positive; with bootstrap
+        `mAP_interval`, the 2.5th and 97.5th percentile. Besides: `ap` (the definition's name), `num_images`,
+        `num_classes_with_positives`, `num_positives` (K,) and `few_positives`, the classes (their numbers) that have
+        1 to 4 positives, which are warned of.
 
     Raises:
-        ValueError: The shapes differ, there is no image, or no label is present in any.
+        ValueError: Scores are no probabilities, targets neither 1 nor 0, shapes differ, there is no image, no label is
+            present in any, or the definition is unknown.
     """
-    scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets)
-    if scores.ndim != 2 or scores.shape != targets.shape or not len(scores):
-        raise ValueError(f'scores {scores.shape} and targets {targets.shape} must both be (N, K) with N > 0.')
-    present = targets.astype(bool)
+    scores, present, ignore, areas = checked(scores, targets, ignore, areas)
+    num_images, num_classes = scores.shape
+    if not scores.size:
+        raise ValueError(f'scores {scores.shape} and targets {present.shape} must both be (N, K) with N > 0 and K > 0.')
+    threshold = np.asarray(threshold, np.float64)
+    if threshold.shape not in ((), (num_classes,)) or not ((threshold >= 0) & (threshold <= 1)).all():
+        raise ValueError(f'threshold must be one number from 0 to 1, or one for each of the {num_classes} classes.')
+    predicted = scores > threshold
+    if ignore is not None:
+        predicted &= ~ignore
+        present = present & ~ignore
     num_positives = present.sum(0)
     if not num_positives.any():
         raise ValueError('targets hold no positive: mAP is not defined.')
 
-    ap = average_precision(scores, present)
-    predicted = scores > threshold
-    correct = predicted & present
-    cp = _ratio(correct.sum(0), predicted.sum(0)).mean()
-    cr = _ratio(correct.sum(0), num_positives).mean()
-    op = _ratio(correct.sum(), predicted.sum())
-    or_ = _ratio(correct.sum(), num_positives.sum())
-    percent = {
-        'mAP': np.nanmean(ap),
-        'CP': cp,
-        'CR': cr,
-        'CF1': _ratio(2 * cp * cr, cp + cr),
-        'OP': op,
-        'OR': or_,
-        'OF1': _ratio(2 * op * or_, op + or_),
+    class_ap = 100 * average_precision(scores, present, ignore, ap)
+    measures = {
+        'mAP': _mean(class_ap),
+        **precision_recall_f1(predicted, present),
+        **{f'{name}_top3': value for name, value in precision_recall_f1(_top(scores, ignore), present).items()},
+        'AP': class_ap,
     }
+    if areas is not None:
+        for size, (low, high) in SIZES.items():
+            in_band = present & (areas >= low) & (areas < high)
+            left_out = present & ~in_band if ignore is None else present & ~in_band | ignore
+            measures[f'mAP_{size}'] = 100 * _mean(average_precision(scores, in_band, left_out, ap))
+    if bootstrap > 0:
+        means = _bootstrap(scores, present, ignore, ap, bootstrap, seed)
+        measures['mAP_interval'] = tuple(float(bound) for bound in 100 * np.nanpercentile(means, (2.5, 97.5)))
+
+    few = np.flatnonzero((num_positives > 0) & (num_positives < FEW)).tolist()
+    if few:
+        named = ', '.join(map(str, few[:10])) + (', ...' if len(few) > 10 else '')
+        counted = f'{len(few)} of {num_classes} classes have fewer than {FEW} positives'
+        warnings.warn(f'{counted}, so that their AP says little: {named}', stacklevel=2)
     return {
-        **{name: 100 * float(value) for name, value in percent.items()},
-        'AP': 100 * ap,
-        'ap': 'all-points',
-        'num_images': len(scores),
+        **measures,
+        'ap': ap,
+        'num_images': num_images,
         'num_classes_with_positives': int((num_positives > 0).sum()),
         'num_positives': num_positives,
+        'few_positives': few,
     }
+
+
+def average_precision(
+    scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None = None, ap: str = 'all-points'
+) -> np.ndarray:
+    """Computes each class's average precision; images of equal score pass a threshold together.
+
+    With P_n and R_n the precision and the recall at the n-th threshold from the top:
+
+    - `all-points`: the sum of (R_n - R_{n-1}) P_n, scikit-learn's `average_precision_score`.
+    - `interpolated`: the same with the largest precision at this or any later threshold in place of P_n, as
+      Query2Label and SSGRL report.
+    - `voc11`: the mean, over r = 0, 0.1, ..., 1, of the largest precision at a recall of at least r (VOC2007).
+
+    Args:
+        scores: (N, K), any increasing function of the probability.
+        targets: (N, K), 1 or 0.
+        ignore: (N, K), true where an image is left out of a class.
+        ap: One of these three.
+
+    Returns:
+        (K,), from 0 to 1; NaN for a class without a positive.
+
+    Raises:
+        ValueError: The definition is unknown.
+    """
+    average = _definition(ap)
+    present, absent = present_and_absent(targets, ignore)
+    result = np.full(scores.shape[1], np.nan)
+    for k, (column, positive, negative) in enumerate(columns(scores, present, absent)):
+        if positive.any():
+            _, correct, passing = curve(column[positive], np.sort(column[negative]))
+            result[k] = average(correct, correct / passing)
+    return result
+
+
+def curve(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Counts what passes each threshold at which recall changes: the distinct scores of a class's positives.
+
+    Args:
+        positive: (P,), scores of the images that hold the class.
+        negative: (M,), sorted scores of those that do not.
+
+    Returns:
+        (T,) each: the thresholds from low to high, the positives at or above each, and all images at or above it.
+    """
+    levels, gained = np.unique(positive, return_counts=True)
+    correct = _from_the_top(gained)
+    return levels, correct, correct + len(negative) - np.searchsorted(negative, levels)
+
+
+def precision_recall_f1(predicted: np.ndarray, present: np.ndarray) -> dict[str, float]:
+    """Computes the measures of Eqs. 13-19 in percent: CP, CR, CF1, OP, OR, OF1.
+
+    Args:
+        predicted: (N, K), bool.
+        present: (N, K), bool.
+    """
+    num_correct, num_predicted, num_present = (predicted & present).sum(0), predicted.sum(0), present.sum(0)
+    cp = _ratio(num_correct, num_predicted).mean()
+    cr = _ratio(num_correct, num_present).mean()
+    op = _ratio(num_correct.sum(), num_predicted.sum())
+    or_ = _ratio(num_correct.sum(), num_present.sum())
+    cf1, of1 = _ratio(2 * cp * cr, cp + cr), _ratio(2 * op * or_, op + or_)
+    named = zip(('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1'), (cp, cr, cf1, op, or_, of1), strict=True)
+    return {name: 100 * float(value) for name, value in named}
+
+
+class Measures:
+    """Gathers what the processes of a run measure, batch by batch, and evaluates every image once."""
+
+    def __init__(self) -> None:
+        self._batches: list[tuple[np.ndarray | None, ...]] = []
+
+    def update(
+        self,
+        indices: np.ndarray,
+        scores: np.ndarray,
+        targets: np.ndarray,
+        ignore: np.ndarray | None = None,
+        areas: np.ndarray | None = None,
+    ) -> None:
+        """Adds images, in any order; their scores are kept in single precision.
+
+        Args:
+            indices: (n,), row numbers in the data set.
+            scores: (n, K), as the rest: see `evaluate`.
+            targets: (n, K).
+            ignore: (n, K), in every update or in none.
+            areas: (n, K), in every update or in none.
+
+        Raises:
+            ValueError: As `evaluate`; or indices are not one whole number for each row.
+        """
+        scores, targets, ignore, areas = checked(scores, targets, ignore, areas)
+        indices = np.array(indices)
+        if indices.shape != scores.shape[:1] or not np.issubdtype(indices.dtype, np.integer):
+            raise ValueError(
+                f'indices {indices.shape} must be whole numbers, one for each row of scores {scores.shape}.'
+            )
+        if self._batches:
+            for name, old, new in zip(('ignore', 'areas'), self._batches[0][3:], (ignore, areas), strict=True):
+                if (old is None) != (new is None):
+                    raise ValueError(f'{name} must be given in every update or in none.')
+        self._batches.append(
+            (
+                indices,
+                np.array(scores, np.float32),  # copies, since a caller may fill one buffer again and again
+                np.array(targets),
+                None if ignore is None else np.array(ignore),
+                None if areas is None else np.array(areas),
+            )
+        )
+
+    def arrays(self, num_images: int | None = None) -> dict[str, np.ndarray | None]:
+        """Puts the images into the order of their indices, each once: the first of those that samplers repeat.
+
+        Args:
+            num_images: How many there have to be.
+
+        Returns:
+            `scores`, `targets`, `ignore` and `areas`, (N, K) or, of the last two, None.
+
+        Raises:
+            RuntimeError: There is no image, or there are more or fewer than there have to be.
+        """
+        if not self._batches:
+            raise RuntimeError('no image was measured.')
+        indices, *fields = zip(*self._batches, strict=True)
+        unique, first = np.unique(np.concatenate(indices), return_index=True)
+        if num_images is not None and len(unique) != num_images:
+            raise RuntimeError(f'measured {len(unique)} images of {num_images}.')
+        arrays = [None if field[0] is None else np.concatenate(field)[first] for field in fields]
+        return dict(zip(('scores', 'targets', 'ignore', 'areas'), arrays, strict=True))
+
+    def compute(self, num_images: int | None = None, **options: object) -> dict:
+        """Evaluates the images; see `arrays` and, for the options, `evaluate`."""
+        return evaluate(**self.arrays(num_images), **options)
+
+
+def checked(
+    scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None = None, areas: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Returns all four as arrays (N, K): scores of 32 or 64 bits, targets and ignore as bool; copies what it must.
+
+    Raises:
+        ValueError: A shape differs, or a value is not what `evaluate` takes.
+    """
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    if scores.ndim != 2 or scores.shape != targets.shape:
+        raise ValueError(f'scores {scores.shape} and targets {targets.shape} must both be (N, K) with N > 0.')
+    if scores.dtype not in (np.float32, np.float64):
+        scores = scores.astype(np.float64)
+    if scores.size and not (scores.min() >= 0 and scores.max() <= 1):  # a NaN is neither
+        raise ValueError('scores must be probabilities, from 0 to 1 and not NaN: apply sigmoid to logits.')
+    if targets.dtype != bool:
+        present = targets == 1
+        if not (present | (targets == 0)).all():
+            raise ValueError('targets must be 1 or 0: mark entries that do not count in ignore.')
+        targets = present
+    if ignore is not None:
+        ignore = np.asarray(ignore, bool)
+    if areas is not None:
+        areas = np.asarray(areas)
+        # An outline may go past the image's border by a little, but not to a percentage or a number of pixels.
+        if areas.size and (np.fmin.reduce(areas, axis=None) < 0 or np.fmax.reduce(areas, axis=None) > 1.01):
+            raise ValueError("areas must be shares of the image's area, from 0 to 1, or NaN: divide by width * height.")
+    for name, array in (('ignore', ignore), ('areas', areas)):
+        if array is not None and array.shape != scores.shape:
+            raise ValueError(f'{name} {array.shape} must have the shape of scores {scores.shape}.')
+    return scores, targets, ignore, areas
+
+
+def _all_points(correct: np.ndarray, precision: np.ndarray) -> float:
+    gained = -np.diff(correct, append=0)
+    return (gained * precision).sum() / correct[0]
+
+
+def _interpolated(correct: np.ndarray, precision: np.ndarray) -> float:
+    return _all_points(correct, np.maximum.accumulate(precision))
+
+
+def _voc11(correct: np.ndarray, precision: np.ndarray) -> float:
+    # Whole numbers, since 0.1 * 3 > 3 / 10.
+    return np.mean([precision[10 * correct >= tenths * correct[0]].max() for tenths in range(11)])
+
+
+# Of the positives that pass each threshold and the precision there, from the lowest threshold to the highest.
+DEFINITIONS = {'all-points': _all_points, 'interpolated': _interpolated, 'voc11': _voc11}
+
+
+def _definition(ap: str) -> Callable[[np.ndarray, np.ndarray], float]:
+    if ap not in DEFINITIONS:
+        raise ValueError(f'unknown definition of average precision {ap!r}: choose from {", ".join(DEFINITIONS)}.')
+    return DEFINITIONS[ap]
+
+
+def present_and_absent(targets: np.ndarray, ignore: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Marks the entries that count as positives and as negatives, (N, K) each; ignored ones are neither."""
+    present = np.asarray(targets, bool)
+    if ignore is None:
+        return present, ~present
+    ignore = np.asarray(ignore, bool)
+    return present & ~ignore, ~(present | ignore)
+
+
+def columns(*arrays: np.ndarray, block: int = 16) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields each class's columns of arrays (N, K), copied by blocks: lone columns of row-major arrays read slowly."""
+    for start in range(0, arrays[0].shape[1], block):
+        yield from zip(*(np.ascontiguousarray(array[:, start : start + block].T) for array in arrays), strict=True)
+
+
+def _from_the_top(counts: np.ndarray) -> np.ndarray:
+    return counts[::-1].cumsum()[::-1]
+
+
+def _top(scores: np.ndarray, ignore: np.ndarray | None, rows: int = 4096) -> np.ndarray:
+    """Marks each image's three labels of highest score, fewer where fewer count."""
+    predicted = np.zeros(scores.shape, bool)
+    for start in range(0, len(scores), rows):
+        block = slice(start, start + rows)
+        rest = scores[block].copy()
+        if ignore is not None:
+            rest[ignore[block]] = -1
+        images = np.arange(len(rest))
+        for _ in range(min(TOP, scores.shape[1])):
+            best = rest.argmax(1)
+            predicted[start + images, best] |= rest[images, best] >= 0
+            rest[images, best] = -1
+    return predicted
+
+
+def _bootstrap(
+    scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None, ap: str, resamples: int, seed: int
+) -> np.ndarray:
+    """Computes the mAP of each resample of the images (resamples,), from 0 to 1; NaN for one without a positive.
+
+    An image drawn n times weighs n: the scores of a class are ranked once.
+    """
+    average = _definition(ap)
+    present, absent = present_and_absent(targets, ignore)
+    rng, num_images = np.random.default_rng(seed), len(scores)
+    times = np.empty((resamples, num_images), np.int32)
+    for row in times:
+        row[:] = np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
+
+    class_ap = np.full((scores.shape[1], resamples), np.nan)
+    for k, (column, positive, negative) in enumerate(columns(scores, present, absent)):
+        levels = np.unique(column[positive])
+        passed = np.searchsorted(levels, column, 'right')  # how many of the thresholds each image passes
+        passed[~(positive | negative)] = 0
+        positive = np.flatnonzero(positive)
+        passed_by_positives = passed[positive]
+        for b, weights in enumerate(times):
+            correct = _from_the_top(np.bincount(passed_by_positives, weights[positive], len(levels) + 1)[1:])
+            passing = _from_the_top(np.bincount(passed, weights, len(levels) + 1)[1:])
+            if correct.any():
+                class_ap[k, b] = average(correct, _ratio(correct, passing))
+    return np.array([_mean(column) for column in class_ap.T])
+
+
+def _mean(values: np.ndarray) -> float:
+    """Averages what is not NaN; NaN where nothing is left, without NumPy's warning."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else np.nan
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

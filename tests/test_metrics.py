@@ -1,18 +1,131 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, precision_score, recall_score
+from torchmetrics.classification import (
+    MultilabelAveragePrecision,
+    MultilabelF1Score,
+    MultilabelPrecision,
+    MultilabelRecall,
+)
 
-from msff_timm.metrics import average_precision, evaluate
+from msff_timm.metrics import DEFINITIONS, Measures, average_precision, evaluate
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*fewer than 5 positives')
+
+NAMES = ('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 
 
+def example(seed=0, shape=(200, 20), decimals=2, dtype=np.float64):
+    """Scores with ties that tell something of the targets, ignored entries, a class absent and one all ignored."""
+    rng = np.random.default_rng(seed)
+    targets = rng.random(shape) < rng.uniform(0.05, 0.6, shape[1])
+    scores = np.clip(rng.normal(0.4 + 0.2 * targets, 0.2), 0, 1).round(decimals).astype(dtype)
+    ignore = rng.random(shape) < 0.2
+    targets[:, 0] = False
+    ignore[:, 1] = True
+    return scores, targets, ignore
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name, strict=isinstance(value, np.ndarray))
+
+
+def ap_by_the_book(scores, targets, definition):
+    """Walks down the distinct scores in exact fractions; each gives a recall and a precision."""
+    points, previous, ap = [], Fraction(0), Fraction(0)
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        passing = [bool(t) for s, t in zip(scores.tolist(), targets.tolist(), strict=True) if s >= threshold]
+        points.append((Fraction(sum(passing), int(targets.sum())), Fraction(sum(passing), len(passing))))
+    if definition == 'voc11':
+        return float(sum(max(p for r, p in points if r >= Fraction(k, 10)) for k in range(11)) / 11)
+    for i, (recall, precision) in enumerate(points):
+        if definition == 'interpolated':
+            precision = max(p for _, p in points[i:])
+        ap += (recall - previous) * precision
+        previous = recall
+    return float(ap)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
 @pytest.mark.parametrize('decimals', [8, 1], ids=['distinct', 'ties'])
-def test_average_precision_is_scikit_learns(decimals):
+def test_average_precision_is_scikit_learns(decimals, dtype):
     rng = np.random.default_rng(decimals)
-    scores = rng.random((500, 20)).round(decimals)
+    scores = rng.random((500, 20)).round(decimals).astype(dtype)
     targets = rng.random((500, 20)) < rng.uniform(0.01, 0.9, 20)
     targets[0] = True
     expected = [average_precision_score(targets[:, k], scores[:, k]) for k in range(20)]
     np.testing.assert_allclose(average_precision(scores, targets), expected, rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def double():
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(default)
+
+
+@pytest.mark.parametrize('threshold', [0.5, 0.3], ids=str)
+def test_measures_are_torchmetrics(threshold, double):
+    """Which leaves out of its means over classes those neither present nor predicted: here there are none."""
+    rng = np.random.default_rng(0)
+    targets = rng.random((300, 12)) < rng.uniform(0.1, 0.6, 12)
+    scores = np.clip(rng.normal(0.4 + 0.2 * targets, 0.2), 0, 1).round(2)
+    result = evaluate(scores, targets, threshold=threshold)
+    tensors = torch.from_numpy(scores), torch.from_numpy(targets).long()
+
+    ap = MultilabelAveragePrecision(12, average='none', thresholds=None)(*tensors)
+    np.testing.assert_allclose(result['AP'] / 100, ap.numpy(), rtol=0, atol=1e-12)
+    # These it divides in single precision whatever the default.
+    for name, metric in (('P', MultilabelPrecision), ('R', MultilabelRecall)):
+        for letter, average in (('C', 'macro'), ('O', 'micro')):
+            value = metric(12, threshold=threshold, average=average)(*tensors).item()
+            assert result[letter + name] / 100 == pytest.approx(value, abs=1e-7)
+    of1 = MultilabelF1Score(12, threshold=threshold, average='micro')(*tensors).item()
+    assert result['OF1'] / 100 == pytest.approx(of1, abs=1e-7)
+
+
+@pytest.mark.parametrize('threshold', [0.5, np.linspace(0, 0.95, 20)], ids=['one', 'each'])
+@pytest.mark.parametrize('seed', [0, 1])
+def test_ignored_entries_are_as_if_they_were_not_there(seed, threshold):
+    """Each class is measured by scikit-learn on the rows that it does not ignore."""
+    scores, targets, ignore = example(seed)
+    result = evaluate(scores, targets, ignore, threshold)
+    each = np.broadcast_to(threshold, 20)
+    ap, precision, recall, labels, truth = [], [], [], [], []
+    for k in range(20):
+        kept = ~ignore[:, k]
+        s, t = scores[kept, k], targets[kept, k]
+        ap.append(average_precision_score(t, s) if t.any() else np.nan)
+        precision.append(precision_score(t, s > each[k], zero_division=0) if len(t) else 0)
+        recall.append(recall_score(t, s > each[k], zero_division=0) if len(t) else 0)
+        labels.append(s > each[k])
+        truth.append(t)
+    assert np.isnan(ap[0]) and np.isnan(ap[1])
+    np.testing.assert_allclose(result['AP'] / 100, ap, rtol=0, atol=1e-12)
+    labels, truth = np.concatenate(labels), np.concatenate(truth)
+    cp, cr, op, or_ = np.mean(precision), np.mean(recall), precision_score(truth, labels), recall_score(truth, labels)
+    expected = {'CP': cp, 'CR': cr, 'CF1': 2 * cp * cr / (cp + cr), 'OP': op, 'OR': or_, 'mAP': np.nanmean(ap)}
+    expected['OF1'] = 2 * op * or_ / (op + or_)
+    assert {name: result[name] / 100 for name in expected} == pytest.approx(expected, abs=1e-11)
+    assert result['num_positives'].tolist() == (targets & ~ignore).sum(0).tolist()
+    assert result['num_classes_with_positives'] == 18 and result['num_images'] == 200
+
+
+@pytest.mark.parametrize('ap', DEFINITIONS)
+def test_what_an_ignored_entry_holds_changes_nothing(ap):
+    scores, targets, ignore = example()
+    areas = np.random.default_rng(1).random((200, 20)) ** 4
+    options = {'ap': ap, 'areas': areas, 'bootstrap': 3}
+    flipped = evaluate(np.where(ignore, 1 - scores, scores), targets ^ ignore, ignore, **options)
+    assert_same(evaluate(scores, targets, ignore, **options), flipped)
 
 
 def test_measures_of_an_example_worked_by_hand():
@@ -29,6 +142,59 @@ def test_measures_of_an_example_worked_by_hand():
     assert {name: result[name] / 100 for name in expected} == pytest.approx(expected, abs=1e-12)
     np.testing.assert_allclose(result['AP'] / 100, ap, atol=1e-12)
     assert result['num_images'] == 4 and result['num_positives'].tolist() == [2, 2, 1] and result['ap'] == 'all-points'
+
+
+@pytest.mark.parametrize(
+    ('ap', 'expected'),
+    [
+        ('all-points', (1 + 2 / 4 + 4 / 6 + 4 / 6) / 4),
+        ('interpolated', (1 + 2 / 3 * 3) / 4),
+        # Recall 0, 0.1, 0.2 are reached with precision 1, the other eight at best with 4 of 6.
+        ('voc11', (3 * 1 + 8 * 2 / 3) / 11),
+    ],
+)
+def test_definitions_of_average_precision_by_hand(ap, expected):
+    # From the top: a hit; then a hit among three of one score (2 of 4 pass); at the end two hits of one score (4 of 6).
+    scores, targets = np.array([9, 7, 7, 7, 5, 5]) / 10, np.array([1, 0, 1, 0, 1, 1])
+    result = evaluate(scores[:, None], targets[:, None], ap=ap)
+    assert result['mAP'] / 100 == pytest.approx(expected, abs=1e-12) and result['ap'] == ap
+
+
+@pytest.mark.parametrize('ap', DEFINITIONS)
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1).filter(lambda r: any(t for _, t in r)))
+@settings(max_examples=150, deadline=None)
+def test_definitions_are_those_of_the_book(ap, rows):
+    scores, targets = np.array([s / 6 for s, _ in rows]), np.array([t for _, t in rows])
+    result = average_precision(scores[:, None], targets[:, None], ap=ap)[0]
+    assert result == pytest.approx(ap_by_the_book(scores, targets, ap), abs=1e-12)
+
+
+@pytest.mark.parametrize('num_positives', [10, 20, 30, 70, 110])
+def test_eleven_points_count_a_recall_that_is_just_a_tenth(num_positives):
+    """3 of 10 is a recall of 0.3 though 3 / 10 < 0.1 * 3: each tenth has a precision of its own here."""
+    tenth = num_positives // 10
+    targets = np.tile(np.r_[np.ones(tenth, bool), np.zeros(5, bool)], 10)
+    scores = np.linspace(1, 0, len(targets))
+    expected = [tenth * k / (tenth * k + 5 * (k - 1)) for k in (1, *range(1, 11))]
+    assert average_precision(scores[:, None], targets[:, None], ap='voc11')[0] == pytest.approx(
+        np.mean(expected), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize('ap', DEFINITIONS)
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_neither_the_order_of_images_nor_an_increasing_function_matters(ap, seed):
+    scores, targets, ignore = example(seed, shape=(30, 5), decimals=1)
+    order = np.random.default_rng(seed).permutation(30)
+    options = {'ap': ap, 'areas': np.random.default_rng(seed).random((30, 5)) ** 4}
+    result = evaluate(scores, targets, ignore, **options)
+    options['areas'] = options['areas'][order]
+    assert_same(result, evaluate(scores[order], targets[order], ignore[order], **options))
+    logits = 7 * scores - 3
+    np.testing.assert_array_equal(
+        average_precision(logits, targets, ignore, ap), average_precision(scores, targets, ignore, ap)
+    )
 
 
 def test_cf1_is_the_harmonic_mean_of_cp_and_cr_not_the_mean_of_class_f1():
@@ -48,9 +214,19 @@ def test_a_class_never_predicted_counts_zero_and_one_without_positives_leaves_ma
 
 
 def test_nothing_predicted_gives_zero_without_a_warning(recwarn):
-    result = evaluate(np.full((3, 2), 0.1), np.eye(3, 2))
-    assert [result[name] for name in ('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')] == [0] * 6
-    assert len(recwarn) == 0
+    result = evaluate(np.full((10, 2), 0.1), np.eye(2)[np.arange(10) % 2])
+    assert [result[name] for name in NAMES] == [0] * 6
+    assert len(recwarn) == 0 and result['few_positives'] == []
+
+
+def test_one_warning_counts_the_classes_of_few_positives():
+    targets = np.arange(20)[:, None] < np.array([5, 4, 0, *[1] * 12])
+    with pytest.warns(UserWarning) as warned:
+        result = evaluate(np.full((20, 15), 0.1), targets)
+    assert result['few_positives'] == [1, *range(3, 15)] and len(warned) == 1
+    message = str(warned[0].message)
+    assert message.startswith('13 of 15 classes have fewer than 5 positives')
+    assert message.endswith(': 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...') and warned[0].filename == __file__
 
 
 def test_a_threshold_for_each_class():
@@ -58,14 +234,203 @@ def test_a_threshold_for_each_class():
     assert evaluate(scores, targets, threshold=np.array([0.3, 0.5]))['OR'] == pytest.approx(200 / 3)
 
 
+def test_the_three_labels_of_highest_score():
+    scores = np.array([[0.9, 0.1, 0.1, 0.1, 0.0], [0.2, 0.3, 0.4, 0.5, 0.6], [0.0, 0.7, 0.8, 0.9, 0.7]])
+    targets = np.array([[1, 1, 0, 1, 0], [0, 0, 1, 1, 0], [1, 1, 0, 0, 0]])
+    ignore = np.zeros((3, 5), bool)
+    # Predicted: 0 and, of three equal ones, 1 and 2; 4, 3, 2; 3, 2 and, of two equal ones, 1.
+    # Right: 1, 2, 1, 1, 0. Predicted: 1, 2, 3, 2, 1. Present: 2, 2, 1, 2, 0.
+    result = evaluate(scores, targets)
+    cp, cr = (1 + 2 / 2 + 1 / 3 + 1 / 2 + 0) / 5, (1 / 2 + 2 / 2 + 1 + 1 / 2 + 0) / 5
+    op, or_ = 5 / 9, 5 / 7
+    expected = {'CP': cp, 'CR': cr, 'CF1': 2 * cp * cr / (cp + cr), 'OP': op, 'OR': or_}
+    expected['OF1'] = 2 * op * or_ / (op + or_)
+    assert {name: result[f'{name}_top3'] / 100 for name in NAMES} == pytest.approx(expected, abs=1e-12)
+
+    # Label 4 of image 1 takes no place, so label 1 is predicted; image 2 has two labels left, and both are.
+    ignore[1, 4] = True
+    ignore[2, :3] = True
+    # Right: 1, 1, 1, 1, 0. Predicted: 1, 2, 2, 2, 1. Present: 1, 1, 1, 2, 0.
+    result = evaluate(scores, targets, ignore)
+    cp, cr = (1 + 1 / 2 + 1 / 2 + 1 / 2 + 0) / 5, (1 + 1 + 1 + 1 / 2 + 0) / 5
+    expected = {'CP': cp, 'CR': cr, 'OP': 4 / 8, 'OR': 4 / 5}
+    assert {name: result[f'{name}_top3'] / 100 for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_top3_is_a_stable_sort_of_each_image():
+    """More images than are ranked at a time, with ties, against a sort of each one's labels."""
+    scores, targets, ignore = example(shape=(5000, 7), decimals=1)
+    labels = np.zeros((5000, 7), bool)
+    for i in range(5000):
+        kept = [k for k in range(7) if not ignore[i, k]]
+        labels[i, sorted(kept, key=lambda k: -scores[i, k])[:3]] = True
+    top, plain = evaluate(scores, targets, ignore), evaluate(labels.astype(float), targets, ignore)
+    assert [top[f'{name}_top3'] for name in NAMES] == [plain[name] for name in NAMES]
+
+
+def test_two_labels_are_both_among_the_three():
+    result = evaluate(np.array([[0.1, 0.0]]), np.array([[1, 0]]))
+    assert (result['OP_top3'], result['OR_top3']) == (50, 100)
+
+
+def test_map_by_size_by_hand():
+    scores = np.array([[0.9, 0.9], [0.8, 0.8], [0.7, 0.7], [0.6, 0.6], [0.5, 0.5], [0.4, 0.4]])
+    targets = np.array([[1, 0], [0, 1], [1, 0], [1, 1], [1, 0], [1, 0]])
+    areas = np.array([[0.1, 0.5], [0.001, 0.099], [0.01, np.nan], [0.0099, 0.01], [np.nan, 0.2], [0.0, np.nan]])
+    # Class 0: negative is image 1, small 3 and 5, medium 2, large 0; 4 is of unknown size.
+    # Class 1: medium are 1 and 3; negatives 0, 2, 4, 5, whatever their areas say.
+    result = evaluate(scores, targets, areas=areas)
+    assert result['mAP_small'] / 100 == pytest.approx((1 / 2 + 2 / 3) / 2, abs=1e-12)
+    assert result['mAP_medium'] / 100 == pytest.approx((1 / 2 + (1 / 2 + 2 / 4) / 2) / 2, abs=1e-12)
+    assert result['mAP_large'] == pytest.approx(100, abs=1e-10)
+    assert not {'mAP_small', 'mAP_medium', 'mAP_large'} & evaluate(scores, targets).keys()
+
+
+@pytest.mark.parametrize('ap', DEFINITIONS)
+def test_map_by_size_is_map_without_the_images_of_other_sizes(ap):
+    scores, targets, ignore = example()
+    areas = np.random.default_rng(1).random((200, 20)) ** 4
+    areas[np.random.default_rng(2).random((200, 20)) < 0.1] = np.nan
+    result = evaluate(scores, targets, ignore, ap=ap, areas=areas)
+    for size, low, high in (('small', 0, 0.01), ('medium', 0.01, 0.1), ('large', 0.1, 2)):
+        by_class = []
+        for k in range(20):
+            of_size = [low <= area < high for area in areas[:, k]]
+            kept = ~ignore[:, k] & (~targets[:, k] | of_size)
+            if targets[kept, k].any():
+                by_class.append(ap_by_the_book(scores[kept, k], targets[kept, k], ap))
+        assert len(by_class) in (17, 18)  # of the 18 with positives, one may have none of a size
+        assert result[f'mAP_{size}'] / 100 == pytest.approx(np.mean(by_class), abs=1e-12)
+
+
+def test_a_size_that_no_positive_has_is_nan(recwarn):
+    result = evaluate(np.full((6, 1), 0.5), np.ones((6, 1)), areas=np.full((6, 1), 0.5))
+    assert np.isnan(result['mAP_small']) and np.isnan(result['mAP_medium']) and result['mAP_large'] == 100
+    assert len(recwarn) == 0
+
+
+@pytest.mark.parametrize('ap', DEFINITIONS)
+def test_the_interval_is_that_of_resamples_with_repeated_rows(ap):
+    # So few positives that some resamples miss some classes.
+    scores, targets, ignore = example(shape=(30, 6), decimals=1)
+    targets[:, 2] = np.arange(30) < 1
+    ignore[0, 2] = False
+    rng, means, missed = np.random.default_rng(5), [], 0
+    for _ in range(40):
+        drawn = rng.integers(30, size=30)
+        by_class = average_precision(scores[drawn], targets[drawn], ignore[drawn], ap)
+        means.append(np.nanmean(by_class))
+        missed += np.isnan(by_class[2])
+    assert 0 < missed < 40
+    low, high = evaluate(scores, targets, ignore, ap=ap, bootstrap=40, seed=5)['mAP_interval']
+    assert (low / 100, high / 100) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=1e-12)
+    assert evaluate(scores, targets, ignore, ap=ap, bootstrap=40, seed=6)['mAP_interval'] != (low, high)
+
+
+def test_resamples_without_any_positive_leave_the_interval(recwarn):
+    targets = np.zeros((5, 1))
+    targets[0] = 1
+    result = evaluate(np.full((5, 1), 0.5), targets, bootstrap=30)
+    rng = np.random.default_rng(0)
+    times = [(rng.integers(5, size=5) == 0).sum() for _ in range(30)]  # one score: AP is the share of positives
+    assert 0 in times
+    expected = np.percentile([100 * n / 5 for n in times if n], [2.5, 97.5])
+    assert result['mAP_interval'] == pytest.approx(tuple(expected), abs=1e-10)
+    assert [w for w in recwarn if 'fewer than' not in str(w.message)] == []
+
+
 @pytest.mark.parametrize(
-    ('scores', 'targets', 'message'),
+    ('scores', 'targets', 'options', 'message'),
     [
-        (np.zeros((3, 2)), np.zeros((3, 3)), 'must both be'),
-        (np.zeros((0, 2)), np.zeros((0, 2)), 'N > 0'),
-        (np.zeros((3, 2)), np.zeros((3, 2)), 'no positive'),
+        (np.zeros((3, 2)), np.zeros((3, 3)), {}, 'must both be'),
+        (np.zeros(3), np.zeros(3), {}, 'must both be'),
+        (np.zeros((0, 2)), np.zeros((0, 2)), {}, 'N > 0'),
+        (np.zeros((2, 0)), np.zeros((2, 0)), {}, 'K > 0'),
+        (np.zeros((3, 2)), np.zeros((3, 2)), {}, 'no positive'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'ignore': np.ones((3, 2), bool)}, 'no positive'),
+        (np.full((3, 2), np.nan), np.ones((3, 2)), {}, 'not NaN: apply sigmoid'),
+        (np.full((3, 2), 1.01), np.ones((3, 2)), {}, 'apply sigmoid'),
+        (np.full((3, 2), -0.01), np.ones((3, 2)), {}, 'apply sigmoid'),
+        (np.zeros((3, 2)), np.full((3, 2), -1), {}, 'targets must be 1 or 0'),
+        (np.zeros((3, 2)), np.full((3, 2), 0.5), {}, 'targets must be 1 or 0'),
+        (np.zeros((3, 2)), np.full((3, 2), np.nan), {}, 'targets must be 1 or 0'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'ignore': np.zeros(2)}, r'ignore \(2,\) must have the shape of scores'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'areas': np.zeros(2)}, r'areas \(2,\) must have the shape of scores'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'areas': np.full((3, 2), 25.0)}, 'divide by width'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'areas': np.array([[np.nan, -1]] * 3)}, 'divide by width'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'threshold': np.zeros(3)}, 'one for each of the 2 classes'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'threshold': 50}, 'from 0 to 1'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'threshold': np.nan}, 'from 0 to 1'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'ap': 'coco'}, "'coco': choose from all-points, interpolated, voc11"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(scores, targets, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate(scores, targets)
+def test_what_cannot_be_measured_is_refused(scores, targets, options, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        evaluate(scores, targets, **options)
+    assert '\n' not in str(refused.value)
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.int64, np.float32, bool])
+def test_the_type_of_targets_and_half_precision_scores_do_not_matter(dtype):
+    scores, targets, ignore = example(dtype=np.float16)
+    assert_same(
+        evaluate(scores, targets.astype(dtype), ignore.astype(np.uint8)),
+        evaluate(scores.astype(np.float64), targets, ignore),
+    )
+
+
+@pytest.mark.parametrize('processes', [1, 2, 3])
+@given(images=st.integers(6, 40), batch=st.integers(1, 5), seed=st.integers(0, 1000), with_ignore=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_gathered_batches_measure_each_image_once(processes, images, batch, seed, with_ignore):
+    """Images dealt as Accelerate does, with the first ones again until all processes have as many full batches."""
+    scores, targets, ignore = example(seed, shape=(images, 4), decimals=1, dtype=np.float32)
+    targets[0, 2:] = True
+    ignore[0, 2:] = False
+    areas = (np.random.default_rng(seed).random((images, 4)) ** 4).astype(np.float32)
+    optional = {'ignore': ignore, 'areas': areas} if with_ignore else {}
+    order = np.random.default_rng(seed).permutation(images)
+    together = processes * batch
+    padded = np.resize(order, -(-images // together) * together)
+    measures = Measures()
+    for step in padded.reshape(-1, together):
+        buffer = scores[step]
+        measures.update(step, buffer, targets[step], **{name: array[step] for name, array in optional.items()})
+        buffer[:] = 0  # what was given is kept as it was
+    options = {'ap': 'interpolated', 'bootstrap': 3, 'threshold': 0.4}
+    assert_same(measures.compute(images, **options), evaluate(scores, targets, **optional, **options))
+    arrays = measures.arrays()
+    assert arrays.keys() == {'scores', 'targets', 'ignore', 'areas'}
+    for name, array in {'scores': scores, 'targets': targets, 'ignore': None, 'areas': None, **optional}.items():
+        np.testing.assert_array_equal(arrays[name], array, strict=array is not None)
+
+
+def test_the_first_of_a_repeated_image_counts_and_scores_are_single():
+    measures = Measures()
+    measures.update([5, 3], np.array([[0.1], [0.3]]), np.array([[1], [0]]))
+    measures.update([3, 5], np.array([[0.9], [0.9]]), np.array([[1], [0]]))
+    arrays = measures.arrays(2)
+    np.testing.assert_array_equal(arrays['scores'], np.array([[0.3], [0.1]], np.float32), strict=True)
+    np.testing.assert_array_equal(arrays['targets'], np.array([[False], [True]]), strict=True)
+
+
+@pytest.mark.parametrize('expected', [1, 3])
+def test_images_that_are_missing_or_too_many_are_noticed(expected):
+    measures = Measures()
+    measures.update([0, 1, 0], np.full((3, 2), 0.5), np.ones((3, 2)))
+    with pytest.raises(RuntimeError, match=f'measured 2 images of {expected}'):
+        measures.compute(expected)
+    with pytest.raises(RuntimeError, match='no image'):
+        Measures().compute()
+
+
+def test_batches_that_do_not_fit_are_refused():
+    measures, scores = Measures(), np.full((2, 2), 0.5)
+    for indices in ([0], [[0, 1]], [0.0, 1.0]):
+        with pytest.raises(ValueError, match='whole numbers, one for each row'):
+            measures.update(indices, scores, scores > 0)
+    with pytest.raises(ValueError, match='apply sigmoid'):
+        measures.update([0, 1], scores + 1, scores > 0)
+    measures.update([0, 1], scores, scores > 0)
+    with pytest.raises(ValueError, match='ignore must be given in every update or in none'):
+        measures.update([2, 3], scores, scores > 0, ignore=scores > 1)

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from msff_timm.metrics import evaluate
+from msff_timm.thresholds import Thresholds, fit
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*fewer than 5 positives')
+
+
+def example(seed, shape=(60, 4), decimals=1, dtype=np.float64, ignored=0.2):
+    rng = np.random.default_rng(seed)
+    targets = rng.random(shape) < rng.uniform(0.1, 0.6, shape[1])
+    scores = np.clip(rng.normal(0.35 + 0.2 * targets, 0.2), 0, 1).round(decimals).astype(dtype)
+    targets[0], ignore = True, rng.random(shape) < ignored
+    return scores, targets, ignore
+
+
+def best_by_trying_all(scores, targets):
+    """Tries the middle of every two neighbouring scores, 0 and 1 included, in whole-number F1."""
+    bounds = sorted({0.0, 1.0, *scores.tolist()})
+    tried = []
+    for low, high in zip(bounds, bounds[1:], strict=False):
+        threshold = (low + high) / 2
+        correct = sum(s > threshold and t for s, t in zip(scores.tolist(), targets.tolist(), strict=True))
+        passing = sum(s > threshold for s in scores.tolist())
+        f1 = 2 * correct / (passing + int(targets.sum()))
+        tried.append((-f1, abs(threshold - 0.5), threshold))
+    return min(tried)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=12).filter(
+        lambda r: any(t for _, t in r)
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_both_kinds_are_the_best_of_all_and_the_nearest_to_a_half(rows):
+    scores, targets = np.array([s / 8 for s, _ in rows]), np.array([t for _, t in rows])
+    fitted = fit(np.tile(scores, 2)[:, None], np.tile(targets, 2)[:, None], folds=2)
+    loss, _, threshold = best_by_trying_all(np.tile(scores, 2), np.tile(targets, 2))
+    expected = threshold if loss < 0 else 0.5  # every positive's score is 0, which exceeds no threshold
+    assert fitted.per_class == [expected] and fitted.overall == expected
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_each_class_and_all_together_without_ignored_entries(seed):
+    scores, targets, ignore = example(seed, decimals=2)
+    fitted = fit(scores, targets, ignore)
+    for k in range(4):
+        kept = ~ignore[:, k]
+        assert fitted.per_class[k] == pytest.approx(best_by_trying_all(scores[kept, k], targets[kept, k])[2], abs=1e-12)
+    assert fitted.overall == pytest.approx(best_by_trying_all(scores[~ignore], targets[~ignore])[2], abs=1e-12)
+    assert fit(scores, targets ^ ignore, ignore) == fitted
+
+
+def test_an_example_worked_by_hand():
+    # Class 0: 0.4 and 0.6 parted by their middle. Class 1: F1 is 2/3 above 0.7 and 4/5 above 0.2 (all but one).
+    scores = np.array([[0.9, 0.8], [0.6, 0.7], [0.4, 0.3], [0.1, 0.1]])
+    targets = np.array([[1, 1], [1, 0], [0, 1], [0, 0]])
+    fitted = fit(scores, targets, folds=2)
+    assert fitted.per_class == pytest.approx([0.5, 0.2], abs=1e-12)
+    # All eight: above 0.5, 3 of 4 are right, F1 6/8; above 0.2, 4 of 6, F1 8/10.
+    assert fitted.overall == pytest.approx(0.2, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ('targets', 'ignore'), [([0, 0, 0], None), ([1, 1, 0], [1, 1, 1])], ids=['no positive', 'all ignored']
+)
+def test_a_class_with_nothing_to_fit_gets_a_half(targets, ignore):
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.3]])
+    targets = np.stack([np.array([1, 1, 0]), np.array(targets)], axis=1)
+    ignore = None if ignore is None else np.stack([np.zeros(3, bool), np.array(ignore, bool)], axis=1)
+    assert fit(scores, targets, ignore, folds=3).per_class == [pytest.approx(0.45), 0.5]
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_neighbouring_numbers_are_parted_in_their_own_precision(dtype):
+    high = dtype(0.3)
+    scores = np.array([[high], [np.nextafter(high, dtype(0))]] * 5)
+    targets = np.array([[1], [0]] * 5)
+    fitted = fit(scores, targets, folds=2)
+    assert dtype(fitted.per_class[0]) == fitted.per_class[0]
+    np.testing.assert_array_equal(scores > dtype(fitted.per_class[0]), targets)
+    assert evaluate(scores, targets, threshold=fitted.per_class)['OF1'] == 100
+
+
+@pytest.mark.parametrize('ignored', [0, 0.2])
+@pytest.mark.parametrize(('folds', 'seed'), [(5, 0), (3, 7)])
+def test_out_of_fold_figures(ignored, folds, seed):
+    """Each fold predicted, image by image, with thresholds fitted anew to the rest; the measures are scikit-learn's."""
+    scores, targets, ignore = example(seed, shape=(47, 5), ignored=ignored)
+    targets[:, 4] = False
+    fitted = fit(scores, targets, ignore, folds=folds, seed=seed)
+
+    order = np.random.default_rng(seed).permutation(47)
+    predicted = {'per_class': np.zeros((47, 5)), 'overall': np.zeros((47, 5)), 'default': scores > 0.5}
+    start = 0
+    for i in range(folds):
+        size = 47 // folds + (i < 47 % folds)
+        fold, rest = order[start : start + size], np.concatenate([order[:start], order[start + size :]])
+        start += size
+        refitted = fit(scores[rest], targets[rest], ignore[rest], folds=2)
+        for image in fold:
+            predicted['per_class'][image] = [s > t for s, t in zip(scores[image], refitted.per_class, strict=True)]
+            predicted['overall'][image] = [s > refitted.overall for s in scores[image]]
+    assert start == 47 and set(fitted.out_of_fold) == set(predicted)
+    for name, labels in predicted.items():
+        labels, truth = labels.astype(bool) & ~ignore, targets & ~ignore
+        measures = evaluate(labels.astype(float), truth)
+        expected = {
+            'CF1': measures['CF1'],
+            'OF1': 100 * f1_score(truth, labels, average='micro'),
+            'macro_F1': 100 * f1_score(truth, labels, average='macro', zero_division=0),
+        }
+        assert fitted.out_of_fold[name] == pytest.approx(expected, abs=1e-9)
+
+
+def test_on_noise_the_figures_do_not_boast():
+    """Fitted to noise, thresholds look better on their own images than they are: that is not what is reported."""
+    rng = np.random.default_rng(0)
+    scores, targets = rng.random((60, 20)), rng.random((60, 20)) < 0.2
+    fitted = fit(scores, targets)
+    on_its_own = evaluate(scores, targets, threshold=fitted.per_class)
+    assert fitted.out_of_fold['per_class']['OF1'] < on_its_own['OF1']
+    assert fitted.out_of_fold['per_class']['CF1'] < on_its_own['CF1']
+
+
+def test_the_seed_deals_the_folds_and_nothing_else():
+    scores, targets, _ = example(1, decimals=8)
+    first, again, other = (fit(scores, targets, seed=seed) for seed in (0, 0, 1))
+    assert first == again and first.out_of_fold != other.out_of_fold
+    assert (first.per_class, first.overall) == (other.per_class, other.overall)
+    assert first.out_of_fold['default'] == other.out_of_fold['default']
+
+
+def test_they_are_plain_numbers():
+    fitted = fit(*example(0, dtype=np.float32))
+    assert isinstance(fitted, Thresholds) and type(fitted.overall) is float
+    assert {type(threshold) for threshold in fitted.per_class} == {float}
+    assert {type(v) for figures in fitted.out_of_fold.values() for v in figures.values()} == {float}
+
+
+@pytest.mark.parametrize(
+    ('images', 'folds', 'message'), [(4, 5, '4 images cannot be dealt into 5 folds'), (4, 1, 'at least 2, not 1')]
+)
+def test_folds_that_cannot_be_dealt_are_refused(images, folds, message):
+    with pytest.raises(ValueError, match=message):
+        fit(np.full((images, 2), 0.5), np.ones((images, 2)), folds=folds)
+
+
+def test_what_cannot_be_fitted_is_refused():
+    with pytest.raises(ValueError, match='apply sigmoid'):
+        fit(np.full((5, 2), 1.5), np.ones((5, 2)))
+    with pytest.raises(ValueError, match='no positive'):
+        fit(np.full((5, 2), 0.5), np.ones((5, 2)), np.ones((5, 2), bool))
