@@ -208,9 +208,9 @@ def test_a_class_never_predicted_counts_zero_and_one_without_positives_leaves_ma
     scores = np.array([[0.9, 0.1, 0.9], [0.2, 0.2, 0.1]])
     targets = np.array([[1, 1, 0], [0, 0, 0]])
     result = evaluate(scores, targets)
-    assert result['CP'] == pytest.approx(100 / 3) and result['CR'] == pytest.approx(100 / 3)
+    assert (result['CP'], result['CR']) == pytest.approx((100 / 3, 100 / 3), abs=1e-9)
     assert np.isnan(result['AP'][2]) and result['num_classes_with_positives'] == 2
-    assert result['mAP'] == pytest.approx((100 + 50) / 2)
+    assert result['mAP'] == pytest.approx((100 + 50) / 2, abs=1e-9)
 
 
 def test_nothing_predicted_gives_zero_without_a_warning(recwarn):
@@ -231,7 +231,7 @@ def test_one_warning_counts_the_classes_of_few_positives():
 
 def test_a_threshold_for_each_class():
     scores, targets = np.array([[0.4, 0.4], [0.4, 0.4]]), np.array([[1, 0], [1, 1]])
-    assert evaluate(scores, targets, threshold=np.array([0.3, 0.5]))['OR'] == pytest.approx(200 / 3)
+    assert evaluate(scores, targets, threshold=np.array([0.3, 0.5]))['OR'] == pytest.approx(200 / 3, abs=1e-9)
 
 
 def test_the_three_labels_of_highest_score():

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from msff_timm.data.samples import Samples
 from msff_timm.errors import InputError
-from msff_timm.metrics import evaluate
+from msff_timm.metrics import Measures
 
 __all__ = [
     'make_loader',
@@ -113,18 +112,14 @@ def measure(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> d
         loader: Prepared by the accelerator, so that each process has its share of the pictures.
     """
     model.eval()
-    gathered = []
+    measures = Measures()
     for batch in loader:
         with accelerator.autocast():
             logits = model(batch['image'])
         part = (batch['index'], logits.float().sigmoid(), batch['target'])
-        gathered.append([tensor.cpu().numpy() for tensor in accelerator.gather(part)])
-    indices, scores, targets = map(np.concatenate, zip(*gathered, strict=True))
-    # Accelerate repeats pictures to give each process equal batches: each index counts once.
-    unique, first = np.unique(indices, return_index=True)
-    if len(unique) != len(loader.dataset):
-        raise RuntimeError(f'measured {len(unique)} pictures of {len(loader.dataset)}')
-    return evaluate(scores[first], targets[first])
+        # Accelerate repeats pictures to give each process equal batches; `Measures` counts each index once.
+        measures.update(*(tensor.cpu().numpy() for tensor in accelerator.gather(part)))
+    return measures.compute(len(loader.dataset))
 
 
 def run_command(main: Callable[[], None]) -> None:
