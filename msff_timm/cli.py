@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser('predict', help='print the labels of photos with their probabilities')
     command.add_argument('photos', nargs='+', metavar='PHOTO', help='file, folder or glob')
     command.add_argument('--model', required=True, help='local-dir:FOLDER, hf-hub:ORG/NAME or a pretrained timm name')
-    command.add_argument('--threshold', type=_probability, default=0.5, help='of probability (default: 0.5)')
+    command.add_argument('--threshold', type=_probability, help="of probability (default: the model's own, else 0.5)")
     command.add_argument('--json', action='store_true', help='print JSON instead of a table')
     command.set_defaults(run=_predict)
 
@@ -90,7 +90,7 @@ def _predict(args: argparse.Namespace) -> int:
         if prediction.error:
             print(f'msff-timm: {prediction.error}', file=sys.stderr)
         elif not args.json:
-            _print_rows(prediction, width, args.threshold)
+            _print_rows(prediction, width, 'its threshold' if args.threshold is None else f'{args.threshold:g}')
     if args.json:
         print(json.dumps([vars(prediction) for prediction in predictions], indent=2))
     failed = sum(prediction.error is not None for prediction in predictions)
@@ -118,7 +118,7 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_rows(prediction: Prediction, width: int, threshold: float) -> None:
+def _print_rows(prediction: Prediction, width: int, threshold: str) -> None:
     rows = [f'{probability:11.3f}  {name}' for name, probability in prediction.labels.items()]
-    for row in rows or [f'{"-":>11}  (none above {threshold:g})']:
+    for row in rows or [f'{"-":>11}  (none above {threshold})']:
         print(f'{prediction.photo:{width}}  {row}', flush=True)
