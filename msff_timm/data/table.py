@@ -7,6 +7,8 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -69,19 +71,16 @@ def load(
     for path in used.values():
         if not os.access(path, os.R_OK):
             raise InputError(f'{path}: may not be read.')
+    columns = _Columns(IMAGE_COLUMNS[name], image_column, label_columns, label_delimiter)
 
     def read() -> Records:
         tables = {key: _read(path) for key, path in used.items()}
         if one_file:
-            tables = _by_split(tables['train'])
+            tables = _by_split(tables['train'], split)
         if split not in tables:
-            there = ', '.join(tables)
-            mend = f'there: {there}' if there and 'split' in next(iter(tables.values())).columns else 'name it'
-            column = '' if mend != 'name it' else ': without a column split all rows are of the split train'
-            raise InputError(f'{base}: holds no row of the split {split}{column or f" ({mend})"}.')
+            raise InputError(f'{base}: has no row with {split} in its column split (there: {_some(tables) or "none"}).')
         return _records(tables, split, label_names, columns, image_root)
 
-    columns = _Columns(IMAGE_COLUMNS[name], image_column, label_columns, label_delimiter)
     return cached(
         read,
         used.values(),
@@ -102,7 +101,7 @@ def check_names(setting: str, names: Sequence[str] | None) -> None:
     for name in names or ():
         if not name.strip():
             raise InputError(f'{setting}: a name is empty: name it or leave it out.')
-        if len(name.splitlines()) > 1 or '\0' in name:
+        if not _is_one_line(name):
             raise InputError(f'{setting}: the name {_short(name)} has a line break or NUL in it.')
         if name in seen:
             raise InputError(f'{setting}: {_short(name)} is there twice.')
@@ -261,9 +260,11 @@ def _files(name: str, root: Path) -> dict[str, Path]:
     return files
 
 
-def _by_split(table: _Table) -> dict[str, _Table]:
-    """Parts a table by its column `split`; all are `train` where it has none."""
+def _by_split(table: _Table, split: str) -> dict[str, _Table]:
+    """Parts a table by its column `split`; all rows are `train` where it has none, and another is an error."""
     if 'split' not in table.columns:
+        if split != 'train':
+            raise InputError(f'{table.path}: has no column split, so all its rows are of train and none of {split}.')
         return {'train': table}
     rows = defaultdict(list)
     for row, value in enumerate(table.column('split')):
@@ -321,7 +322,8 @@ def _common_names(tables: dict[str, _Table], columns: _Columns) -> list[str]:
             )
     if is_binary:
         return names
-    found = {label for table in tables.values() for entries in _labels(table, columns) for label in chain_of(entries)}
+    rows = chain.from_iterable(_labels(table, columns) for table in tables.values())
+    found = {label for present, ignore in rows for label in (*present, *ignore)}
     if not found:
         raise InputError(f'{first.path}: holds no label: fill the column {names[0]!r}, or set data.label_names.')
     return sorted(found)
@@ -349,14 +351,13 @@ def _images(table: _Table, column: str, image_root: str | None) -> tuple[list[st
     names, first = [], {}
     for row, value in enumerate(table.column(column)):
         where = table.where(row)
-        if isinstance(value, dict | bytes):
-            raise InputError(f'{where}: {column!r} holds a picture, not its path: such data are read with data.name hub.')
         name = _text(value, f'{where}: {column!r}', 'path')
         if not name.strip():
             raise InputError(f'{where}: {column!r} is empty: name a picture or leave the row out.')
         path = str(locate(folder, name, where))
         if path in first:
-            raise InputError(f'{where}: {_short(name)} is already in {table.unit} {table.numbers[first[path]]}: keep one.')
+            number = table.numbers[first[path]]
+            raise InputError(f'{where}: {_short(name)} is already in {table.unit} {number}: keep one of them.')
         if not os.path.isfile(path):
             raise InputError(f'{where}: names {_short(name)}, which is not in {folder}; data.image_root is the folder.')
         first[path] = row
@@ -438,7 +439,7 @@ def _read_json_lines(path: Path, text: str) -> _Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=lambda pairs: _object(pairs, where))
+            row = json.loads(line, object_pairs_hook=partial(_object, where))
             if '\\u' in line:
                 json.dumps(row, ensure_ascii=False).encode()
         except InputError:
@@ -453,10 +454,12 @@ def _read_json_lines(path: Path, text: str) -> _Table:
             raise InputError(f'{path}: line {without} has no {_short(key)}, but line {other} has: write null there.')
         rows.append(row)
         numbers.append(number)
+    if not rows:
+        raise InputError(f'{path}: is empty.')
     return _Table(path, list(rows[0]), 'line', numbers, lambda name: [row[name] for row in rows])
 
 
-def _object(pairs: list[tuple[str, object]], where: str) -> dict:
+def _object(where: str, pairs: list[tuple[str, object]]) -> dict:
     check_names(f'{where}: keys', [key for key, _ in pairs])
     return dict(pairs)
 
@@ -467,7 +470,10 @@ def _read_parquet(path: Path) -> _Table:
     def column(name: str) -> list:
         kind = schema.field(name).type
         if not _is_readable(kind):
-            raise InputError(f'{path}: the column {name!r} is {_short(str(kind))}: text, numbers or lists can be read.')
+            raise InputError(
+                f'{path}: the column {name!r} is {str(kind)[:MOST_CHARACTERS]!r}, not text, numbers or lists of them'
+                ' (pictures within a file are read with data.name hub).'
+            )
         return _try_parquet(path, lambda file: file.read(columns=[name]).column(name).to_pylist())
 
     return _Table(path, schema.names, 'row', range(rows), column)
@@ -492,9 +498,13 @@ def _is_readable(kind: pa.DataType) -> bool:
 def _text(value: object, where: str, what: str) -> str:
     if not isinstance(value, str):
         raise InputError(f'{where} has the {what} {_short(value)}, which is not text.')
-    if len(value.splitlines()) > 1 or '\0' in value:
+    if not _is_one_line(value):
         raise InputError(f'{where} has the {what} {_short(value)} with a line break or NUL in it.')
     return value
+
+
+def _is_one_line(text: str) -> bool:
+    return '\0' not in text and len(f'{text}.'.splitlines()) == 1
 
 
 def _short(value: object) -> str:
@@ -502,5 +512,5 @@ def _short(value: object) -> str:
     return text if len(text) <= MOST_CHARACTERS else f'{text[:MOST_CHARACTERS]}...'
 
 
-def _some(names: Sequence[str]) -> str:
-    return ', '.join(names[:20]) + (f', ... ({len(names)} in all)' if len(names) > 20 else '')
+def _some(names: Collection[str]) -> str:
+    return ', '.join(list(names)[:20]) + (f', ... ({len(names)} in all)' if len(names) > 20 else '')
