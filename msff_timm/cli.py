@@ -17,7 +17,7 @@ __all__ = ['main']
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 0, 1 when some photos failed, 2 for bad input, 130 for Ctrl-C."""
+    """Runs the command; returns its exit code: 0, 1 when a picture cannot be read, 2 for bad input, 130 for Ctrl-C."""
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser('predict', help='print the labels of photos with their probabilities')
     command.add_argument('photos', nargs='+', metavar='PHOTO', help='file, folder or glob')
     command.add_argument('--model', required=True, help='local-dir:FOLDER, hf-hub:ORG/NAME or a pretrained timm name')
-    command.add_argument('--threshold', type=_probability, default=0.5, help='of probability (default: 0.5)')
+    command.add_argument('--threshold', type=_probability, help="of probability (default: the model's own, else 0.5)")
     command.add_argument('--json', action='store_true', help='print JSON instead of a table')
     command.set_defaults(run=_predict)
 
@@ -61,6 +61,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--photos', nargs='+', default=[], metavar='PHOTO', help='to compare on (default: noise)')
     command.add_argument('-o', '--output', required=True, metavar='FILE')
     command.set_defaults(run=_export)
+
+    command = commands.add_parser('data', help='look at a data set before training: counts, faulty files, pictures')
+    command.add_argument('name', metavar='NAME', help='coco2014, voc2007, table, folder, hub, scenes, ...')
+    command.add_argument('--root', help='folder of the data set, a table, or the id of a data set of the Hub')
+    command.add_argument('--splits', nargs='+', help='(default: those of train and validation that there are)')
+    command.add_argument('--size', type=int, help='of each split: the first pictures (default: all)')
+    command.add_argument('--image-size', type=int, default=128, help='side at which scenes are drawn')
+    command.add_argument('--keep-unlabelled', action='store_true', default=None, help="COCO's pictures without a label")
+    command.add_argument('--drop-unlabelled', action='store_false', dest='keep_unlabelled', default=None)
+    command.add_argument('--difficult', default='ignore', help="of VOC's labels: ignore, negative or positive")
+    command.add_argument('--image-root', help='folder of the pictures that a table names')
+    command.add_argument('--image-column')
+    command.add_argument('--label-columns', type=_names, help='NAME,NAME,...')
+    command.add_argument('--label-delimiter', default='|', help='between the labels of a column of text')
+    command.add_argument('--label-names', type=_names, help='NAME,NAME,... in the order of the logits')
+    command.add_argument('--check', action='store_true', help='decode every picture')
+    command.add_argument('--workers', type=int, help='processes that decode (default: one on each processor)')
+    command.add_argument('-o', '--output', metavar='FOLDER', help='(default: inspect-NAME)')
+    command.set_defaults(run=_data)
     return parser
 
 
@@ -90,7 +109,7 @@ def _predict(args: argparse.Namespace) -> int:
         if prediction.error:
             print(f'msff-timm: {prediction.error}', file=sys.stderr)
         elif not args.json:
-            _print_rows(prediction, width, args.threshold)
+            _print_rows(prediction, width, 'its threshold' if args.threshold is None else f'{args.threshold:g}')
     if args.json:
         print(json.dumps([vars(prediction) for prediction in predictions], indent=2))
     failed = sum(prediction.error is not None for prediction in predictions)
@@ -118,7 +137,24 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_rows(prediction: Prediction, width: int, threshold: float) -> None:
+LOADING = (
+    'root size image_size keep_unlabelled difficult image_root image_column label_columns label_delimiter label_names'
+).split()
+
+
+def _data(args: argparse.Namespace) -> int:
+    from .data.inspect import draw, inspect, load_splits
+
+    splits, not_loaded = load_splits(args.name, args.splits, **{key: getattr(args, key) for key in LOADING})
+    for message in not_loaded:
+        print(f'msff-timm: left out: {message}', file=sys.stderr)
+    report = inspect(splits, args.check, args.workers)
+    print('\n'.join(report.lines()), flush=True)
+    print('\n'.join(map(str, draw(report, splits, args.output or f'inspect-{args.name}'))))
+    return 0 if report.is_whole else 1
+
+
+def _print_rows(prediction: Prediction, width: int, threshold: str) -> None:
     rows = [f'{probability:11.3f}  {name}' for name, probability in prediction.labels.items()]
-    for row in rows or [f'{"-":>11}  (none above {threshold:g})']:
+    for row in rows or [f'{"-":>11}  (none above {threshold})']:
         print(f'{prediction.photo:{width}}  {row}', flush=True)

@@ -1,5 +1,6 @@
 """Saving to and loading from timm's Hub format: `model.safetensors` and `config.json` in one folder."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -9,11 +10,12 @@ import timm
 import torch.nn as nn
 from huggingface_hub import constants
 from timm.models import get_model_args, parse_model_name, save_for_hf
+from timm.models._hub import download_from_hf
 
 from .errors import InputError, unknown
 from .labels import relabel
 
-__all__ = ['create', 'list_models', 'load', 'load_for', 'save']
+__all__ = ['create', 'list_models', 'load', 'load_for', 'save', 'set_thresholds']
 
 
 def list_models() -> list[str]:
@@ -21,7 +23,14 @@ def list_models() -> list[str]:
     return timm.list_models(module=['msff', 'peers'])
 
 
-def save(model: nn.Module, folder: str | Path, label_names: list[str], data_config: dict) -> None:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    label_names: list[str],
+    data_config: dict,
+    training: dict | None = None,
+    thresholds: dict | None = None,
+) -> None:
     """Saves a model so that `timm.create_model(f'local-dir:{folder}', pretrained=True)` gives it back.
 
     Each file is replaced in one step, so a reader never sees half of one.
@@ -31,6 +40,8 @@ def save(model: nn.Module, folder: str | Path, label_names: list[str], data_conf
         folder: Made when it is missing.
         label_names: Names in the order of the logits.
         data_config: Preprocessing, as `timm.data.resolve_model_data_config` gives it.
+        training: What the model was trained with, its transforms say: JSON values.
+        thresholds: As for `set_thresholds`.
 
     Raises:
         ValueError: Label names repeat, or their number is not the number of logits.
@@ -45,7 +56,12 @@ def save(model: nn.Module, folder: str | Path, label_names: list[str], data_conf
         save_for_hf(
             model,
             temporary,
-            model_config={'label_names': list(label_names), 'problem_type': 'multi_label_classification'},
+            model_config={
+                'label_names': list(label_names),
+                'problem_type': 'multi_label_classification',
+                **({'training': training} if training else {}),
+                **({'thresholds': thresholds} if thresholds else {}),
+            },
             # The saved weights hold the backbone's: whoever creates the model from this file fetches nothing else.
             model_args={'backbone_pretrained': False} if 'backbone_pretrained' in get_model_args(model) else None,
             safe_serialization=True,
@@ -55,6 +71,24 @@ def save(model: nn.Module, folder: str | Path, label_names: list[str], data_conf
         shutil.copymode(Path(temporary, 'config.json'), Path(temporary, 'model.safetensors'))
         for name in ('model.safetensors', 'config.json'):
             os.replace(Path(temporary, name), folder / name)
+
+
+def set_thresholds(name: str, thresholds: dict) -> Path:
+    """Stores thresholds with a saved model; `load` gives them to the model, and `predict` uses them.
+
+    Args:
+        name: `local-dir:FOLDER`.
+        thresholds: `per_class`, a list in the order of the logits, and whatever tells how it was found.
+
+    Returns:
+        The file.
+    """
+    path = Path(name.removeprefix('local-dir:'), 'config.json')
+    config = {**json.loads(path.read_text(encoding='utf-8')), 'thresholds': thresholds}
+    temporary = path.with_name('.config.json.saving')
+    temporary.write_text(json.dumps(config, indent=2), encoding='utf-8')
+    os.replace(temporary, path)
+    return path
 
 
 def create(name: str, **model_args) -> nn.Module:
@@ -81,7 +115,8 @@ def load(name: str, **model_args) -> nn.Module:
         **model_args: As for `timm.create_model`, in place of those that the model was saved with.
 
     Returns:
-        The model in evaluation mode; `model.pretrained_cfg` holds its `label_names` and preprocessing.
+        The model in evaluation mode; `model.pretrained_cfg` holds its `label_names` and preprocessing, and
+        `model.thresholds` a probability for each label, where some were stored, or None.
 
     Raises:
         InputError: There is no such model, or it has no weights that can be read.
@@ -101,7 +136,9 @@ def load(name: str, **model_args) -> nn.Module:
     elif not timm.is_model(name.partition('.')[0]):
         raise unknown('model', name, list_models())
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
+        model.thresholds = _stored_thresholds(source, where, model.num_classes)
+        return model
     except Exception as e:
         # A damaged config.json or weights file and an unreachable Hub show themselves in many types of exception.
         origin = f' from {constants.ENDPOINT}' if source == 'hf-hub' else ''
@@ -130,6 +167,24 @@ def load_for(
         return model, relabel(model, label_names)
     model.reset_classifier(len(label_names))
     return model, {}
+
+
+def _stored_thresholds(source: str, where: str, num_classes: int) -> list[float] | None:
+    """Reads what `set_thresholds` stored: timm keeps of a config.json only the keys that it knows."""
+    if source == 'local-dir':
+        path = Path(where, 'config.json')
+    elif source == 'hf-hub':
+        path = Path(download_from_hf(where, 'config.json'))
+    else:
+        return None
+    thresholds = json.loads(path.read_text(encoding='utf-8')).get('thresholds')
+    if thresholds is None:
+        return None
+    per_class = [float(threshold) for threshold in thresholds['per_class']]
+    if not all(0 <= threshold < 1 for threshold in per_class):
+        raise ValueError('thresholds in config.json must be from 0 to below 1')
+    # A model that was loaded with another number of labels has none of its own.
+    return per_class if len(per_class) == num_classes else None
 
 
 def _reason(error: Exception) -> str:

@@ -57,14 +57,15 @@ def find_photos(patterns: Sequence[str]) -> list[str]:
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, photos: Sequence[str], threshold: float = 0.5, batch_size: int = 8
+    model: nn.Module, photos: Sequence[str], threshold: float | None = None, batch_size: int = 8
 ) -> Iterator[Prediction]:
     """Predicts the labels of photos, preprocessed as the model's own configuration says.
 
     Args:
         model: What `msff_timm.hub.load` or `timm.create_model` gives, in evaluation mode, on any device.
         photos: Paths.
-        threshold: Labels of a probability above it are given.
+        threshold: Labels of a probability above it are given; None for each label's own, where `hub.load` found any,
+            or else 0.5.
         batch_size: Photos in one pass.
 
     Yields:
@@ -72,6 +73,9 @@ def predict(
     """
     transform = eval_transform(timm.data.resolve_model_data_config(model))
     label_names = names_of(model)
+    stored = getattr(model, 'thresholds', None) if threshold is None else None
+    default = 0.5 if threshold is None else threshold
+    thresholds = dict(zip(label_names, stored or [default] * len(label_names), strict=True))
     device = next(model.parameters()).device
     for start in range(0, len(photos), batch_size):
         images, errors = {}, {}
@@ -87,4 +91,4 @@ def predict(
                 yield Prediction(photo, {}, errors[photo])
             else:
                 ranked = sorted(zip(label_names, scores[photo], strict=True), key=lambda pair: -pair[1])
-                yield Prediction(photo, {name: p for name, p in ranked if p > threshold})
+                yield Prediction(photo, {name: p for name, p in ranked if p > thresholds[name]})

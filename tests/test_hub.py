@@ -138,3 +138,14 @@ def test_an_unreachable_hub_is_named(call, offline, line, tmp_path):
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.startswith(line)
     assert result.stdout.count('\n') == 1
+
+
+def test_thresholds_travel_beside_what_timm_reads(model, folder):
+    assert hub.load(f'local-dir:{folder}').thresholds is None
+    hub.set_thresholds(f'local-dir:{folder}', {'per_class': [0.2, 0.4, 0.9], 'overall': 0.3})
+    assert hub.load(f'local-dir:{folder}').thresholds == [0.2, 0.4, 0.9]
+    assert hub.load(f'local-dir:{folder}', num_classes=5).thresholds is None  # other labels, none of theirs
+    timm.create_model(f'local-dir:{folder}', pretrained=True)
+    hub.set_thresholds(f'local-dir:{folder}', {'per_class': [0.2, 0.4, 1.9]})
+    with pytest.raises(InputError, match='thresholds in config.json must be from 0 to below 1'):
+        hub.load(f'local-dir:{folder}')

@@ -46,6 +46,20 @@ def test_threshold_keeps_what_is_above_it(trained, photos):
     assert some == {name: p for name, p in everything.items() if p > middle} and 0 < len(some) < len(everything)
 
 
+def test_a_models_own_thresholds_are_used_unless_another_is_given(trained, photos):
+    model = hub.load(f'local-dir:{trained}')
+    everything = next(predict(model, [str(photos / 'b.png')], threshold=0.0)).labels
+    ranked = list(everything)
+    # Each label's threshold lies just below or just above its own probability, whatever the others'.
+    kept = ranked[1::2]
+    model.thresholds = [everything[n] + (-1e-6 if n in kept else 1e-6) for n in model.pretrained_cfg['label_names']]
+    assert list(next(predict(model, [str(photos / 'b.png')])).labels) == kept
+    assert len(next(predict(model, [str(photos / 'b.png')], threshold=0.0)).labels) == 12
+    model.thresholds = None
+    expected = [name for name in ranked if everything[name] > 0.5]
+    assert list(next(predict(model, [str(photos / 'b.png')])).labels) == expected
+
+
 def test_files_folders_and_globs_are_found(photos):
     def names(*patterns):
         return [path.removeprefix(f'{photos}/') for path in find_photos([str(photos / p) for p in patterns])]

@@ -1,10 +1,14 @@
+import io
 import json
+import shutil
 import time
 from pathlib import Path
 
+import datasets
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,6 +16,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import msff_timm.data
 from engine import one_cycle
+from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import match_labels
 from train import divide_batch
@@ -32,7 +37,9 @@ def test_a_run_leaves_weights_config_results_and_curves(trained):
     run = results(trained)
     assert run['num_images'] == 33 and run['num_processes'] == 1
     assert run['data'] == {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'}
-    assert run['definitions'] == {'mAP': 'all-points', 'threshold': 0.5, 'unit': 'percent'}
+    definitions = {key: run['definitions'][key] for key in ('mAP', 'threshold', 'unit')}
+    assert definitions == {'mAP': 'all-points', 'threshold': 0.5, 'unit': 'percent'}
+    assert run['unreadable'] == [] and set(run['top3']) == set(SUMMARY[1:])
     assert set(run['measures']) == set(run['raw_weights']) == set(SUMMARY) and len(run['labels']) == 12
     assert run['measures'] != run['raw_weights']
     assert [entry['epoch'] for entry in run['history']] == [1, 2]
@@ -87,7 +94,7 @@ def test_runs_of_a_few_steps_have_a_schedule(steps, warmup):
     assert 0 < min(rates) and max(rates) <= 1 and rates[-1] < 1e-5
 
 
-def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_and_two(script, trained, tmp_path):
+def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_and_three(script, trained, tmp_path):
     def measure(run, size, processes):
         output = tmp_path / 'measured.json'
         arguments = [f'--model=local-dir:{run}', f'--data.size={size}', '--batch_size=4', f'--output={output}']
@@ -101,13 +108,15 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_and_t
     # Both processes measured the weights that the first one saved, BatchNorm's statistics included.
     assert measure(run, 99, processes=1)['measures'] == pytest.approx(results(run)['measures'], abs=1e-6)
 
-    one, two = measure(trained, 33, processes=1), measure(trained, 33, processes=2)
-    assert (one['num_processes'], two['num_processes']) == (1, 2)
-    assert one['num_images'] == two['num_images'] == 33  # odd, and no multiple of the batches
-    assert two['measures'] == pytest.approx(one['measures'], abs=1e-6)
-    assert {k: v['AP'] for k, v in two['labels'].items()} == pytest.approx(
-        {k: v['AP'] for k, v in one['labels'].items()}, abs=1e-6
-    )
+    one = measure(trained, 33, processes=1)
+    for processes in (2, 3):
+        several = measure(trained, 33, processes)
+        assert (one['num_processes'], several['num_processes']) == (1, processes)
+        assert (
+            one['num_images'] == several['num_images'] == 33
+        )  # 2 and 3 processes repeat pictures to fill their batches
+        same = ('measures', 'top3', 'mAP_by_size', 'labels', 'num_classes_with_positives')
+        assert {key: several[key] for key in same} == {key: one[key] for key in same}
     assert one['measures'] == pytest.approx(results(trained)['measures'], abs=1e-6)
 
 
@@ -164,24 +173,116 @@ def test_a_run_is_not_overwritten_unless_asked(script, trained):
     assert (trained / 'results.json').read_bytes() == before
 
 
-def test_an_unreadable_training_photo_ends_the_run_in_one_line(script, tmp_path):
-    """The error comes from a loader's worker, whose traceback PyTorch puts into the message."""
+@pytest.fixture
+def photos(tmp_path):
+    """COCO 2014's layout with 8 photos for training, the last not readable, and 4 to measure on."""
     (tmp_path / 'annotations').mkdir()
-    images = [{'id': i, 'file_name': f'{i}.jpg', 'width': 4, 'height': 4} for i in range(4)]
-    annotations = [{'image_id': i, 'category_id': 1, 'area': 4} for i in range(4)]
-    content = {'images': images, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'cat'}]}
-    for split in ('train2014', 'val2014'):
+    for split, count in (('train2014', 8), ('val2014', 4)):
         (tmp_path / split).mkdir()
+        images = [{'id': i, 'file_name': f'{i}.jpg', 'width': 40, 'height': 40} for i in range(count)]
+        annotations = [
+            {'id': i, 'image_id': i, 'category_id': 1 + i % 2, 'area': 4, 'bbox': [0, 0, 2, 2], 'iscrowd': 0}
+            for i in range(count)
+        ]
+        content = {'images': images, 'annotations': annotations}
+        content['categories'] = [{'id': 1, 'name': 'cat'}, {'id': 2, 'name': 'dog'}]
         (tmp_path / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
         for image in images:
-            (tmp_path / split / image['file_name']).write_text('not a photo')
-    arguments = ['--data.name=coco2014', f'--data.root={tmp_path}', '--data.train_size=null', '--data.eval_size=null']
-    arguments += ['--optim.batch_size=2', '--data.workers=1', f'--output={tmp_path / "run"}']
-    result = script('train.py', *arguments, check=False)
-    assert result.returncode == 2
-    assert 'Traceback' not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith(f'train.py: error: {tmp_path}/train2014/')
-    assert result.stderr.splitlines()[-1].endswith('cannot be read as a picture (not a picture that Pillow can read).')
+            Image.new('RGB', (40, 40), (30 * image['id'], 0, 0)).save(tmp_path / split / image['file_name'])
+    (tmp_path / 'train2014' / '7.jpg').write_text('not a photo')
+    return tmp_path
+
+
+PHOTOS = ['--data.name=coco2014', '--data.train_size=null', '--data.eval_size=null', '--data.image_size=32']
+PHOTOS += ['--optim.batch_size=4', '--optim.epochs=2', '--data.workers=1']
+
+
+def test_unreadable_training_photos_are_named_and_too_many_end_the_run_in_one_line(script, photos):
+    """The error of a policy `error` comes from a loader's worker, whose traceback PyTorch puts into the message."""
+    reason = f'{photos}/train2014/7.jpg: cannot be read as a picture (not a picture that Pillow can read).'
+    arguments = [*PHOTOS, f'--data.root={photos}', f'--output={photos / "run"}']
+    result = script('train.py', *arguments, '--data.unreadable=error', check=False)
+    assert result.returncode == 2 and 'Traceback' not in result.stderr
+    assert result.stderr.splitlines()[-1] == f'train.py: error: {reason}'
+
+    result = script('train.py', *arguments, check=False)  # skip, but 1 of 8 is over 1 %
+    assert result.returncode == 2 and f'skipped {reason}' in result.stderr
+    assert '1 training pictures cannot be read, over 1% of them (0); the last' in result.stderr.splitlines()[-1]
+
+
+def test_a_photo_that_cannot_be_read_ends_an_evaluation(script, trained, photos):
+    scenes = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
+    table = '\n'.join(['image|labels', 'train2014/6.jpg|arrow', 'train2014/7.jpg|ring'])
+    (photos / 'test.csv').write_text(table.replace('|', ','))
+    arguments = ['--data.name=table', f'--data.root={photos}', '--data.split=test', f'--model=local-dir:{trained}']
+    result = script('evaluate.py', *arguments, f'--data.label_names={json.dumps(scenes)}', check=False)
+    assert result.returncode == 2 and '7.jpg: cannot be read as a picture' in result.stderr.splitlines()[-1]
+
+
+def test_thresholds_are_stored_with_the_model_and_used(script, trained, tmp_path):
+    run = results(trained)
+    stored = json.loads((trained / 'config.json').read_text())['thresholds']
+    assert stored == run['thresholds'] and len(stored['per_class']) == 12 and stored['num_images'] == 33
+    assert stored['data'] == {'name': 'scenes', 'split': 'validation'} and stored['folds'] == 5
+    # The default of 0.5 chooses nothing, so its figures out of fold are those of the run.
+    assert stored['out_of_fold']['default']['OF1'] == pytest.approx(run['measures']['OF1'], abs=1e-9)
+    model = hub.load(f'local-dir:{trained}')
+    assert model.thresholds == stored['per_class']
+
+    folder, output = tmp_path / 'model', tmp_path / 'measured.json'
+    shutil.copytree(trained, folder)
+    arguments = [f'--model=local-dir:{folder}', '--data.size=40', f'--output={output}']
+    script('evaluate.py', *arguments, '--threshold=null', '--ap=voc11', '--bootstrap=50', '--fit_thresholds=true')
+    measured = json.loads(output.read_text())
+    assert measured['definitions']['threshold'] == stored['per_class'] and measured['definitions']['mAP'] == 'voc11'
+    low, high = measured['mAP_interval_95']
+    assert low < measured['measures']['mAP'] < high
+    fitted = json.loads((folder / 'config.json').read_text())['thresholds']
+    assert fitted == measured['thresholds'] and fitted['num_images'] == 40
+    assert hub.load(f'local-dir:{folder}').thresholds == fitted['per_class']
+    assert script('evaluate.py', *arguments, '--ap=voc12', check=False).returncode == 2
+
+
+def test_the_training_transforms_travel_with_the_model(script, trained, tmp_path):
+    arguments = ['--data.rand_augment=rand-m5', '--data.cutout=0.25', '--data.eval_size=8', f'--output={tmp_path}']
+    script('train.py', *TINY, *arguments)
+    transforms = json.loads((tmp_path / 'config.json').read_text())['training']['transforms']
+    assert (transforms['resize'], transforms['rand_augment'], transforms['cutout']) == ('squash', 'rand-m5', 0.25)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A data set of four Parquet files with the pictures in them, as it lies on the Hub."""
+    (tmp_path / 'data').mkdir()
+    for split, count in (('train', 4), ('validation', 1)):
+        for shard in range(count):
+            rows = []
+            for i in range(12):
+                buffer = io.BytesIO()
+                Image.new('RGB', (40, 40), (20 * i, 40 * shard, 0)).save(buffer, 'PNG')
+                rows.append({'image': {'bytes': buffer.getvalue(), 'path': None}, 'labels': [i % 2]})
+            features = datasets.Features(
+                image=datasets.Image(), labels=datasets.List(datasets.ClassLabel(names=['cat', 'dog']))
+            )
+            dataset = datasets.Dataset.from_list(rows, features=features)
+            dataset.to_parquet(str(tmp_path / 'data' / f'{split}-{shard:05}-of-{count:05}.parquet'))
+    return tmp_path
+
+
+def test_two_processes_train_on_a_stream(script, shards):
+    arguments = ['--data.name=hub', f'--data.root={shards}', '--data.streaming=true', '--data.workers=2']
+    arguments += ['--data.eval_size=null', '--data.image_size=32', '--optim.batch_size=8', '--optim.epochs=2']
+    script('train.py', *arguments, '--data.train_size=44', f'--output={shards / "run"}', processes=2)
+    run = results(shards / 'run')
+    assert run['num_processes'] == 2 and run['num_images'] == 12 and len(run['history']) == 2
+
+    result = script('train.py', *arguments, f'--output={shards / "other"}', '--data.train_size=null', check=False)
+    assert 'data.streaming is true: set data.train_size' in result.stderr.splitlines()[-1]
+    result = script(
+        'train.py', *arguments, '--data.train_size=44', '--optim.batch_size=9', f'--output={shards / "other"}',
+        processes=3, check=False,
+    )  # fmt: skip
+    assert 'the 4 shards of train do not divide over the 3 processes' in result.stderr
 
 
 @pytest.mark.slow

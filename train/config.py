@@ -7,16 +7,20 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import datasets
 import timm
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+import msff_timm.data
 from msff_timm import hub
 from msff_timm.errors import InputError, unknown
+from msff_timm.metrics import DEFINITIONS
 
 __all__ = ['DataConfig', 'EvalDataConfig', 'EvaluateConfig', 'ModelConfig', 'OptimConfig', 'TrainConfig', 'parse']
 
 ConfigT = TypeVar('ConfigT')
+UNREADABLE = ('error', 'skip')
 
 
 @dataclass
@@ -51,12 +55,79 @@ class ModelConfig:
 
 
 @dataclass
-class DataConfig:
+class SourceConfig:
+    """Where pictures and labels come from: what `msff_timm.data.load` is given.
+
+    Args:
+        name: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
+        root: Folder of a data set that lies on disk, a table, or the id of a data set on the Hub.
+        keep_unlabelled: Keep COCO's pictures without a label; null keeps them in training only.
+        difficult: VOC's labels that are difficult only: ignore, negative or positive.
+        image_root: Folder of the pictures that a table names; null for the table's own.
+        image_column: Column of the pictures in a table or a data set of the Hub; null to find it.
+        label_columns: Column of the labels, or one of 1, 0 and -1 for each; null to find them.
+        label_delimiter: Between the labels of a column of text.
+        label_names: Names in the order of the logits, where the data do not fix them; null for those that occur.
+    """
+
+    name: str = 'scenes'
+    root: str | None = None
+    keep_unlabelled: bool | None = None
+    difficult: str = 'ignore'
+    image_root: str | None = None
+    image_column: str | None = None
+    label_columns: list[str] | None = None
+    label_delimiter: str = '|'
+    label_names: list[str] | None = None
+
+    def load(
+        self, split: str, size: int | None, image_size: int, streaming: bool = False
+    ) -> datasets.Dataset | datasets.IterableDataset:
+        """Loads one split; pictures that are drawn have sides of `image_size` pixels."""
+        return msff_timm.data.load(
+            self.name,
+            split,
+            self.root,
+            size,
+            image_size=image_size,
+            keep_unlabelled=self.keep_unlabelled,
+            difficult=self.difficult,
+            image_root=self.image_root,
+            image_column=self.image_column,
+            label_columns=self.label_columns,
+            label_delimiter=self.label_delimiter,
+            label_names=self.label_names,
+            streaming=streaming,
+        )
+
+    def definition(self, split: str) -> dict:
+        """Records which data these are, with the choices that change what is measured."""
+        choices = {'name': self.name, 'split': split}
+        if self.name.startswith('coco'):
+            choices['keep_unlabelled'] = self.keep_unlabelled
+        if self.name.startswith('voc'):
+            choices['difficult'] = self.difficult
+        return choices
+
+
+@dataclass
+class DataConfig(SourceConfig):
     """The pictures.
 
     Args:
-        name: Data set, as `msff_timm.data.load` knows it.
-        root: Folder of a data set that lies on disk.
+        name: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
+        root: Folder of a data set that lies on disk, a table, or the id of a data set on the Hub.
+        keep_unlabelled: Keep COCO's pictures without a label; null keeps them in training only.
+        difficult: VOC's labels that are difficult only: ignore, negative or positive.
+        image_root: Folder of the pictures that a table names; null for the table's own.
+        image_column: Column of the pictures in a table or a data set of the Hub; null to find it.
+        label_columns: Column of the labels, or one of 1, 0 and -1 for each; null to find them.
+        label_delimiter: Between the labels of a column of text.
+        label_names: Names in the order of the logits, where the data do not fix them; null for those that occur.
+        streaming: Read a training split of the Hub while training, without a copy on disk; needs `train_size`, the
+            number of pictures that make an epoch.
+        unreadable: What a training picture that cannot be read does: skip (named; over 1 % of them end the run) or
+            error.
         train_split: Split that is trained on.
         eval_split: Split that is measured on.
         train_size: Number of training pictures; null for all.
@@ -68,7 +139,8 @@ class DataConfig:
     """
 
     name: str = 'coco2014'
-    root: str | None = None
+    streaming: bool = False
+    unreadable: str = 'skip'
     train_split: str = 'train'
     eval_split: str = 'validation'
     train_size: int | None = None
@@ -83,6 +155,10 @@ class DataConfig:
         _at_least('data.train_size', self.train_size, 1)
         _at_least('data.eval_size', self.eval_size, 1)
         _at_least('data.workers', self.workers, 0)
+        if self.unreadable not in UNREADABLE:
+            raise unknown('data.unreadable', self.unreadable, UNREADABLE)
+        if self.streaming and not self.train_size:
+            raise InputError('data.streaming is true: set data.train_size, the number of pictures of an epoch.')
         if not 0 <= self.cutout <= 1:
             raise InputError(f'data.cutout is {self.cutout}: must be from 0 to 1.')
 
@@ -150,19 +226,24 @@ class TrainConfig:
 
 
 @dataclass
-class EvalDataConfig:
+class EvalDataConfig(SourceConfig):
     """The pictures to measure on.
 
     Args:
-        name: Data set, as `msff_timm.data.load` knows it.
-        root: Folder of a data set that lies on disk.
+        name: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
+        root: Folder of a data set that lies on disk, a table, or the id of a data set on the Hub.
+        keep_unlabelled: Keep COCO's pictures without a label; null leaves them out.
+        difficult: VOC's labels that are difficult only: ignore, negative or positive.
+        image_root: Folder of the pictures that a table names; null for the table's own.
+        image_column: Column of the pictures in a table or a data set of the Hub; null to find it.
+        label_columns: Column of the labels, or one of 1, 0 and -1 for each; null to find them.
+        label_delimiter: Between the labels of a column of text.
+        label_names: Names in the order of the logits, where the data do not fix them; null for the model's own.
         split: Split that is measured on.
         size: Number of pictures; null for all.
         workers: Processes that load pictures, for each evaluating process.
     """
 
-    name: str = 'scenes'
-    root: str | None = None
     split: str = 'validation'
     size: int | None = None
     workers: int = 2
@@ -176,15 +257,36 @@ class EvaluateConfig:
         model: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or a registered model with pretrained weights.
         output: File that the results are written to; null to print them only.
         batch_size: Pictures in one pass, in each process.
+        ap: Definition of average precision: all-points, interpolated (Query2Label, SSGRL) or voc11.
+        threshold: A label is predicted above this probability; null for the model's own thresholds.
+        bootstrap: Resamples of the pictures for a 95 % interval of mAP; 0 for none.
+        fit_thresholds: Fit a threshold for each label to these pictures and store them in the model's folder.
+        submission: Tar file for VOC2012's evaluation server to write instead of measuring; null to measure.
     """
 
     model: str
     output: str | None = None
     batch_size: int = 64
+    ap: str = 'all-points'
+    threshold: float | None = 0.5
+    bootstrap: int = 0
+    fit_thresholds: bool = False
+    submission: str | None = None
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
 
     def validate(self) -> None:
         _at_least('batch_size', self.batch_size, 1)
+        _at_least('bootstrap', self.bootstrap, 0)
+        if self.ap not in DEFINITIONS:
+            raise unknown('ap', self.ap, DEFINITIONS)
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise InputError(f'threshold is {self.threshold}: must be a probability, from 0 to below 1.')
+        if self.fit_thresholds and not self.model.startswith('local-dir:'):
+            raise InputError(f'fit_thresholds stores them in a folder: {self.model} is not local-dir:FOLDER.')
+        if self.submission and (self.data.name, self.data.split, self.data.size) != ('voc2012', 'test', None):
+            raise InputError(
+                'submission is for the whole test split of voc2012: set data.name and data.split to these.'
+            )
         _at_least('data.size', self.data.size, 1)
         _at_least('data.workers', self.data.workers, 0)
 

@@ -13,25 +13,34 @@ import torch
 from matplotlib.figure import Figure
 
 import msff_timm
+from msff_timm.metrics import SIZES
 
 __all__ = ['describe', 'plot_curves', 'results', 'summary', 'write_json']
 
 SUMMARY = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 
 
-def results(measures: dict, label_names: list[str], **context) -> dict:
+def results(measures: dict, label_names: list[str], threshold: float | list[float] = 0.5, **context) -> dict:
     """Makes the results of one model: measures in percent with their definitions, per label, and what they stand on.
 
     Args:
         measures: What `msff_timm.metrics.evaluate` gives.
         label_names: Names in the order of the logits.
+        threshold: That it was measured at.
         **context: What else was measured on or with: data, split, settings, history.
     """
     per_label = zip(label_names, measures['AP'], measures['num_positives'], strict=True)
     return {
         **context,
         'measures': summary(measures),
-        'definitions': {'mAP': measures['ap'], 'threshold': 0.5, 'unit': 'percent'},
+        'top3': {name: measures[f'{name}_top3'] for name in SUMMARY[1:]},
+        **optional(measures),
+        'definitions': {
+            'mAP': measures['ap'],
+            'threshold': threshold,
+            'unit': 'percent',
+            'sizes': 'largest instance under 1 %, from 1 % to under 10 %, from 10 % of the image',
+        },
         'num_images': measures['num_images'],
         'num_classes': len(label_names),
         'num_classes_with_positives': measures['num_classes_with_positives'],
@@ -49,17 +58,32 @@ def results(measures: dict, label_names: list[str], **context) -> dict:
     }
 
 
+def optional(measures: dict) -> dict:
+    """Picks mAP by size and its interval, where they were measured; what is not defined is null."""
+    sizes = {size: measures.get(f'mAP_{size}', np.nan) for size in SIZES}
+    found = {'mAP_by_size': {size: None if np.isnan(value) else value for size, value in sizes.items()}}
+    if 'mAP_interval' in measures:
+        found['mAP_interval_95'] = measures['mAP_interval']
+    return found
+
+
 def summary(measures: dict) -> dict[str, float]:
     """Picks the seven measures that are one number each."""
     return {name: measures[name] for name in SUMMARY}
 
 
-def describe(measures: dict) -> str:
+def describe(measures: dict, threshold: float | list[float] = 0.5) -> str:
     """Puts the measures into one line, with the definition and the counts that they stand on."""
     values = '  '.join(f'{name} {value:.2f}' for name, value in summary(measures).items())
     counted, of = measures['num_classes_with_positives'], len(measures['AP'])
     classes = f'{counted} classes' if counted == of else f'{counted} of {of} classes'
-    return f'{values}  ({measures["num_images"]} images, {classes}, mAP {measures["ap"]}, threshold 0.5)'
+    if measures['few_positives']:
+        classes += f', {len(measures["few_positives"])} of them with fewer than 5 positives'
+    if 'mAP_interval' in measures:
+        low, high = measures['mAP_interval']
+        values = f'{values}  mAP 95 % interval {low:.2f} to {high:.2f}'
+    named = f'threshold {threshold:g}' if isinstance(threshold, float) else "the model's own thresholds"
+    return f'{values}  ({measures["num_images"]} images, {classes}, mAP {measures["ap"]}, {named})'
 
 
 def write_json(content: dict, path: str | Path) -> None:

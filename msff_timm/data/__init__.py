@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,20 @@ from ..errors import InputError, unknown
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ['label_names', 'load']
+__all__ = ['NAMES', 'label_names', 'load']
 
-READERS = {'scenes': 'scenes', 'coco2014': 'coco'}
+READERS = {
+    'coco2014': 'coco',
+    'coco2017': 'coco',
+    'folder': 'table',
+    'hub': 'hub',
+    'scenes': 'scenes',
+    'table': 'table',
+    'voc2007': 'voc',
+    'voc2012': 'voc',
+}
+NAMES = tuple(READERS)
+DIFFICULT = ('ignore', 'negative', 'positive')
 
 
 def load(
@@ -20,36 +32,76 @@ def load(
     split: str,
     root: str | None = None,
     size: int | None = None,
+    *,
     image_size: int = 128,
-) -> datasets.Dataset:
+    keep_unlabelled: bool | None = None,
+    difficult: str = 'ignore',
+    image_root: str | None = None,
+    image_column: str | None = None,
+    label_columns: Sequence[str] | None = None,
+    label_delimiter: str = '|',
+    label_names: Sequence[str] | None = None,
+    streaming: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
     """Loads one split of a data set.
 
     Args:
-        name: `scenes` (drawn by code, nothing on disk) or `coco2014` (official layout).
-        split: `train` or `validation`.
-        root: Folder of a data set that lies on disk.
+        name: `coco2014`, `coco2017`, `voc2007`, `voc2012` (official layouts), `table` (CSV, TSV, JSON Lines, Parquet),
+            `folder` (pictures with a metadata file), `hub` (a data set of the Hub, or Parquet files), or `scenes`
+            (drawn by code, nothing on disk).
+        split: `train`, `validation` (or `val`), `test`, or, for VOC, `trainval`.
+        root: Folder of a data set that lies on disk; for `table` the folder of `{split}.csv` and the like, or one file
+            with a column `split`; for `hub` the data set's id or a folder.
         size: Number of pictures: as many `scenes`, or the first ones; None for 10,000 scenes, or all.
         image_size: Side in pixels at which `scenes` are drawn.
+        keep_unlabelled: Keep pictures without any label of `coco*`; None keeps them in training only, as published
+            results do.
+        difficult: What a label of `voc*` counts as where all its objects are difficult: `ignore`, `negative` or
+            `positive`.
+        image_root: Folder of the pictures that a `table` names; None for the table's own.
+        image_column: Of a `table` or `hub`; None for `image`, `file_name` or the only one that holds pictures.
+        label_columns: Of a `table`, `folder` or `hub`: one column of lists, or one column of 1, 0 and -1 or empty
+            (unknown) for each label; None for `labels` if there is such a column, else all that are left.
+        label_delimiter: Between the labels of a column of text.
+        label_names: Names in the order of the logits, where the data do not fix them; None for all that occur, sorted.
+        streaming: Read a `hub` data set while it is used, without a copy on disk.
 
     Returns:
-        Columns `image` (a PIL picture when read), `labels` (sorted list of `ClassLabel`), `area` (the largest area of
-        each of these labels, relative to the picture), `image_id`.
+        Columns `image` (a PIL picture when read), `labels` (sorted list of `ClassLabel`), `ignore` (labels that are
+        neither present nor absent), `area` (the largest area of each label in `labels`, relative to the picture; empty
+        where it is not known), `image_id` (a string).
 
     Raises:
-        InputError: The name, split, root or size is none that can be loaded.
+        InputError: The name, split, root or another argument is none that can be loaded, or a file is not as it should
+            be.
         ModuleNotFoundError: The `train` extra is not installed.
     """
     if name not in READERS:
         raise unknown('data set', name, READERS)
     if size is not None and size < 1:
         raise InputError(f'data size {size} must be at least 1.')
+    if difficult not in DIFFICULT:
+        raise unknown('value of difficult', difficult, DIFFICULT)
+    if streaming and name != 'hub':
+        raise InputError(f'streaming is for data sets of the Hub: {name} lies on this machine.')
+    split = 'validation' if split == 'val' else split
     reader = import_module(f'.{READERS[name]}', __name__)
+    columns = {'image_column': image_column, 'label_columns': label_columns, 'label_names': label_names}
     if name == 'scenes':
         return reader.load(split, size or reader.DEFAULT_SIZE, image_size)
-    dataset = reader.load(split, root)
-    return dataset.select(range(min(size or len(dataset), len(dataset))))
+    if name == 'hub':
+        dataset = reader.load(split, root, **columns, label_delimiter=label_delimiter, streaming=streaming)
+    elif name in ('table', 'folder'):
+        dataset = reader.load(name, split, root, **columns, image_root=image_root, label_delimiter=label_delimiter)
+    elif reader.__name__.endswith('voc'):
+        dataset = reader.load(name, split, root, difficult)
+    else:
+        dataset = reader.load(name, split, root, keep_unlabelled)
+    if size is None:
+        return dataset
+    return dataset.take(size) if streaming else dataset.select(range(min(size, len(dataset))))
 
 
-def label_names(dataset: datasets.Dataset) -> list[str]:
+def label_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
     """Returns the names of a loaded data set's labels, in the order of the logits."""
     return dataset.features['labels'].feature.names

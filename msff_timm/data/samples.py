@@ -1,38 +1,158 @@
 """From rows of a data set to what a batch is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import chain
 
 import datasets
+import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
+from ..errors import InputError
 from .transforms import open_image
 
-__all__ = ['Samples']
+__all__ = ['Samples', 'StreamedSamples', 'collate']
 
 
 class Samples(Dataset):
     """Pictures as tensors with their targets, in the order of a data set that `msff_timm.data.load` made.
 
     Args:
-        dataset: Rows of `image` and `labels`.
-        transform: From a PIL picture to a tensor (C, H, W).
+        dataset: Rows of `image`, `labels`, `ignore` and `area`.
+        transform: From a PIL picture to a tensor (C, H, W); where it has an `input_size`, no more than that is decoded.
+        skip_unreadable: Give the next picture that can be read in the place of one that cannot, instead of an error.
     """
 
-    def __init__(self, dataset: datasets.Dataset, transform: Callable):
-        self.is_file = isinstance(dataset.features['image'], datasets.Image)
-        # Files are opened by `open_image`, as `predict` opens them, so that training sees what inference will see.
-        self.dataset = dataset.cast_column('image', datasets.Image(decode=False)) if self.is_file else dataset
+    def __init__(self, dataset: datasets.Dataset, transform: Callable, skip_unreadable: bool = False):
+        self.dataset = _undecoded(dataset)
         self.transform = transform
+        self.skip_unreadable = skip_unreadable
         self.num_classes = dataset.features['labels'].feature.num_classes
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
-        """Returns `image` (C, H, W), `target` (K,) of 0 and 1, and `index`, the row's number."""
-        row = self.dataset[index]
-        image = open_image(row['image']['path']) if self.is_file else row['image']
-        target = torch.zeros(self.num_classes)
-        target[row['labels']] = 1
-        return {'image': self.transform(image), 'target': target, 'index': index}
+        """Returns a sample: see `collate`.
+
+        Raises:
+            InputError: The picture cannot be read, and it may not be skipped, or there is no other.
+        """
+        unreadable = []
+        for number in range(index, index + len(self)):
+            row = self.dataset[number % len(self)]
+            try:
+                return {
+                    'image': self.transform(_open(row, self.transform)),
+                    'target': _target(row, self.num_classes),
+                    'index': number % len(self),
+                    'unreadable': unreadable,
+                }
+            except InputError as e:
+                if not self.skip_unreadable:
+                    raise
+                unreadable.append(str(e))
+        raise InputError(unreadable[0])
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """The targets of all pictures (N, K): 1 present, 0 absent, -1 not known or not to be counted."""
+        targets = np.zeros((len(self), self.num_classes), np.int8)
+        for column, value in (('labels', 1), ('ignore', -1)):
+            rows, labels, _ = self._entries(column)
+            targets[rows, labels] = value
+        return targets
+
+    @cached_property
+    def areas(self) -> np.ndarray | None:
+        """The relative area of each present label's largest instance (N, K), NaN elsewhere; None without areas."""
+        rows, labels, counts = self._entries('labels')
+        _, areas, known = self._entries('area')
+        if not len(areas):
+            return None
+        has_areas = np.repeat(known == counts, counts)  # of a picture either all labels have one or none has
+        result = np.full((len(self), self.num_classes), np.nan)
+        result[rows[has_areas], labels[has_areas]] = areas
+        return result
+
+    def _entries(self, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Flattens a column of lists: the row of each entry, the entries, and how many each row has."""
+        lists = self.dataset[column][:]
+        counts = np.array([len(entries) for entries in lists])
+        kind = np.float64 if column == 'area' else np.int64
+        return np.repeat(np.arange(len(lists)), counts), np.array(list(chain.from_iterable(lists)), kind), counts
+
+
+class StreamedSamples(IterableDataset):
+    """Pictures as tensors with their targets from a data set that is read while it is used, again and again.
+
+    It never ends, so that every process takes as many steps as the others, whatever its shards hold.
+
+    Args:
+        dataset: This process's share of the rows.
+        transform: As for `Samples`.
+        skip_unreadable: Pass over a picture that cannot be read, instead of an error.
+    """
+
+    def __init__(self, dataset: datasets.IterableDataset, transform: Callable, skip_unreadable: bool = False):
+        self.dataset = _undecoded(dataset)
+        self.transform = transform
+        self.skip_unreadable = skip_unreadable
+        self.num_classes = dataset.features['labels'].feature.num_classes
+
+    def __iter__(self) -> Iterator[dict]:
+        unreadable: list[str] = []
+        while True:
+            read = 0
+            for row in self.dataset:
+                try:
+                    image = self.transform(_open(row, self.transform))
+                except InputError as e:
+                    if not self.skip_unreadable:
+                        raise
+                    unreadable.append(str(e))
+                    continue
+                read += 1
+                yield {
+                    'image': image,
+                    'target': _target(row, self.num_classes),
+                    'index': -1,
+                    'unreadable': unreadable,
+                }
+                unreadable = []
+            if not read:
+                raise InputError(unreadable[0] if unreadable else 'the stream holds no picture for this process.')
+            self.dataset.set_epoch(self.dataset.epoch + 1)
+
+
+def collate(samples: list[dict]) -> dict:
+    """Makes a batch: `image` (B, C, H, W), `target` (B, K) of 1, 0 and -1, `index` (B,), and `unreadable` pictures.
+
+    `index` is the row's number in the data set, -1 in a stream; `unreadable` is a list with a message for each picture
+    that was passed over.
+    """
+    unreadable = [message for sample in samples for message in sample['unreadable']]
+    rest = [{key: value for key, value in sample.items() if key != 'unreadable'} for sample in samples]
+    return {**default_collate(rest), 'unreadable': unreadable}
+
+
+def _undecoded(dataset: datasets.Dataset | datasets.IterableDataset) -> datasets.Dataset | datasets.IterableDataset:
+    # Files are opened by `open_image`, as `predict` opens them, so that training sees what inference will see.
+    is_file = isinstance(dataset.features['image'], datasets.Image)
+    return dataset.cast_column('image', datasets.Image(decode=False)) if is_file else dataset
+
+
+def _open(row: dict, transform: Callable) -> object:
+    image = row['image']
+    if not isinstance(image, dict):
+        return image
+    source = image['path'] if image['bytes'] is None else image['bytes']
+    return open_image(source, image['path'] or f'image {row["image_id"]}', getattr(transform, 'input_size', None))
+
+
+def _target(row: dict, num_classes: int) -> torch.Tensor:
+    target = torch.zeros(num_classes)
+    target[row['labels']] = 1
+    target[row['ignore']] = -1
+    return target

@@ -18,6 +18,7 @@ from datasets.features.features import register_feature
 from PIL import Image, ImageDraw
 
 from ..errors import InputError
+from . import records
 
 __all__ = ['LABEL_NAMES', 'Scene', 'SceneObject', 'draw', 'layout', 'load']
 
@@ -323,20 +324,14 @@ with warnings.catch_warnings():
 def load(split: str, size: int = DEFAULT_SIZE, image_size: int = 128, seed: int = 0) -> datasets.Dataset:
     """Makes a data set of scenes 0 to `size` - 1 of a split; the splits of a seed share no scene.
 
-    Columns: `image` (a PIL picture, drawn when read), `labels` (sorted, distinct), `area` (per label, that of its
-    largest object as a share of the picture, before occlusion) and `image_id` (the index).
+    Columns: `image` (a PIL picture, drawn when read), `labels` (sorted, distinct), `ignore` (empty), `area` (per
+    label, that of its largest object as a share of the picture, before occlusion) and `image_id` (the index).
 
     Raises:
         InputError: `split` is not one of `SPLITS`, or `size` is less than 1.
     """
     if size < 1:
         raise InputError(f'size must be at least 1, got {size}')
-    features = datasets.Features(
-        image=Scene(split, seed, image_size),
-        labels=datasets.List(datasets.ClassLabel(names=list(LABEL_NAMES))),
-        area=datasets.List(datasets.Value('float32')),
-        image_id=datasets.Value('int64'),
-    )
     largest: list[dict[int, float]] = []
     for index in range(size):
         areas: dict[int, float] = {}
@@ -346,7 +341,9 @@ def load(split: str, size: int = DEFAULT_SIZE, image_size: int = 128, seed: int 
     columns = {
         'image': range(size),
         'labels': [list(areas) for areas in largest],
+        'ignore': [[]] * size,
         'area': [list(areas.values()) for areas in largest],
-        'image_id': range(size),
+        'image_id': [str(index) for index in range(size)],
     }
+    features = records.features(list(LABEL_NAMES), Scene(split, seed, image_size))
     return datasets.Dataset.from_dict(columns, features=features)

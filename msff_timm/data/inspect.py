@@ -1,0 +1,617 @@
+"""A look at a data set before training: counts, files that are missing or the same, and pictures of all that.
+
+`datasets` and matplotlib are extras, so they are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InputError
+from . import label_names, load
+from .transforms import open_image
+
+if TYPE_CHECKING:
+    import datasets
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ['Report', 'SplitReport', 'draw', 'inspect', 'load_splits']
+
+DEFAULT_SPLITS = ('train', 'validation')
+FEW = 5  # positives: average precision on fewer says little
+TAIL = 4096  # bytes at the end of a file that are compared before the whole of it
+BLOCK = 8192  # rows whose labels are multiplied at once
+CHUNK = 16  # pictures that a process reads at once
+MOST_LABELS = 100  # in a picture or a table
+MOST_NAMES, MOST_GROUPS, MOST_FILES = 20, 10, 20  # that the text lists
+DPI = 120
+ROWS, COLUMNS = 4, 6  # of the contact sheet
+TILE, TALL, CAPTION, GAP, HEADING = 240, 180, 84, 12, 34  # in dots
+
+
+@dataclass
+class SplitReport:
+    """What there is in one split.
+
+    Attributes:
+        num_images: Rows.
+        num_unlabelled: Pictures without any label.
+        labels_per_image: `min`, `mean`, `median` and `max`.
+        positives: Of each label.
+        ignored: Pictures of which each label is not known or not to be counted.
+        missing: Paths at which there is no file.
+        unreadable: A message for each picture that cannot be read; without `check` only of files that are empty or may
+            not be opened.
+        num_read: Pictures that were decoded.
+        modes: Number of decoded pictures of each of Pillow's modes.
+        widths: Least, median and greatest of the decoded pictures, upright; None without any.
+        heights: Likewise.
+    """
+
+    num_images: int
+    num_unlabelled: int
+    labels_per_image: dict[str, float]
+    positives: list[int]
+    ignored: list[int]
+    missing: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    num_read: int = 0
+    modes: dict[str, int] = field(default_factory=dict)
+    widths: list[float] | None = None
+    heights: list[float] | None = None
+
+
+@dataclass
+class Report:
+    """What there is in a data set.
+
+    Attributes:
+        label_names: In the order of the logits.
+        splits: By name.
+        co_occurrence: Number of pictures of all splits with both labels (K, K).
+        duplicates: Groups of pictures of the same content, as (split, picture); those across splits come first.
+        shared_ids: For each two splits the values of `image_id` that are in both.
+    """
+
+    label_names: list[str]
+    splits: dict[str, SplitReport]
+    co_occurrence: np.ndarray
+    duplicates: list[list[tuple[str, str]]]
+    shared_ids: dict[tuple[str, str], list[str]]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no file is missing or known to be unreadable."""
+        return not any(split.missing or split.unreadable for split in self.splits.values())
+
+    def lines(self) -> list[str]:
+        """Puts the report into text."""
+        return [*self._overview(), '', *self._table(), '', *self._labels(), *self._files()]
+
+    def to_dict(self) -> dict:
+        """Makes JSON values; of co-occurrences those that are not 0."""
+        names = self.label_names
+        return {
+            'label_names': names,
+            'splits': {name: vars(split) for name, split in self.splits.items()},
+            'co_occurrence': {
+                name: {names[k]: int(row[k]) for k in np.flatnonzero(row)}
+                for name, row in zip(names, self.co_occurrence, strict=True)
+            },
+            'duplicates': [[list(member) for member in group] for group in self.duplicates],
+            'shared_ids': [{'splits': list(pair), 'image_ids': ids} for pair, ids in self.shared_ids.items()],
+        }
+
+    def _overview(self) -> Iterator[str]:
+        width = max(map(len, ('split', *self.splits)))
+        yield f'{"split":{width}}   images  unlabelled  labels per image: min   mean  median    max'
+        for name, split in self.splits.items():
+            least, mean, median, most = (split.labels_per_image[key] for key in ('min', 'mean', 'median', 'max'))
+            yield (
+                f'{name:{width}}  {split.num_images:7,}  {split.num_unlabelled:10,}'
+                f'  {least:21g}  {mean:5.2f}  {median:6g}  {most:5g}'
+            )
+
+    def _table(self) -> Iterator[str]:
+        width = max(map(len, ('label', *self.label_names)))
+        columns = {name: any(split.ignored) for name, split in self.splits.items()}
+        heads = [f'{name:>17}' + (f'  {"ignored":>8}' if has_ignored else '') for name, has_ignored in columns.items()]
+        yield f'{"label":{width}}  {"  ".join(heads)}'
+        ranked = _ranked(self)
+        shown = _ends(ranked)
+        for place, k in enumerate(shown):
+            if len(shown) < len(ranked) and place == len(shown) // 2:
+                yield f'... ({len(ranked) - len(shown)} labels in between)'
+            cells = []
+            for name, split in self.splits.items():
+                cell = f'{split.positives[k]:8,}  {split.positives[k] / split.num_images:7.2%}'
+                cells.append(cell + (f'  {split.ignored[k]:8,}' if columns[name] else ''))
+            yield f'{self.label_names[k]:{width}}  {"  ".join(cells)}'
+
+    def _labels(self) -> Iterator[str]:
+        total = np.sum([split.positives for split in self.splits.values()], 0)
+        yield from self._named('without any example at all', np.flatnonzero(total == 0))
+        for name, split in self.splits.items():
+            counts = np.array(split.positives)
+            yield from self._named(f'only in other splits than {name}', np.flatnonzero((counts == 0) & (total > 0)))
+            yield from self._named(f'1 to {FEW - 1} positives in {name}', np.flatnonzero((counts > 0) & (counts < FEW)))
+
+    def _named(self, what: str, labels: np.ndarray) -> Iterator[str]:
+        if len(labels):
+            names = ', '.join(self.label_names[k] for k in labels[:MOST_NAMES])
+            yield f'{what}: {len(labels)} labels ({names}{", ..." if len(labels) > MOST_NAMES else ""})'
+
+    def _files(self) -> Iterator[str]:
+        for name, split in self.splits.items():
+            for what, found in (('missing', split.missing), ('unreadable', split.unreadable)):
+                if found:
+                    yield f'{what} in {name}: {len(found)} pictures'
+                    yield from _first(found, MOST_FILES)
+            if split.num_read:
+                modes = ', '.join(f'{mode} {count}' for mode, count in split.modes.items())
+                sides = (f'{a:g} / {b:g} / {c:g}' for a, b, c in (split.widths, split.heights))
+                yield f'read in {name}: {split.num_read} pictures ({modes}), width {next(sides)}, height {next(sides)}'
+        across = sum(len({split for split, _ in group}) > 1 for group in self.duplicates)
+        yield f'groups of pictures of the same content: {len(self.duplicates)}, {across} of them across splits'
+        yield from _first([' = '.join(map(' '.join, group)) for group in self.duplicates], MOST_GROUPS)
+        for (a, b), ids in self.shared_ids.items():
+            some = ', '.join(ids[:5]) + (', ...' if len(ids) > 5 else '')
+            yield f'image_id in both {a} and {b}: {len(ids)} ({some})'
+
+
+def _first(found: Sequence[str], most: int) -> Iterator[str]:
+    yield from (f'  {line}' for line in found[:most])
+    if len(found) > most:
+        yield f'  ... ({len(found) - most} more)'
+
+
+def _ranked(report: Report) -> list[int]:
+    """Orders labels by their positives in all splits, most first."""
+    total = np.sum([split.positives for split in report.splits.values()], 0)
+    return np.argsort(-total, kind='stable').tolist()
+
+
+def _ends(ranked: list[int]) -> list[int]:
+    if len(ranked) <= MOST_LABELS:
+        return ranked
+    return ranked[: MOST_LABELS // 2] + ranked[-MOST_LABELS // 2 :]
+
+
+def load_splits(
+    name: str, splits: Sequence[str] | None = None, **arguments: object
+) -> tuple[dict[str, datasets.Dataset], list[str]]:
+    """Loads splits of a data set.
+
+    Args:
+        name: As for `msff_timm.data.load`.
+        splits: Their names; None for those of training and validation that there are.
+        **arguments: Of `msff_timm.data.load`.
+
+    Returns:
+        The splits, and why others did not load.
+
+    Raises:
+        InputError: No split loads, or one of those that are named does not, or an extra is missing.
+    """
+    loaded, errors = {}, []
+    for split in splits or DEFAULT_SPLITS:
+        try:
+            loaded[split] = load(name, split, **arguments)
+        except ModuleNotFoundError as e:
+            raise InputError(f"data sets need {e.name}: pip install 'msff-timm[train]'") from None
+        except InputError as e:
+            if splits:
+                raise
+            errors.append(e)
+    if not loaded:
+        raise errors[0]
+    return loaded, [str(e) for e in errors]
+
+
+def inspect(splits: dict[str, datasets.Dataset], check: bool = False, workers: int | None = None) -> Report:
+    """Counts labels and looks for files that are missing or the same.
+
+    Args:
+        splits: What `msff_timm.data.load` gave, by name.
+        check: Decode every picture.
+        workers: Processes that do so, 0 for this one; None for one on each processor.
+
+    Raises:
+        InputError: The splits have not the same labels, or `workers` is negative, or a process ended early.
+    """
+    if workers is not None and workers < 0:
+        raise InputError(f'workers is {workers}: must be at least 0.')
+    names = {split: label_names(dataset) for split, dataset in splits.items()}
+    first = next(iter(names))
+    for split in names:
+        if names[split] != names[first]:
+            raise InputError(f'the labels of {split} are not those of {first}: give both the same label names.')
+    co_occurrence = np.zeros((len(names[first]),) * 2, np.int64)
+    reports, ids, pictures = {}, {}, []
+    for split, dataset in splits.items():
+        reports[split], ids[split] = _count(dataset, co_occurrence)
+        if _has_files(dataset):
+            pictures += _find(split, dataset, ids[split], reports[split])
+    duplicates = _duplicates(pictures, splits, reports)
+    if check:
+        _check(pictures, splits, reports, (os.cpu_count() or 1) if workers is None else workers)
+    shared = {}
+    for a, b in combinations(ids, 2):
+        others = set(ids[b])
+        if common := [image_id for image_id in ids[a] if image_id in others]:
+            shared[a, b] = common
+    return Report(names[first], reports, co_occurrence, duplicates, shared)
+
+
+def _count(dataset: datasets.Dataset, co_occurrence: np.ndarray) -> tuple[SplitReport, list[str]]:
+    """Counts the labels of a split, and adds to the co-occurrences; returns the split's image ids too."""
+    import pyarrow.compute as pc
+
+    num_labels = len(co_occurrence)
+    table = dataset.select_columns(['labels', 'ignore', 'image_id']).with_format('arrow')[:]
+    per_image = pc.list_value_length(table['labels']).to_numpy()
+    labels = pc.list_flatten(table['labels']).to_numpy()
+    ignored = pc.list_flatten(table['ignore']).to_numpy()
+    rows = np.repeat(np.arange(len(per_image)), per_image)
+    for start in range(0, len(per_image), BLOCK):
+        low, high = np.searchsorted(rows, [start, start + BLOCK])
+        present = np.zeros((BLOCK, num_labels), np.float32)
+        present[rows[low:high] - start, labels[low:high]] = 1
+        co_occurrence += (present.T @ present).astype(np.int64)
+    measures = {key: float(getattr(np, key)(per_image)) for key in ('min', 'mean', 'median', 'max')}
+    report = SplitReport(
+        num_images=len(per_image),
+        num_unlabelled=int((per_image == 0).sum()),
+        labels_per_image=measures,
+        positives=np.bincount(labels, minlength=num_labels).tolist(),
+        ignored=np.bincount(ignored, minlength=num_labels).tolist(),
+    )
+    return report, table['image_id'].to_pylist()
+
+
+@dataclass(slots=True)
+class _Picture:
+    """A picture that a file or a row holds; `path` is None for a row, `tail` for a file."""
+
+    split: str
+    row: int
+    name: str
+    path: str | None
+    size: int
+    tail: bytes | None = None
+
+
+def _has_files(dataset: datasets.Dataset) -> bool:
+    import datasets
+
+    return isinstance(dataset.features['image'], datasets.Image)
+
+
+def _find(split: str, dataset: datasets.Dataset, ids: list[str], report: SplitReport) -> Iterator[_Picture]:
+    """Finds the pictures of a split that are there, and notes which are not."""
+    row = 0
+    for batch in dataset.select_columns(['image']).with_format('arrow').iter(batch_size=1000):
+        images = batch['image'].combine_chunks()
+        for content, path in zip(images.field('bytes'), images.field('path').to_pylist(), strict=True):
+            name = path or f'image {ids[row]}'
+            picture = None
+            if content.is_valid:
+                buffer = content.as_buffer()
+                tail = hashlib.sha256(buffer[max(len(buffer) - TAIL, 0) :]).digest()
+                picture = _Picture(split, row, name, None, len(buffer), tail)
+            elif path is None:
+                report.missing.append(name)
+            else:
+                try:
+                    picture = _Picture(split, row, name, path, os.stat(path).st_size)
+                except OSError:
+                    report.missing.append(path)
+            if picture and picture.size:
+                yield picture
+            elif picture:
+                report.unreadable.append(f'{name}: is empty.')
+            row += 1
+
+
+def _undecoded(splits: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    import datasets
+
+    return {
+        split: dataset.cast_column('image', datasets.Image(decode=False))
+        for split, dataset in splits.items()
+        if _has_files(dataset)
+    }
+
+
+def _duplicates(
+    pictures: list[_Picture], splits: dict[str, datasets.Dataset], reports: dict[str, SplitReport]
+) -> list[list[tuple[str, str]]]:
+    """Groups pictures of the same content: of the same size, then of the same end, then of the same digest."""
+    undecoded = _undecoded(splits)
+
+    def end(picture: _Picture) -> bytes:
+        if picture.tail is None:
+            with open(picture.path, 'rb') as file:
+                file.seek(max(picture.size - TAIL, 0))
+                picture.tail = hashlib.sha256(file.read()).digest()
+        return picture.tail
+
+    def digest(picture: _Picture) -> bytes:
+        if picture.path is None:
+            return hashlib.sha256(undecoded[picture.split][picture.row]['image']['bytes']).digest()
+        return hashlib.sha256(Path(picture.path).read_bytes()).digest()
+
+    failed = set()
+    groups = [pictures]
+    for key in (lambda picture: picture.size, end, digest):
+        finer = []
+        for group in groups:
+            by_key = defaultdict(list)
+            for picture in group:
+                try:
+                    by_key[key(picture)].append(picture)
+                except OSError as e:
+                    failed.add((picture.split, picture.row))
+                    message = f'{picture.name}: cannot be read as a picture ({e.strerror}).'
+                    reports[picture.split].unreadable.append(message)
+            finer += [same for same in by_key.values() if len(same) > 1]
+        groups = finer
+    pictures[:] = [picture for picture in pictures if (picture.split, picture.row) not in failed]
+    found = [[(picture.split, picture.name) for picture in group] for group in groups]
+    return sorted(found, key=lambda group: len({split for split, _ in group}) == 1)
+
+
+def _check(
+    pictures: list[_Picture], splits: dict[str, datasets.Dataset], reports: dict[str, SplitReport], workers: int
+) -> None:
+    """Decodes every picture and notes what came of it."""
+    from tqdm import tqdm
+
+    undecoded = _undecoded(splits)
+    chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
+    tasks = ([(_source(picture, undecoded), picture.name) for picture in chunk] for chunk in chunks)
+    results: dict[int, list] = {}
+    with tqdm(total=len(pictures), unit='picture', leave=False, file=sys.stderr) as progress:
+        for number, result in _spread(tasks, workers):
+            results[number] = result
+            progress.update(len(result))
+    read = defaultdict(list)
+    for number, chunk in enumerate(chunks):
+        for picture, result in zip(chunk, results[number], strict=True):
+            if isinstance(result, str):
+                reports[picture.split].unreadable.append(result)
+            else:
+                read[picture.split].append(result)
+    for split, found in read.items():
+        modes, widths, heights = zip(*found, strict=True)
+        reports[split].num_read = len(found)
+        reports[split].modes = dict(Counter(modes).most_common())
+        reports[split].widths, reports[split].heights = (
+            [float(value) for value in (min(sides), np.median(sides), max(sides))] for sides in (widths, heights)
+        )
+
+
+def _source(picture: _Picture, undecoded: dict[str, datasets.Dataset]) -> str | bytes:
+    return picture.path or undecoded[picture.split][picture.row]['image']['bytes']
+
+
+def _spread(tasks: Iterator[list], workers: int) -> Iterator[tuple[int, list]]:
+    """Runs `_read` on tasks in several processes, a few ahead, as pictures of Parquet files fill the memory."""
+    if not workers:
+        yield from enumerate(map(_read, tasks))
+        return
+    # A forked process has all modules at once, where a fresh one takes seconds for PyTorch; it only runs Pillow.
+    context = multiprocessing.get_context('fork' if sys.platform == 'linux' else 'spawn')
+    pool = ProcessPoolExecutor(workers, context, _quiet)
+    running, numbered = {}, enumerate(tasks)
+    try:
+        while True:
+            for number, task in islice(numbered, 3 * workers - len(running)):
+                running[pool.submit(_read, task)] = number
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool as e:
+        raise InputError(f'a process that read pictures ended early ({e}).') from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _quiet() -> None:
+    # Ctrl-C reaches all processes of the terminal: these end at once and without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _read(task: list[tuple[str | bytes, str]]) -> list[tuple[str, int, int] | str]:
+    """Decodes pictures: the mode, width and height of each, or why it cannot be read."""
+    results = []
+    for source, name in task:
+        try:
+            size = open_image(source, name).size
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                results.append((image.mode, *size))
+        except InputError as e:
+            results.append(str(e))
+    return results
+
+
+def draw(report: Report, splits: dict[str, datasets.Dataset], folder: str | Path, seed: int = 0) -> list[Path]:
+    """Draws `classes.png`, `co_occurrence.png` and `samples.png`, and writes all figures to `inspect.json`.
+
+    Args:
+        report: Of the splits.
+        splits: What `inspect` was given.
+        folder: Made where there is none.
+        seed: Decides which pictures are shown.
+
+    Returns:
+        The four files.
+
+    Raises:
+        InputError: matplotlib is missing, or the folder cannot be written.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError("drawing needs matplotlib: pip install 'msff-timm[explain]'") from None
+    folder = Path(folder)
+    figures = {
+        'classes.png': lambda: _draw_classes(report),
+        'co_occurrence.png': lambda: _draw_co_occurrence(report),
+        'samples.png': lambda: _draw_samples(report, splits, seed),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, make in figures.items():
+            make().savefig(folder / name, dpi=DPI, bbox_inches='tight', pad_inches=GAP / DPI)
+        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
+        (folder / 'inspect.json').write_text(text + '\n', encoding='utf-8')
+    except OSError as e:
+        raise InputError(f'{folder}: cannot be written ({e.strerror}).') from None
+    return [folder / name for name in (*figures, 'inspect.json')]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 30 else f'{name[:29]}…'
+
+
+def _draw_classes(report: Report) -> Figure:
+    """Draws a histogram for each split, all in the order of the counts in all splits."""
+    from matplotlib.figure import Figure
+
+    ranked = _ranked(report)
+    shown = _ends(ranked)
+    places = np.arange(len(shown))
+    figure = Figure((2 + 4.5 * len(report.splits), max(1.2 + 0.19 * len(shown), 2.5)), layout='constrained')
+    panels = figure.subplots(1, len(report.splits), sharey=True, squeeze=False)[0]
+    for axes, (name, split) in zip(panels, report.splits.items(), strict=True):
+        positives, ignored = (np.array(counts)[shown] for counts in (split.positives, split.ignored))
+        axes.barh(places, positives, 0.8, color='C0', label='positives')
+        if ignored.any():
+            axes.barh(places, ignored, 0.8, left=positives, color='0.75', label='ignored')
+            axes.legend(loc='lower right')
+        ends = positives + ignored
+        for place, end, count in zip(places, ends, positives, strict=True):
+            axes.text(end + ends.max() * 0.01, place, f'{count:,}', va='center', fontsize=7)
+        axes.set(xlabel='pictures', xlim=(0, max(ends.max() * 1.12, 1)), ylim=(len(shown) - 0.4, -0.6))
+        axes.set_title(f'{name}: {split.num_images:,} pictures', fontsize=10, parse_math=False)
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.grid(axis='x', alpha=0.3)
+        axes.set_axisbelow(True)
+    panels[0].set_yticks(places, [_short(report.label_names[k]) for k in shown], fontsize=8, parse_math=False)
+    if len(shown) < len(ranked):
+        half = MOST_LABELS // 2
+        panels[0].axhline(half - 0.5, color='0.3', linestyle=':')
+        figure.suptitle(f'the {half} most and the {half} least frequent of {len(ranked)} labels', fontsize=11)
+    return figure
+
+
+def _draw_co_occurrence(report: Report) -> Figure:
+    """Draws how often each label comes with each other one, in the data set's own order, which groups like labels."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    shown = sorted(_ranked(report)[:MOST_LABELS])
+    counts = report.co_occurrence[np.ix_(shown, shown)]
+    totals = np.diag(counts)
+    shares = np.where(totals[:, None] > 0, 100 * counts / np.maximum(totals, 1)[:, None], np.nan)
+    np.fill_diagonal(shares, np.nan)
+    side = max(5.0, 0.17 * len(shown) + 1.5)
+    figure = Figure((side + 1.5, side), layout='constrained')
+    axes = figure.subplots()
+    axes.set_facecolor('0.85')
+    # The root shows what is rare, as most shares are.
+    image = axes.imshow(shares, cmap='viridis', norm=PowerNorm(0.5, 0, 100))
+    names = [_short(report.label_names[k]) for k in shown]
+    rows = [f'{name} ({total:,})' for name, total in zip(names, totals, strict=True)]
+    size = 7 if len(shown) > 20 else 9
+    axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(shown)), rows, fontsize=size, parse_math=False)
+    if len(shown) <= 20:
+        for i, j in np.argwhere(~np.isnan(shares)):
+            colour = 'black' if shares[i, j] > 40 else 'white'
+            axes.text(j, i, f'{shares[i, j]:.0f}', ha='center', va='center', fontsize=8, color=colour)
+    title = "P(column | row): of the pictures with the row's label, percent that have the column's"
+    if len(shown) < len(report.label_names):
+        title += f'\nthe {len(shown)} most frequent of {len(report.label_names)} labels'
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, shrink=0.6, label='percent', ticks=[0, 1, 5, 10, 25, 50, 75, 100])
+    return figure
+
+
+def _draw_samples(report: Report, splits: dict[str, datasets.Dataset], seed: int) -> Figure:
+    """Draws pictures chosen at random, with their labels; what is ignored is grey and has a question mark."""
+    from matplotlib.figure import Figure
+
+    parts = np.array_split(np.arange(max(ROWS, len(splits))), len(splits))
+    width = COLUMNS * (TILE + GAP) - GAP
+    height = len(splits) * HEADING + sum(map(len, parts)) * (TALL + CAPTION)
+    figure = Figure((width / DPI, height / DPI))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    rng = np.random.default_rng(seed)
+    undecoded = _undecoded(splits)
+    top = 0
+    for part, (name, dataset) in zip(parts, splits.items(), strict=True):
+        chosen = np.sort(rng.choice(len(dataset), min(len(part) * COLUMNS, len(dataset)), replace=False)).tolist()
+        heading = f'{name}: {len(chosen)} of {len(dataset):,} pictures'
+        axes.text(0, top + HEADING / 2, heading, va='center', fontsize=11, weight='bold', parse_math=False)
+        top += HEADING
+        for place, row in enumerate(chosen):
+            sample = undecoded.get(name, dataset)[row]
+            left, upper = place % COLUMNS * (TILE + GAP), top + place // COLUMNS * (TALL + CAPTION)
+            image = _thumbnail(sample)
+            if image is None:
+                axes.text(left + TILE / 2, upper + TALL / 2, 'cannot be read', ha='center', color='C3', fontsize=9)
+            else:
+                x, y = left + (TILE - image.width) / 2, upper + TALL - image.height
+                axes.imshow(image, extent=(x, x + image.width, y + image.height, y), aspect='auto')
+            _draw_caption(axes, left, upper + TALL + 5, sample, report.label_names)
+        top += len(part) * (TALL + CAPTION)
+    return figure
+
+
+def _thumbnail(sample: dict) -> Image.Image | None:
+    image = sample['image']
+    if image is None:
+        return None
+    if isinstance(image, dict):
+        source = image['path'] if image['bytes'] is None else image['bytes']
+        if source is None:
+            return None
+        try:
+            image = open_image(source)
+        except InputError:
+            return None
+    scale = min(TILE / image.width, TALL / image.height)
+    return image.resize([max(round(side * scale), 1) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def _draw_caption(axes: Axes, left: float, top: float, sample: dict, names: list[str]) -> None:
+    present = textwrap.wrap(', '.join(_short(names[k]) for k in sample['labels']) or '(no label)', 32)
+    ignored = textwrap.wrap(', '.join(f'{_short(names[k])}?' for k in sample['ignore']), 32)
+    lines = [(line, 'black') for line in present] + [(line, '0.55') for line in ignored]
+    if len(lines) > 5:
+        lines = [*lines[:4], ('…', 'black')]
+    for number, (line, colour) in enumerate(lines):
+        axes.text(left, top + 15 * number, line, va='top', fontsize=7.5, color=colour, parse_math=False)

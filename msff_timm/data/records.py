@@ -1,0 +1,120 @@
+"""What every reader makes: rows of one schema, kept as an Arrow file that is found again by what it was read from."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets.arrow_writer import ArrowWriter
+
+from ..errors import InputError
+
+__all__ = ['Records', 'cached', 'features', 'locate']
+
+VERSION = 1  # of what readers make of the same files: a new one leaves old Arrow files alone
+
+
+@dataclass
+class Records:
+    """Rows of a data set on disk, as columns; labels are numbers into `label_names`, sorted in each row.
+
+    Attributes:
+        label_names: In the order of the logits.
+        images: Path of each picture.
+        labels: Labels present in each picture.
+        ignore: Labels of which it is not known, or not to be counted, whether they are present.
+        areas: The largest area of each of its `labels`, relative to the picture; an empty list where that is unknown.
+        image_ids: The data set's own name of each picture, no two the same.
+    """
+
+    label_names: list[str]
+    images: list[str]
+    labels: list[list[int]]
+    ignore: list[list[int]]
+    areas: list[list[float]]
+    image_ids: list[str]
+
+
+def features(label_names: list[str], image: object | None = None) -> Features:
+    """Returns the schema of every data set: `image`, `labels`, `ignore`, `area`, `image_id`."""
+    return Features(
+        image=image or Image(),
+        labels=List(ClassLabel(names=label_names)),
+        ignore=List(ClassLabel(names=label_names)),
+        area=List(Value('float64')),
+        image_id=Value('string'),
+    )
+
+
+def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: object) -> Dataset:
+    """Reads a data set, or takes it from the Arrow file that an earlier reading of the same content has left.
+
+    The pictures stay where they are: the file holds their paths.
+
+    Args:
+        read: Reads the annotations.
+        sources: Files whose content decides what `read` returns.
+        **settings: What else decides it: JSON values.
+
+    Raises:
+        InputError: What `read` raises, or there is no row.
+    """
+    key = hashlib.sha256(json.dumps([VERSION, settings], sort_keys=True, default=str).encode())
+    for source in sources:
+        key.update(_digest(source))
+    path = Path(datasets.config.HF_DATASETS_CACHE, 'msff_timm', f'{key.hexdigest()[:32]}.arrow')
+    if not path.exists():
+        records = read()
+        schema = features(records.label_names)
+        table = pa.table(
+            {
+                'image': pa.array([{'bytes': None, 'path': image} for image in records.images]),
+                'labels': records.labels,
+                'ignore': records.ignore,
+                'area': records.areas,
+                'image_id': records.image_ids,
+            },
+            schema=schema.arrow_schema,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written beside and moved: a second process that reads the same data set never finds half a file.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix='.writing-') as temporary:
+            part = Path(temporary, path.name)
+            with ArrowWriter(features=schema, path=str(part)) as writer:
+                writer.write_table(table)
+                writer.finalize()
+            os.replace(part, path)
+    return Dataset.from_file(str(path))
+
+
+def _digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def locate(root: Path, name: str, where: str) -> Path:
+    """Finds the path that a row names, absolute or relative to the folder of the pictures.
+
+    Args:
+        root: Folder of the pictures.
+        name: As the annotations have it.
+        where: File and row, for the message.
+
+    Raises:
+        InputError: The path leads out of the folder.
+    """
+    # Lexically: a link within the folder may lead to where the pictures really are.
+    root = Path(os.path.abspath(root))
+    path = Path(os.path.abspath(root / name))
+    if path == root or not path.is_relative_to(root):
+        raise InputError(f'{where}: {name!r} does not lie in {root}, the folder of the pictures.')
+    return path

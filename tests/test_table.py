@@ -1,0 +1,423 @@
+import csv
+import io
+import json
+import random
+
+import datasets
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import timm.data
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from msff_timm.data import label_names, load, table
+from msff_timm.errors import InputError
+
+PICTURES = ('a.png', 'b.png', 'c.png', 'd.png')
+LABELS = (['cat', 'dog'], [], ['dog'], ['bird'])
+FORMATS = ('csv', 'tsv', 'jsonl', 'parquet')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder with pictures and no table."""
+    root = tmp_path_factory.mktemp('pictures')
+    for number, name in enumerate(PICTURES):
+        Image.new('RGB', (4, 3), (40 * number, 0, 0)).save(root / name)
+    return root
+
+
+@pytest.fixture(autouse=True, scope='module')
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path_factory.mktemp('cache'))
+        yield
+
+
+@pytest.fixture
+def root(folder, tmp_path):
+    for name in PICTURES:
+        (tmp_path / name).symlink_to(folder / name)
+    return tmp_path
+
+
+def write(path, rows):
+    """Writes dicts as the suffix says; lists become text with `|` where the format has none."""
+    suffix = path.suffix[1:]
+    if suffix == 'jsonl':
+        path.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+    elif suffix == 'parquet':
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        flat = [{k: '|'.join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+        with open(path, 'w', newline='', encoding='utf-8') as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter='\t' if suffix == 'tsv' else ',')
+            writer.writeheader()
+            writer.writerows(flat)
+    return path
+
+
+def lists(labels=LABELS, **more):
+    return [
+        {'image': name, 'labels': list(present), **{k: v[row] for k, v in more.items()}}
+        for row, (name, present) in enumerate(zip(PICTURES, labels, strict=True))
+    ]
+
+
+def named(dataset, column='labels'):
+    names = label_names(dataset)
+    return [[names[label] for label in row] for row in dataset[column]]
+
+
+def fails(root, *parts, name='table', split='train', **arguments):
+    with pytest.raises(InputError) as caught:
+        load(name, split, str(root), **arguments)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_lists_of_labels_in_every_format(root, suffix):
+    write(root / f'train.{suffix}', lists(ignore=[[], ['cat', 'bird'], [], []], image_id=['1', '2', '3', '4']))
+    dataset = load('table', 'train', str(root))
+    assert label_names(dataset) == ['bird', 'cat', 'dog']
+    assert dataset['labels'][:] == [[1, 2], [], [2], [0]]
+    assert dataset['ignore'][:] == [[], [0, 1], [], []]
+    assert dataset['area'][:] == [[]] * 4
+    assert dataset['image_id'][:] == ['1', '2', '3', '4']
+    assert [row['image'].getpixel((0, 0))[0] for row in dataset] == [0, 40, 80, 120]
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_a_column_for_each_label_in_every_format(root, suffix):
+    columns = {'dog': [1, 0, -1, None], 'cat': [True, False, True, False]}
+    rows = [{'file_name': n, **{k: v[i] for k, v in columns.items()}} for i, n in enumerate(PICTURES)]
+    write(root / f'train.{suffix}', rows)
+    dataset = load('table', 'train', str(root))
+    assert label_names(dataset) == ['dog', 'cat']
+    assert dataset['labels'][:] == [[0, 1], [], [1], []]
+    assert dataset['ignore'][:] == [[], [], [0], [0]]
+    assert dataset['image_id'][:] == list(PICTURES)
+
+
+def test_what_pandas_writes_is_read(root):
+    frame = pd.DataFrame({'path': PICTURES, 'x': [1.0, None, 0.0, -1.0], 'y': [1, 0, 0, 1]})
+    frame.to_parquet(root / 'train.parquet')
+    frame.to_csv(root / 'val.csv', index=False)
+    for split in ('train', 'val'):
+        dataset = load('table', split, str(root))
+        assert named(dataset) == [['x', 'y'], [], [], ['y']]
+        assert named(dataset, 'ignore') == [[], ['x'], [], ['x']]
+    frame.to_csv(root / 'test.csv')
+    fails(root, 'test.csv', 'a name is empty', split='test')
+
+
+def test_labels_have_the_same_numbers_in_all_splits(root):
+    write(root / 'train.csv', lists()[:1])
+    write(root / 'val.jsonl', lists()[1:3])
+    write(root / 'test.parquet', lists()[3:])
+    loaded = {split: load('table', split, str(root)) for split in ('train', 'validation', 'val', 'test')}
+    assert {tuple(label_names(dataset)) for dataset in loaded.values()} == {('bird', 'cat', 'dog')}
+    assert [named(loaded[split]) for split in ('train', 'val', 'test')] == [[['cat', 'dog']], [[], ['dog']], [['bird']]]
+    assert named(loaded['val']) == named(loaded['validation'])
+
+
+def test_columns_of_labels_have_the_order_of_the_first_split(root):
+    (root / 'train.csv').write_text('image,x,y\na.png,1,0\n')
+    (root / 'val.csv').write_text('image,y,x\nb.png,1,0\n')
+    dataset = load('table', 'val', str(root))
+    assert label_names(dataset) == ['x', 'y'] and named(dataset) == [['y']]
+    (root / 'val.csv').write_text('image,x,z\nb.png,1,0\n')
+    fails(root, 'train.csv', 'val.csv', 'x, z', 'data.label_columns')
+    (root / 'val.csv').write_text('image,labels\nb.png,x\n')
+    fails(root, 'train.csv', 'val.csv')
+    assert named(load('table', 'train', str(root), label_names=['y', 'x'])) == [['x']]
+
+
+def test_one_file_with_a_column_of_splits(root):
+    path = write(root / 'all.csv', lists(split=['train', 'val', ' validation', 'test']))
+    assert label_names(load('table', 'train', str(path))) == ['bird', 'cat', 'dog']
+    assert load('table', 'validation', str(path))['image_id'][:] == ['b.png', 'c.png']
+    write(path, lists(split=['train'] * 4))
+    fails(path, 'all.csv', 'no row with test', 'train', split='test')
+    write(path, lists(split=['train', 'training', 'val', 'val']))
+    fails(path, 'line 3', "'training'")
+    write(path, lists())
+    assert len(load('table', 'train', str(path))) == 4
+    fails(path, 'no column split', split='val')
+
+
+def test_label_names_give_the_order(root):
+    write(root / 'train.csv', lists())
+    (root / 'val.csv').write_text('not a table')
+    dataset = load('table', 'train', str(root), label_names=['dog', 'fish', 'cat', 'bird'])
+    assert dataset['labels'][:] == [[0, 2], [], [0], [3]]
+    fails(root, 'train.csv', 'line 2', "unknown label 'cat'", 'did you mean cats', label_names=['dog', 'cats', 'bird'])
+    fails(root, 'data.label_names', "'dog' is there twice", label_names=['dog', 'dog'])
+    fails(root, 'data.label_names', 'empty', label_names=['dog', ' '])
+    fails(root, 'data.label_names', 'line break', label_names=['dog\n'])
+
+
+def test_label_names_and_columns_are_the_same_set(root):
+    (root / 'train.csv').write_text('image,x,y\na.png,1,0\n')
+    assert load('table', 'train', str(root), label_names=['y', 'x'])['labels'][:] == [[1]]
+    fails(root, "unknown label column 'y'", label_names=['x', 'z'])
+    fails(root, "no column for the label 'z'", label_names=['x', 'y', 'z'])
+
+
+def test_columns_that_are_named(root):
+    (root / 'train.csv').write_text('photo,tags,note,x,y\na.png,cat; dog,hello,1,0\nb.png,,,0,\n')
+    dataset = load('table', 'train', str(root), image_column='photo', label_columns=['tags'], label_delimiter=';')
+    assert named(dataset) == [['cat', 'dog'], []]
+    dataset = load('table', 'train', str(root), image_column='photo', label_columns=['y', 'x'])
+    assert (label_names(dataset), named(dataset), named(dataset, 'ignore')) == (['y', 'x'], [['x'], []], [[], ['y']])
+    fails(root, 'no column image or file_name or path', 'photo, tags', 'data.image_column')
+    fails(root, "no column 'pohto'", image_column='pohto')
+    fails(root, "unknown label column 'tag'", 'did you mean tags', image_column='photo', label_columns=['tag'])
+    fails(root, "unknown label column 'photo'", image_column='photo', label_columns=['photo'])
+    fails(root, 'line 2', "'tags' is 'cat; dog'", 'data.label_columns', image_column='photo')
+    fails(root, 'data.label_columns', 'twice', label_columns=['x', 'x'])
+    fails(root, 'data.label_delimiter', label_delimiter='')
+
+
+def test_pictures_lie_elsewhere_or_have_absolute_paths(folder, tmp_path):
+    (tmp_path / 'train.csv').write_text(f'image,x\na.png,1\n{folder / "b.png"},0\n')
+    dataset = load('table', 'train', str(tmp_path), image_root=str(folder))
+    assert dataset['image_id'][:] == ['a.png', str(folder / 'b.png')]
+    fails(tmp_path, 'line 2', 'a.png', 'data.image_root')
+    (tmp_path / 'train.csv').write_text(f'image,x\n{folder / "b.png"},0\n')
+    fails(tmp_path, 'line 2', 'does not lie in')
+    (tmp_path / 'train.csv').write_text('image,x\n../b.png,0\n')
+    fails(tmp_path, 'line 2', 'does not lie in')
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(root):
+    (root / 'train.csv').write_bytes(b'\xef\xbb\xbf' + 'image,häuser\na.png,1\n'.encode())
+    assert label_names(load('table', 'train', str(root))) == ['häuser']
+    (root / 'train.csv').unlink()
+    (root / 'train.jsonl').write_bytes(b'\xef\xbb\xbf{"image": "a.png", "labels": ["x"]}\r\n\r\n')
+    assert named(load('table', 'train', str(root))) == [['x']]
+
+
+def test_lines_are_counted_as_an_editor_does(root):
+    (root / 'train.csv').write_bytes(b'image,labels,note\r\na.png,x,"two\r\nlines"\r\n\r\nb.png,x|x,\r\n')
+    fails(root, 'line 5', "'x' twice")
+    (root / 'train.csv').write_bytes(b'image,labels\na.png, x | y |\nb.png,\n')
+    assert named(load('table', 'train', str(root))) == [['x', 'y'], []]
+
+
+@pytest.mark.parametrize(
+    ('content', 'parts'),
+    {
+        'empty': (b'', ['is empty']),
+        'blank': (b'\n\n', ['is empty']),
+        'header only': (b'image,x\n', ['holds no row']),
+        'no image': (b'photo,x\na.png,1\n', ['photo, x']),
+        'no labels': (b'image\na.png\n', ['no column of labels']),
+        'no label': (b'image,labels\na.png,\n', ['holds no label', 'data.label_names']),
+        'same column': (b'image,x,x\na.png,1,1\n', ["'x' is there twice"]),
+        'unnamed column': (b'image,,x\na.png,1,1\n', ['a name is empty']),
+        'too many': (b'image,x\na.png,1,2\n', ['line 2', '3 fields']),
+        'too few': (b'image,x\na.png\n', ['line 2', '1 fields']),
+        'open quote': (b'image,x\na.png,1\nb.png,"1\n', ['line 3', 'quotes']),
+        'text after quote': (b'image,x\n"a"b.png,1\n', ['line 2', 'quotes']),
+        'huge field': (b'image,x\na.png,' + b'1' * 140_000 + b'\n', ['line 2', 'limit']),
+        'latin-1': (b'image,x\na.png,1\n\xe4.png,1\n', ['line 3', '0xe4', 'UTF-8']),
+        'utf-16': ('image,x\na.png,1\n'.encode('utf-16'), ['line 1', 'UTF-8']),
+        'nul': (b'image,x\na.png,1\nb.p\0ng,1\n', ['line 3', 'NUL']),
+        'no state': (b'image,x\na.png,2\n', ['line 2', "'x' is '2'"]),
+        'twice': (b'image,labels\na.png,x|y| x\n', ['line 2', "'x' twice"]),
+        'both': (b'image,labels,ignore\na.png,x|y,y\n', ['line 2', "'y' is in both"]),
+        'same picture': (b'image,x\na.png,1\nb.png,1\n./a.png,1\n', ['line 4', 'line 2']),
+        'same id': (b'image,image_id,x\na.png,1,1\nb.png,1,1\n', ['line 3', "'1'", 'line 2']),
+        'no id': (b'image,image_id,x\na.png,,1\n', ['line 2', 'image_id']),
+        'no path': (b'image,x\n,1\n', ['line 2', "'image' is empty"]),
+        'absent': (b'image,x\na.png,1\nz.png,1\n', ['line 3', 'z.png']),
+        'a folder': (b'image,x\n.,1\n', ['line 2']),
+        'two lines in a path': (b'image,x\n"a\nb.png",1\n', ['line 2', 'line break']),
+        'two lines in a name': (b'image,"x\ny"\na.png,1\n', ['line break']),
+        'two lines in a label': (b'image,labels\na.png,"x\ny"\n', ['line 2', 'line break']),
+    }.values(),
+    ids=lambda value: value[0] if isinstance(value, list) else '',
+)
+def test_bad_csv(root, content, parts):
+    (root / 'train.csv').write_bytes(content)
+    fails(root, 'train.csv', *parts)
+
+
+@pytest.mark.parametrize(
+    ('content', 'parts'),
+    [
+        ('{"image": "a.png", "labels": ["x"]\n', ['line 1', 'not whole JSON']),
+        ('\x85\n', ['is empty']),
+        ('["a.png"]\n', ['line 1', 'not an object']),
+        ('{"image": "a.png", "image": "b.png", "labels": []}\n', ['line 1', "'image' is there twice"]),
+        ('{"image": "a.png", "labels": ["x"]}\n\n{"image": "b.png"}\n', ['line 3', "no 'labels'", 'line 1']),
+        ('{"image": "a.png"}\n{"image": "b.png", "labels": []}\n', ['line 1', "no 'labels'", 'line 2']),
+        ('{"image": "a.png", "labels": [1]}\n', ['line 1', 'label 1, which is not text']),
+        ('{"image": "a.png", "labels": 3}\n', ['line 1', "'labels' is 3"]),
+        ('{"image": 3, "labels": ["x"]}\n', ['line 1', 'path 3']),
+        ('{"image": "a\\u0000.png", "labels": ["x"]}\n', ['line 1', 'NUL']),
+        ('{"image": "a.png", "labels": ["\\ud800"]}\n', ['line 1', 'not whole JSON']),
+        ('{"image": "a.png", "labels": ["x"], "image_id": true}\n', ['line 1', 'True']),
+        ('{"image": "a.png", "x": {}}\n', ['line 1', "'x' is {}"]),
+        ('{"image": "a.png", "x": ' + '[' * 100_000, ['line 1', 'not whole JSON']),
+        ('{"image": "a.png", "x": ' + '1' * 5_000 + '}', ['line 1', 'not whole JSON']),
+    ],
+    ids=range(15),
+)
+def test_bad_json_lines(root, content, parts):
+    (root / 'train.jsonl').write_text(content, encoding='utf-8')
+    fails(root, 'train.jsonl', *parts)
+
+
+def test_bad_parquet(root):
+    path = root / 'train.parquet'
+    write(path, lists(labels=(['x'], ['x', 'x'], [], [])))
+    fails(root, 'train.parquet', 'row 1', "'x' twice")
+    write(path, [{'image': {'bytes': b'', 'path': 'a.png'}, 'labels': ['x']}])
+    fails(root, 'train.parquet', "'image'", 'data.name hub')
+    whole = write(path, lists()).read_bytes()
+    for content in (b'', b'PAR1', whole[:-20], whole[20:]):
+        path.write_bytes(content)
+        fails(root, 'train.parquet', 'not whole Parquet')
+    pq.write_table(pa.table([pa.array(['a.png']), pa.array([1]), pa.array([1])], names=['image', 'x', 'x']), path)
+    fails(root, 'train.parquet', "'x' is there twice")
+
+
+def test_bad_roots(root):
+    fails(root, 'holds no train.csv')
+    fails(root / 'absent', 'is no folder and no file', 'data.root')
+    (root / 'table.xlsx').write_text('')
+    fails(root / 'table.xlsx', '.csv, .tsv, .jsonl, .parquet')
+    write(root / 'train.csv', lists())
+    fails(root, 'split validation', 'train.csv', split='val')
+    fails(root, "unknown split of a table 'trainval'", split='trainval')
+    write(root / 'train.tsv', lists())
+    fails(root, 'train.csv', 'train.tsv', 'keep one')
+    for name in ('table', 'folder'):
+        with pytest.raises(InputError, match=f'{name} needs data.root'):
+            load(name, 'train')
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'jsonl', 'parquet'])
+def test_a_folder_with_metadata(folder, tmp_path, suffix):
+    for split, names, labels in (('train', PICTURES[:2], ['cat', 'dog']), ('val', PICTURES[2:], ['cow', 'dog'])):
+        (tmp_path / split / 'deep').mkdir(parents=True)
+        rows = []
+        for name, label in zip(names, labels, strict=True):
+            (tmp_path / split / 'deep' / name).symlink_to(folder / name)
+            rows.append({'file_name': f'deep/{name}', 'labels': [label]})
+        write(tmp_path / split / f'metadata.{suffix}', rows)
+    dataset = load('folder', 'validation', str(tmp_path))
+    assert label_names(dataset) == ['cat', 'cow', 'dog'] and named(dataset) == [['cow'], ['dog']]
+    assert dataset[0]['image'].getpixel((0, 0))[0] == 80
+    fails(tmp_path, 'no folder of the split test', name='folder', split='test')
+    write(tmp_path / f'metadata.{suffix}', rows)
+    fails(tmp_path, 'keep one', name='folder')
+
+
+def test_a_folder_of_one_split(root):
+    fails(root, 'metadata.csv', name='folder')
+    write(root / 'metadata.csv', lists())
+    fails(root, 'no column file_name', name='folder')
+    assert len(load('folder', 'train', str(root), image_column='image', size=3)) == 3
+
+
+def test_the_same_content_is_read_once(root, monkeypatch):
+    reads = []
+    monkeypatch.setattr(table, '_read', lambda path, read=table._read: reads.append(path.name) or read(path))
+    write(root / 'train.csv', lists())
+    write(root / 'val.csv', lists())
+    assert named(load('table', 'train', str(root))) == named(load('table', 'train', str(root))) == list(LABELS)
+    assert reads == ['train.csv', 'val.csv']
+    write(root / 'val.csv', lists(labels=[['ant']] * 4))
+    assert label_names(load('table', 'train', str(root))) == ['ant', 'bird', 'cat', 'dog'] and len(reads) == 4
+    load('table', 'train', str(root), label_delimiter=';')
+    assert len(reads) == 6
+
+
+def test_timm_reads_what_we_write(root, tmp_path_factory):
+    write(root / 'train.csv', lists())
+    dataset = load('table', 'train', str(root))
+    exported = tmp_path_factory.mktemp('exported')
+    dataset.to_parquet(exported / 'train.parquet')
+    theirs = timm.data.create_dataset(
+        f'hfds/{exported}', None, split='train', target_key='labels', target_format='multihot'
+    )
+    assert theirs.reader.class_to_idx == {'bird': 0, 'cat': 1, 'dog': 2}
+    assert [target for _, target in theirs] == dataset['labels'][:]
+    assert [image.getpixel((0, 0))[0] for image, _ in theirs] == [0, 40, 80, 120]
+
+
+name = st.text(st.characters(codec='utf-8', exclude_categories=('Cc', 'Zl', 'Zp')), min_size=1, max_size=6)
+label = name.map(str.strip).filter(lambda text: text and '|' not in text)
+quick = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+@quick
+@given(data=st.data())
+def test_what_is_written_is_read(folder, suffix, data):
+    rows = data.draw(st.lists(st.lists(label, unique=True, max_size=4), min_size=1, max_size=4).filter(any))
+    names = PICTURES[: len(rows)]
+    for other in folder.glob('train.*'):
+        other.unlink()
+    write(folder / f'train.{suffix}', [{'image': n, 'labels': r} for n, r in zip(names, rows, strict=True)])
+    dataset = load('table', 'train', str(folder))
+    assert [set(row) for row in named(dataset)] == [set(row) for row in rows]
+    states = [[data.draw(st.sampled_from([1, 0, -1])) for _ in names] for _ in range(3)]
+    columns = dict(zip(data.draw(st.lists(label, min_size=3, max_size=3, unique=True)), states, strict=True))
+    if not columns.keys() & {'image', 'labels', *table.NOT_LABELS}:
+        rows = [{'image': n, **{k: v[i] for k, v in columns.items()}} for i, n in enumerate(names)]
+        write(folder / f'train.{suffix}', rows)
+        dataset = load('table', 'train', str(folder))
+        present, ignore = named(dataset), named(dataset, 'ignore')
+        for row in range(len(names)):
+            assert present[row] == [k for k, v in columns.items() if v[row] == 1]
+            assert ignore[row] == [k for k, v in columns.items() if v[row] == -1]
+
+
+def mutated(data, whole):
+    """Whole bytes with a few cut out, doubled, changed or put in."""
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        end = min(len(content), start + data.draw(st.integers(0, 12)))
+        piece = data.draw(st.sampled_from([b'', bytes(content[start:end]) * 2]) | st.binary(max_size=6))
+        content[start:end] = piece
+    return bytes(content)
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+@settings(quick, max_examples=100)
+@given(data=st.data())
+def test_any_bytes_load_or_are_refused_in_one_line(folder, suffix, data):
+    for other in folder.glob('train.*'):
+        other.unlink()
+    path = folder / f'train.{suffix}'
+    with_lists, with_noise = data.draw(st.booleans()), data.draw(st.integers(0, 3)) == 0
+    columns = [{'path': n, 'x': v, 'y': 1} for n, v in zip(PICTURES, (1, 0, -1, None), strict=True)]
+    whole = write(path, lists(ignore=[['ant'], [], [], []]) if with_lists else columns).read_bytes()
+    path.write_bytes(data.draw(st.binary(max_size=40)) if with_noise else mutated(data, whole))
+    try:
+        dataset = load('table', 'train', str(folder))
+    except InputError as e:
+        assert len(str(e).splitlines()) == 1 and path.name in str(e)
+    else:
+        assert len(dataset) and all(set(row) <= set(label_names(dataset)) for row in named(dataset))
+
+
+def test_a_large_table_is_read_in_seconds(tmp_path):
+    generator = random.Random(0)
+    text = io.StringIO()
+    for number in range(5_000):
+        (tmp_path / f'{number}.jpg').touch()
+        text.write(f'{number}.jpg,{"|".join(generator.sample("abcdefghij", 3))}\n')
+    (tmp_path / 'train.csv').write_text('image,labels\n' + text.getvalue())
+    assert len(load('table', 'train', str(tmp_path))) == 5_000

@@ -1,0 +1,464 @@
+import gzip
+import io
+import os
+import shutil
+import tarfile
+import warnings
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import msff_timm.data
+from msff_timm.data import voc
+from msff_timm.errors import InputError
+
+CAT, DOG, PERSON = (voc.LABEL_NAMES.index(name) for name in ('cat', 'dog', 'person'))
+# Of each picture of 20 x 10: class, difficult, and the box's corners, counted from 1 and both counted in.
+OBJECTS = {
+    '2008_000007': [('cat', 0, (1, 1, 10, 10)), ('cat', 0, (1, 1, 2, 2)), ('cat', 1, (1, 1, 20, 10))],
+    '2008_000003': [('dog', 1, (11, 6, 20, 10)), ('dog', 1, (1, 1, 1, 1)), ('person', 0, (5, 5, 5, 5))],
+    '2008_000005': [],
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+    return tmp_path / 'cache' / 'msff_timm'
+
+
+def xml(objects, size='<size><width>20</width><height>10</height><depth>3</depth></size>'):
+    nodes = ''
+    for name, difficult, corners in objects:
+        box = ''.join(f'<{k}>{v}</{k}>' for k, v in zip(('xmin', 'ymin', 'xmax', 'ymax'), corners, strict=True))
+        part = '<part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>'
+        nodes += f'<object><name>{name}</name>{part}<difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>\n'
+    return f'<annotation><folder>VOC2012</folder>{size}\n{nodes}</annotation>\n'
+
+
+@pytest.fixture
+def root(tmp_path):
+    """The splits trainval and val of three pictures, and a test split of the same pictures without class files."""
+    base = tmp_path / 'VOCdevkit' / 'VOC2012'
+    for folder in ('ImageSets/Main', 'JPEGImages', 'Annotations'):
+        (base / folder).mkdir(parents=True)
+    for image_id, objects in OBJECTS.items():
+        Image.new('RGB', (20, 10), (int(image_id[-1]), 0, 0)).save(base / 'JPEGImages' / f'{image_id}.jpg', quality=100)
+        (base / 'Annotations' / f'{image_id}.xml').write_text(xml(objects))
+    for split in ('trainval', 'val', 'test'):
+        (base / 'ImageSets' / 'Main' / f'{split}.txt').write_text(''.join(f'{image_id}\n' for image_id in OBJECTS))
+    for split in ('trainval', 'val'):
+        for name in voc.LABEL_NAMES:
+            lines = ''
+            for image_id, objects in OBJECTS.items():
+                flags = [difficult for label, difficult, _ in objects if label == name]
+                lines += f'{image_id} {-1 if not flags else 0 if all(flags) else 1:2d}\n'
+            (base / 'ImageSets' / 'Main' / f'{name}_{split}.txt').write_text(lines)
+    return base
+
+
+def rewrite(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def assert_one_line(error):
+    assert len(str(error).splitlines()) == 1 and str(error).isprintable() and len(str(error)) < 1200
+
+
+@pytest.mark.parametrize(
+    ('difficult', 'labels', 'ignore', 'areas'),
+    [
+        ('ignore', [[CAT], [PERSON], []], [[], [DOG], []], [[0.5], [1 / 200], []]),
+        ('negative', [[CAT], [PERSON], []], [[], [], []], [[0.5], [1 / 200], []]),
+        ('positive', [[CAT], [DOG, PERSON], []], [[], [], []], [[0.5], [0.25, 1 / 200], []]),
+    ],
+)
+def test_what_a_label_of_difficult_objects_alone_counts_as(root, difficult, labels, ignore, areas):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        dataset = msff_timm.data.load('voc2012', 'trainval', root, difficult=difficult)
+    assert dataset['image_id'][:] == list(OBJECTS)
+    assert dataset['labels'][:] == labels and dataset['ignore'][:] == ignore
+    assert dataset['area'][:] == areas
+    assert msff_timm.data.label_names(dataset) == list(voc.LABEL_NAMES) == sorted(voc.LABEL_NAMES)
+    assert dataset[1]['image'].size == (20, 10)
+
+
+def test_each_difficult_has_rows_of_its_own_in_the_cache(root, monkeypatch):
+    first = {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in voc.DIFFICULT}
+    monkeypatch.setattr(voc, '_boxes', lambda *_: pytest.fail('parsed again'))
+    assert first == {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in voc.DIFFICULT}
+    assert len({str(rows) for rows in first.values()}) == 3
+
+
+def test_changed_content_is_read_anew(root):
+    msff_timm.data.load('voc2012', 'val', root)
+    rewrite(root / 'Annotations' / '2008_000007.xml', '<xmax>10</xmax>', '<xmax>20</xmax>')
+    assert msff_timm.data.load('voc2012', 'val', root)['area'][0] == [1.0]
+    rewrite(root / 'ImageSets' / 'Main' / 'val.txt', '2008_000005\n', '')
+    for name in voc.LABEL_NAMES:
+        rewrite(root / 'ImageSets' / 'Main' / f'{name}_val.txt', '2008_000005 -1\n', '')
+    assert len(msff_timm.data.load('voc2012', 'val', root)) == 2
+
+
+def test_the_root_is_the_year_the_devkit_or_what_holds_it(root, tmp_path):
+    for folder in (root, root.parent, tmp_path):
+        assert len(msff_timm.data.load('voc2012', 'trainval', folder)) == 3
+    with pytest.raises(InputError, match=r'not the root of VOC 2007: ImageSets/Main is neither .*\(found: Annotations'):
+        msff_timm.data.load('voc2007', 'trainval', root)
+    with pytest.raises(InputError, match=r'not the root of VOC 2012: .*\(found: no such folder\)'):
+        msff_timm.data.load('voc2012', 'trainval', tmp_path / 'nowhere')
+    with pytest.raises(InputError, match=r'voc2012 needs data.root: the folder VOC2012, or VOCdevkit'):
+        msff_timm.data.load('voc2012', 'trainval')
+    root.rename(root.parent / 'VOC2007')
+    assert len(msff_timm.data.load('voc2007', 'trainval', tmp_path)) == 3
+
+
+def test_a_test_split_without_class_files_is_for_prediction(root):
+    shutil.rmtree(root / 'Annotations')
+    dataset = msff_timm.data.load('voc2012', 'test', root)
+    assert dataset['image_id'][:] == list(OBJECTS)
+    assert dataset['labels'][:] == dataset['area'][:] == [[]] * 3 and dataset['ignore'][:] == [[*range(20)]] * 3
+
+
+def test_line_ends_of_windows_and_blank_lines_are_read(root):
+    expected = msff_timm.data.load('voc2012', 'val', root).to_list()
+    for path in (root / 'ImageSets' / 'Main').iterdir():
+        path.write_bytes(path.read_bytes().replace(b'\n', b'\r\n') + b'\r\n')
+    assert msff_timm.data.load('voc2012', 'val', root).to_list() == expected
+
+
+def test_official_peculiarities_are_read(root):
+    path = root / 'Annotations' / '2008_000007.xml'
+    objects = [('cat', 0, (0, 1, '10.700000762939453', 11)), ('unicorn', 0, (9, 9, 1, 1))]
+    path.write_text(xml(objects).replace('<difficult>0</difficult>', ''))
+    assert msff_timm.data.load('voc2012', 'val', root)['area'][0] == [pytest.approx(10.700000762939453 * 10 / 200)]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda text: text.replace('<difficult>0', '<difficult>1'), r'7.xml do not agree on cat, as 1 labels in all'),
+        (lambda text: text.replace('<name>cat', '<name>dog', 1), r'7.xml do not agree on dog, as 1 labels in all'),
+        (lambda text: 'dog'.join(text.rsplit('cat', 1)), r'7.xml do not agree on dog, as 1 labels in all'),
+    ],
+    ids=['only difficult ones', 'one more class', 'one more class, difficult'],
+)
+def test_class_files_decide_where_the_xml_says_another_thing(root, change, message):
+    path = root / 'Annotations' / '2008_000007.xml'
+    path.write_text(change(path.read_text()))
+    with pytest.warns(UserWarning, match=message) as caught:
+        dataset = msff_timm.data.load('voc2012', 'val', root)
+    assert dataset['labels'][0] == [CAT] and dataset['ignore'][0] == []
+    assert len(caught) == 1 and '\n' not in str(caught[0].message)
+
+
+MAIN, XML = 'ImageSets/Main/', 'Annotations/2008_000007.xml'
+
+
+@pytest.mark.parametrize(
+    ('file', 'old', 'new', 'message'),
+    [
+        (MAIN + 'val.txt', '2008_000003', '2008_000007', r"val.txt: line 2 has '2008_000007' again, as in line 1"),
+        (MAIN + 'val.txt', '2008_000003', '2008_000004', r"val.txt: line 2 names '2008_000004', but .*4.xml' is no"),
+        (MAIN + 'val.txt', '2008_000003', '../x', r"val.txt: line 2 has '../x', which leads to another folder"),
+        (MAIN + 'val.txt', '2008_000003', '/etc/x', r"val.txt: line 2 has '/etc/x', which leads to another folder"),
+        (MAIN + 'val.txt', '2008_000003', '2008_000003 1', r"val.txt: line 2 is '2008_000003 1', not one id"),
+        (MAIN + 'cat_val.txt', '07  1', '07  2', r"cat_val.txt: line 1 has '2', not 1, 0 or -1"),
+        (MAIN + 'cat_val.txt', '07  1', '07', r"cat_val.txt: line 1 is '2008_000007', not an id and"),
+        (MAIN + 'cat_val.txt', '2008_000003', '2008_000007', r"cat_val.txt: line 2 has '2008_000007' again"),
+        (MAIN + 'cat_val.txt', '2008_000003', '2008_000004', r"cat_val.txt: line 2 has '2008_000004', which is not in"),
+        (MAIN + 'cat_val.txt', '2008_000003 -1\n', '', r"cat_val.txt: lacks '2008_000003', line 2 of .*val.txt"),
+        (MAIN + 'bus_val.txt', '07 -1', '07  1', r'bus_val.txt: says that 2008_000007 has bus, but .*7.xml holds'),
+        (MAIN + 'bus_val.txt', '07 -1', '07  0', r'bus_val.txt: says that 2008_000007 has bus, but .*7.xml holds'),
+        (XML, '</annotation>', '', r'7.xml: is not the XML of VOC \(no element found'),
+        (XML, '</annotation>', '</a>', r'7.xml: is not the XML of VOC \(mismatched'),
+        (XML, '<width>20</width>', '', r'7.xml: size has no width'),
+        (XML, '<width>20<', '<width>0<', r'7.xml: size is 0 x 10, not at least 1 x 1'),
+        (XML, '<height>10<', '<height>ten<', r"7.xml: size has height 'ten', not a number"),
+        (XML, '<height>10<', '<height>nan<', r"7.xml: size has height 'nan', not a number"),
+        (XML, '<xmax>10<', '<xmax>0<', r'7.xml: object\[0\] has a bndbox without area: xmin 1,'),
+        (XML, '<xmax>10<', '<xmax>-9<', r'7.xml: object\[0\] has a bndbox without area: xmin 1,'),
+        (XML, '<xmax>10<', '<xmax>1e999<', r"7.xml: object\[0\]: bndbox has xmax '1e999', not"),
+        (XML, '<xmin>1</xmin><ymin>', '<ymin>', r'7.xml: object\[0\]: bndbox has no xmin'),
+        (XML, '<name>cat</name>', '', r'7.xml: object\[0\] has no name'),
+        (XML, '<difficult>0', '<difficult>?', r"7.xml: object\[0\] has difficult '\?', not 0"),
+    ],
+)  # fmt: skip
+def test_wrong_files_are_named_with_their_line(root, file, old, new, message):
+    rewrite(root / file, old, new)
+    with pytest.raises(InputError, match=message) as caught:
+        msff_timm.data.load('voc2012', 'val', root)
+    assert_one_line(caught.value)
+
+
+def test_a_box_outside_of_the_picture_is_named(root):
+    (root / 'Annotations' / '2008_000007.xml').write_text(xml([('cat', 0, (21, 1, 30, 5))]))
+    with pytest.raises(InputError, match=r'object\[0\] has a bndbox outside of the picture of 20 x 10: xmin 21'):
+        msff_timm.data.load('voc2012', 'val', root)
+
+
+def test_missing_files_and_folders_are_named(root):
+    with pytest.raises(InputError, match=r"unknown split of voc2012 'valid': did you mean validation\?"):
+        msff_timm.data.load('voc2012', 'valid', root)
+    with pytest.raises(InputError, match=r'Main/train.txt: is missing; unpack VOC 2012 train into .*VOC2012'):
+        msff_timm.data.load('voc2012', 'train', root)
+    (root / 'ImageSets' / 'Main' / 'cat_val.txt').unlink()
+    with pytest.raises(InputError, match=r'cat_val.txt: is missing, as 1 of the 20 class files'):
+        msff_timm.data.load('voc2012', 'val', root)
+    for path in (root / 'ImageSets' / 'Main').glob('*_val.txt'):
+        path.unlink()
+    with pytest.raises(InputError, match=r'aeroplane_val.txt: is missing, as 20 of the 20 class files'):
+        msff_timm.data.load('voc2012', 'val', root)
+    (root / 'ImageSets' / 'Main' / 'dog_test.txt').touch()
+    with pytest.raises(InputError, match=r'aeroplane_test.txt: is missing, as 19 of the 20 class files'):
+        msff_timm.data.load('voc2012', 'test', root)
+    (root / 'JPEGImages' / '2008_000003.jpg').unlink()
+    with pytest.raises(InputError, match=r"trainval.txt: line 2 names '2008_000003', but .*3.jpg' is no file"):
+        msff_timm.data.load('voc2012', 'trainval', root)
+    shutil.rmtree(root / 'JPEGImages')
+    with pytest.raises(InputError, match=r'JPEGImages: is missing'):
+        msff_timm.data.load('voc2012', 'trainval', root)
+    (root / 'ImageSets' / 'Main' / 'trainval.txt').write_text('\n')
+    with pytest.raises(InputError, match=r'trainval.txt: holds no id'):
+        msff_timm.data.load('voc2012', 'trainval', root)
+
+
+ENTITIES = ''.join(f'<!ENTITY a{k + 1} "{f"&a{k};" * 10}">' for k in range(12))
+LAUGHS = f'<!DOCTYPE a [<!ENTITY a0 "ha">{ENTITIES}]>'
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
+@pytest.mark.parametrize(
+    'document',
+    [
+        LAUGHS + '<annotation>&a12;</annotation>',
+        '<!DOCTYPE a [<!ENTITY a SYSTEM "file:///etc/passwd">]><annotation>&a;</annotation>',
+        '<!DOCTYPE annotation><annotation/>',
+    ],
+)
+def test_a_document_type_is_refused(root, document, encoding):
+    (root / 'Annotations' / '2008_000007.xml').write_bytes(document.encode(encoding))
+    with pytest.raises(InputError, match=r'7.xml: is not the XML of VOC \(it has a document type') as caught:
+        msff_timm.data.load('voc2012', 'val', root)
+    assert_one_line(caught.value)
+
+
+@pytest.mark.parametrize(
+    'document',
+    [
+        b'',
+        b'\xff\xfe',
+        b'<?xml version="1.0" encoding="no-such"?><annotation/>',
+        b'<?xml version="1.0" encoding="utf-7"?><annotation/>',
+        b'<?xml version="1.0" encoding="gbk"?><annotation/>',
+        b'<a>' * 100_000,
+        b'<a>' * 100_000 + b'</a>' * 100_000,
+        b'<annotation><size><width>' + b'9' * 10_000 + b'</width></size></annotation>',
+    ],
+    ids=range(8),
+)
+def test_what_is_not_vocs_xml_is_named(root, document):
+    (root / 'Annotations' / '2008_000007.xml').write_bytes(document)
+    with pytest.raises(InputError, match='2008_000007.xml') as caught:
+        msff_timm.data.load('voc2012', 'val', root)
+    assert_one_line(caught.value)
+
+
+FUZZ = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+PIECES = st.sampled_from(['cat', '1', '-1', '0', '\n', ' ', '../', '2008_000003', '<object>', '</object>', '&a;'])
+
+
+@FUZZ
+@given(data=st.data())
+@pytest.mark.parametrize('file', [MAIN + 'val.txt', MAIN + 'cat_val.txt', XML])
+def test_any_change_of_a_file_loads_or_is_named(root, file, data):
+    original = (root / file).read_bytes()
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(original))] * 2)))
+    stop = data.draw(st.sampled_from([start, stop, min(start + 1, len(original)), len(original)]))
+    inserted = data.draw(st.binary(max_size=6) | PIECES.map(str.encode) | st.text(max_size=3).map(str.encode))
+    (root / file).write_bytes(original[:start] + inserted + original[stop:])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            dataset = voc.load('voc2012', 'validation', root, data.draw(st.sampled_from(voc.DIFFICULT)))
+    except InputError as e:
+        assert_one_line(e)
+        assert str(root) in str(e) and (os.path.basename(file) in str(e) or 'val.txt' in str(e))
+    else:
+        for row in dataset.remove_columns('image'):
+            assert len(row['area']) == len(row['labels']) and not set(row['labels']) & set(row['ignore'])
+            assert all(0 < area <= 1 for area in row['area'])
+    finally:
+        (root / file).write_bytes(original)
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_value_in_the_xml_loads_or_is_named(root, data):
+    path = root / 'Annotations' / '2008_000007.xml'
+    original = path.read_text()
+    tag = data.draw(st.sampled_from(['width', 'height', 'name', 'difficult', 'xmin', 'ymin', 'xmax', 'ymax']))
+    value = data.draw(st.integers() | st.floats() | st.text(st.characters(codec='utf-8'), max_size=5))
+    before, after = original.split(f'<{tag}>', 1)
+    path.write_text(f'{before}<{tag}>{value}{after[after.index(f"</{tag}>") :]}')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            dataset = voc.load('voc2012', 'validation', root)
+    except InputError as e:
+        assert_one_line(e)
+        assert '2008_000007.xml' in str(e)
+    else:
+        assert all(0 < area <= 1 for areas in dataset['area'] for area in areas)
+    finally:
+        path.write_text(original)
+
+
+SCORES = np.random.default_rng(0).random((3, 20), np.float32)
+
+
+@pytest.mark.parametrize('suffix', ['.tar', '.tar.gz', '.tgz'])
+def test_a_submission_holds_what_the_server_wants(root, tmp_path, suffix):
+    scores = SCORES.copy()
+    scores[0, :3] = 1e-12, 1.0, 0.25
+    path = tmp_path / 'new' / f'submission{suffix}'
+    voc.write_submission(path, list(OBJECTS), scores, voc.LABEL_NAMES)
+    voc.check_submission(path, root)
+    voc.check_submission(path, root.parent)
+    voc.check_submission(path, list(OBJECTS))
+    with tarfile.open(path) as tar:
+        assert tar.getnames() == [f'results/VOC2012/Main/comp2_cls_test_{name}.txt' for name in voc.LABEL_NAMES]
+        assert all(entry.mtime == entry.uid == 0 and entry.isreg() for entry in tar)
+        lines = [tar.extractfile(name).read().decode().splitlines() for name in tar.getnames()]
+    assert [line.split()[0] for line in lines[5]] == list(OBJECTS)
+    assert [column[0] for column in lines[:3]] == [
+        '2008_000007 0.000000000001', '2008_000007 1.000000', '2008_000007 0.250000',
+    ]  # fmt: skip
+    assert (np.array([[line.split()[1] for line in column] for column in lines], np.float32).T == scores).all()
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_the_same_scores_make_the_same_bytes_in_any_order_of_the_labels(tmp_path):
+    order = np.random.default_rng(1).permutation(20)
+    voc.write_submission(tmp_path / 'a.tar.gz', list(OBJECTS), SCORES, voc.LABEL_NAMES)
+    names = [voc.LABEL_NAMES[label] for label in order]
+    voc.write_submission(tmp_path / 'b.tar.gz', list(OBJECTS), SCORES[:, order], names)
+    assert (tmp_path / 'a.tar.gz').read_bytes() == (tmp_path / 'b.tar.gz').read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'path': 'a.zip'}, r'a.zip: a submission ends in .tar or .tar.gz'),
+        ({'image_ids': ['1', '2']}, r'scores are float32 of \(3, 20\), not numbers of \(2, 20\)'),
+        ({'image_ids': ['1', '2', '1']}, r"image_ids\[2\] is '1' again"),
+        ({'image_ids': ['1', '2', 'a b']}, r"image_ids\[2\] is 'a b', not an id of VOC"),
+        ({'image_ids': ['1', '2', 3]}, r'image_ids\[2\] is 3, not an id of VOC'),
+        ({'image_ids': [], 'scores': SCORES[:0]}, r'there is no image'),
+        ({'scores': SCORES[:, :19]}, r'scores are float32 of \(3, 19\)'),
+        ({'scores': np.where(SCORES == SCORES[1, 2], np.nan, SCORES)}, r'score of 2 for bird is not finite'),
+        ({'scores': SCORES.astype(str)}, r'not numbers of'),
+        ({'label_names': voc.LABEL_NAMES[:19]}, r'label names lack tvmonitor'),
+        ({'label_names': (*voc.LABEL_NAMES, 'cat')}, r'label names hold a class twice'),
+        ({'label_names': (*voc.LABEL_NAMES[:19], 'tv')}, r"unknown class of VOC 'tv'"),
+    ],
+)
+def test_wrong_arguments_of_a_submission_are_named(tmp_path, change, message):
+    arguments = {'path': 'a.tar', 'image_ids': ['1', '2', '3'], 'scores': SCORES, 'label_names': voc.LABEL_NAMES}
+    arguments |= change
+    with pytest.raises(InputError, match=message) as caught:
+        voc.write_submission(tmp_path / arguments.pop('path'), **arguments)
+    assert_one_line(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_writer_leaves_the_submission_before_it(tmp_path, monkeypatch):
+    path = tmp_path / 'a.tar'
+    voc.write_submission(path, list(OBJECTS), SCORES, voc.LABEL_NAMES)
+    before = path.read_bytes()
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(voc, 'check_submission', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        voc.write_submission(path, list(OBJECTS), SCORES * 2, voc.LABEL_NAMES)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match=r'a.tar/b.tar: cannot be written'):
+        voc.write_submission(path / 'b.tar', list(OBJECTS), SCORES, voc.LABEL_NAMES)
+
+
+CAT_FILE = 'results/VOC2012/Main/comp2_cls_test_cat.txt'
+GOOD = ''.join(f'{image_id} 0.5\n' for image_id in OBJECTS)
+
+
+@pytest.mark.parametrize(
+    ('files', 'message'),
+    [
+        ({CAT_FILE: None}, r'comp2_cls_test_cat.txt is missing'),
+        ({CAT_FILE: None, CAT_FILE.replace('2_cls', '1_cls'): GOOD}, r'comp1_cls_test_cat.txt is none of the files'),
+        ({'results/VOC2012/Main/comp2_cls_test_tv.txt': GOOD}, r'comp2_cls_test_tv.txt is none of the files'),
+        ({CAT_FILE: GOOD.replace('2008_000003 0.5\n', '')}, r"cat.txt, line 2 has '2008_000005' where '2008_000003'"),
+        ({CAT_FILE: GOOD.replace('2008_000005 0.5\n', '')}, r"cat.txt ends after line 2: '2008_000005' is missing"),
+        ({CAT_FILE: ''}, r"cat.txt ends after line 0: '2008_000007' is missing"),
+        ({CAT_FILE: GOOD + '2008_000003 0.5\n'}, r"cat.txt, line 4 has '2008_000003' again"),
+        ({CAT_FILE: GOOD.replace('000003', '000004')}, r"cat.txt, line 2 has '2008_000004', which is not in the test"),
+        ({CAT_FILE: GOOD.replace('3 0.5', '3 nan')}, r"cat.txt, line 2 has the confidence 'nan', not a finite"),
+        ({CAT_FILE: GOOD.replace('3 0.5', '3 1e999')}, r"cat.txt, line 2 has the confidence '1e999', not a finite"),
+        ({CAT_FILE: GOOD.replace('3 0.5', '3')}, r"cat.txt, line 2 is '2008_000003', not an id and a confidence"),
+        ({CAT_FILE: GOOD + '\n'}, r"cat.txt, line 4 is '', not an id"),
+        ({CAT_FILE: '\n'.join(reversed(GOOD.splitlines()))}, r"cat.txt, line 1 has '2008_000005' where '2008_000007'"),
+        ({CAT_FILE: 'x' * 10_000}, r'cat.txt is no text file of 3 lines'),
+    ],
+)  # fmt: skip
+def test_wrong_submissions_are_named_with_file_and_line(root, tmp_path, files, message):
+    everything = {f'results/VOC2012/Main/comp2_cls_test_{name}.txt': GOOD for name in voc.LABEL_NAMES} | files
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w') as tar:
+        for name, text in everything.items():
+            if text is not None:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                tar.addfile(entry, io.BytesIO(text.encode()))
+    with pytest.raises(InputError, match=message) as caught:
+        voc.check_submission(path, root)
+    assert_one_line(caught.value)
+    assert 'not a whole tar file' not in str(caught.value)
+
+
+def test_a_class_file_that_is_there_twice_is_named(root, tmp_path):
+    path = tmp_path / 'a.tar'
+    voc.write_submission(path, list(OBJECTS), SCORES, voc.LABEL_NAMES)
+    with tarfile.open(path, 'a') as tar:
+        entry = tarfile.TarInfo(CAT_FILE)
+        entry.size = len(GOOD)
+        tar.addfile(entry, io.BytesIO(GOOD.encode()))
+    with pytest.raises(InputError, match=r'a.tar: .*comp2_cls_test_cat.txt is there twice'):
+        voc.check_submission(path, root)
+
+
+def test_what_is_no_submission_at_all_is_named(root, tmp_path):
+    path = tmp_path / 'a.tar'
+    with pytest.raises(InputError, match=r'a.tar: there is no such file'):
+        voc.check_submission(path, root)
+    voc.write_submission(path, list(OBJECTS), SCORES, voc.LABEL_NAMES)
+    for content in (b'', b'nonsense', path.read_bytes()[:3000], gzip.compress(path.read_bytes())[:400]):
+        (tmp_path / 'b.tar').write_bytes(content)
+        with pytest.raises(InputError, match=r'b.tar') as caught:
+            voc.check_submission(tmp_path / 'b.tar', root)
+        assert_one_line(caught.value)
+    with tarfile.open(tmp_path / 'c.tar', 'w') as tar:
+        entry = tarfile.TarInfo(CAT_FILE)
+        entry.type, entry.linkname = tarfile.SYMTYPE, '/etc/passwd'
+        tar.addfile(entry)
+    with pytest.raises(InputError, match=r'cat.txt is no text file'):
+        voc.check_submission(tmp_path / 'c.tar', root)

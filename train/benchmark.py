@@ -1,0 +1,286 @@
+"""Measures speed and memory: `python train/benchmark.py {data,annotations,metrics} [--output results.json]`."""
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torchvision import transforms
+
+from config import DataConfig
+from engine import run_command
+from msff_timm.data.transforms import open_image, train_transform
+from msff_timm.errors import InputError
+from report import write_json
+
+MAX_PHOTOS = 256  # that `data` takes from a folder
+CHUNK = 16  # photos in one measurement of `data`
+NUM_CLASSES = 80  # of `annotations`
+EVERY_OPERATION = 'rand-m9-n2-p1-mstd0.5'
+IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'interpolation': 'bilinear'}
+
+# Each runs in a Python of its own, so that a peak is of this alone. VmHWM rather than `ru_maxrss`, which Linux hands
+# down from the process that started this one.
+PEAK = """
+import json, os, resource, sys, time
+def peak_mib():
+    if os.path.exists('/proc/self/status'):
+        line = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+"""
+LOAD = """
+import msff_timm.data, datasets
+before, start = peak_mib(), time.perf_counter()
+rows = len(msff_timm.data.load('coco2014', 'train', sys.argv[1]))
+seconds = time.perf_counter() - start
+print(json.dumps({'seconds': seconds, 'peak_mib': peak_mib(), 'peak_mib_before': before, 'rows': rows}))
+"""
+EVALUATE = """
+import numpy as np
+from msff_timm.metrics import evaluate
+generator, shape = np.random.default_rng(0), tuple(map(int, sys.argv[1].split('x')))
+scores = generator.random(shape, dtype=np.float32)
+targets = (generator.random(shape, dtype=np.float32) < 3 / shape[1]).astype(np.float32)
+before, start = peak_mib(), time.perf_counter()
+measures = evaluate(scores, targets)
+seconds = time.perf_counter() - start
+print(json.dumps({'seconds': seconds, 'peak_mib': peak_mib(), 'peak_mib_before': before, 'mAP': measures['mAP']}))
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> None:
+        raise InputError(message)
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest='command', required=True)
+    data = commands.add_parser('data', help='pictures per second of the training transform', allow_abbrev=False)
+    data.add_argument('--root', type=Path, required=True, help='folder with photos, subfolders included')
+    data.add_argument('--image_size', type=int, default=448, help='side of the result in pixels')
+    data.add_argument('--seconds', type=float, default=60, help='measured for at least that long')
+    data.set_defaults(run=benchmark_data)
+    annotations = commands.add_parser('annotations', help='loading of COCO 2014, made up', allow_abbrev=False)
+    annotations.add_argument('--num_images', type=int, default=82783, help="COCO 2014's by default")
+    annotations.add_argument('--num_boxes', type=int, default=604907, help="COCO 2014's by default")
+    annotations.set_defaults(run=benchmark_annotations)
+    metrics = commands.add_parser('metrics', help='msff_timm.metrics.evaluate', allow_abbrev=False)
+    metrics.add_argument('--shapes', nargs='+', default=['40137x80', '100000x1000'], help='pictures x labels')
+    metrics.set_defaults(run=benchmark_metrics)
+    for command in (data, annotations, metrics):
+        command.add_argument('--output', type=Path, help='JSON file for the results')
+    arguments = parser.parse_args()
+
+    measured = {'command': arguments.command, **arguments.run(arguments), 'machine': machine()}
+    print(', '.join(f'{key} {value}' for key, value in measured['machine'].items()))
+    if arguments.output:
+        write_json(measured, arguments.output)
+
+
+def benchmark_data(arguments: argparse.Namespace) -> dict:
+    """Measures pictures per second of one core, from a file to a tensor, ours beside plain torchvision.
+
+    Plain is PIL's decoding, torchvision's `Resize`, `RandAugment()`, `ToTensor` and `Normalize`, and Cutout's hole in
+    the tensor. Ours is what training does, with two strings of RandAugment:
+
+    - `default`, that of training. timm applies each of the 2 operations with probability 0.5, so half as many.
+    - `every_operation`, with probability 1: as many as torchvision applies. This one is the fair comparison.
+
+    Both move pixels by the nearest neighbour. What differs still: torchvision's 14 operations hold `Identity`, timm's
+    15 hold `Invert` and `SolarizeAdd` instead; magnitude 9 is of 30 at torchvision and of 10 at timm, so timm's move
+    and change more, which costs no time; and timm varies the magnitude.
+    """
+    size = arguments.image_size
+    if size < 32:
+        raise InputError(f'--image_size is {size}: must be at least 32.')
+    if not arguments.seconds > 0:
+        raise InputError(f'--seconds is {arguments.seconds}: must be above 0.')
+    photos = find_photos(arguments.root)
+    for photo in photos:  # into the system's cache, and a broken one is named before anything is measured
+        open_image(photo)
+
+    torch.set_num_threads(1)
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    settings = DataConfig()
+    pipelines = {
+        'plain': plain_pipeline(size, settings.cutout),
+        'default': our_pipeline(size, settings.rand_augment, settings.cutout),
+        'every_operation': our_pipeline(size, EVERY_OPERATION, settings.cutout),
+    }
+    rates = {name: [] for name in pipelines}
+    start = time.perf_counter()
+    chunk = 0
+    # In turns on the same photos, each first as often as the others: what else the machine does meets all alike.
+    while chunk < len(pipelines) or time.perf_counter() - start < arguments.seconds:
+        batch = [photos[(chunk * CHUNK + i) % len(photos)] for i in range(CHUNK)]
+        names = list(pipelines)
+        for name in names[chunk % len(names) :] + names[: chunk % len(names)]:
+            began = time.perf_counter()
+            for photo in batch:
+                pipelines[name](photo)
+            rates[name].append(CHUNK / (time.perf_counter() - began))
+        chunk += 1
+
+    ratios = {name: np.divide(rates[name], rates['plain']) for name in ('every_operation', 'default')}
+    print(f'{len(photos)} photos at {size} x {size}, one core, {chunk} turns:')
+    for name in pipelines:
+        print(f'{name:16} {np.median(rates[name]):8.1f} pictures/s')
+    for name, ratio in ratios.items():
+        low, median, high = np.percentile(ratio, (10, 50, 90))
+        print(f'{name:16} {median:8.3f} times plain (80% of the turns from {low:.3f} to {high:.3f})')
+    return {
+        'num_photos': len(photos),
+        'image_size': size,
+        'pictures_per_second': {name: float(np.median(values)) for name, values in rates.items()},
+        'ratio': {name: float(np.median(values)) for name, values in ratios.items()},
+        'ratio_10_to_90_percent': {name: np.percentile(v, (10, 90)).tolist() for name, v in ratios.items()},
+        'turns': rates,
+    }
+
+
+def find_photos(root: Path) -> list[Path]:
+    """Lists photos of a folder and its subfolders, the same ones each time."""
+    if not root.is_dir():
+        raise InputError(f'--root is {root}: there is no such folder.')
+    Image.init()
+    photos = sorted(p for p in root.rglob('*') if p.suffix.lower() in Image.EXTENSION and p.is_file())
+    if not photos:
+        raise InputError(f'--root is {root}: no photo is there.')
+    return random.Random(0).sample(photos, min(MAX_PHOTOS, len(photos)))
+
+
+def our_pipeline(size: int, rand_augment: str | None, cutout: float) -> Callable[[Path], torch.Tensor]:
+    transform = train_transform({**IMAGENET, 'input_size': (3, size, size)}, rand_augment, cutout)
+    return lambda photo: transform(open_image(photo, at_least=transform.input_size))
+
+
+def plain_pipeline(size: int, cutout: float) -> Callable[[Path], torch.Tensor]:
+    transform = transforms.Compose(
+        [
+            transforms.Resize((size, size)),
+            transforms.RandAugment(),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET['mean'], IMAGENET['std']),
+        ]
+    )
+    half = round(size * cutout / 2)
+
+    def run(photo: Path) -> torch.Tensor:
+        pixels = transform(Image.open(photo).convert('RGB'))
+        y, x = random.randrange(size), random.randrange(size)
+        pixels[:, max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 0
+        return pixels
+
+    return run
+
+
+def benchmark_annotations(arguments: argparse.Namespace) -> dict:
+    """Measures loading annotations as large as COCO 2014's for the first and the second time."""
+    for name, least in (('num_images', 1), ('num_boxes', NUM_CLASSES)):
+        if getattr(arguments, name) < least:
+            raise InputError(f'--{name} is {getattr(arguments, name)}: must be at least {least}.')
+    with tempfile.TemporaryDirectory() as folder:
+        file = write_annotations(Path(folder), arguments.num_images, arguments.num_boxes)
+        mib = file.stat().st_size / 2**20
+        print(f'{arguments.num_images} pictures, {arguments.num_boxes} boxes, {mib:.0f} MiB of JSON:')
+        environment = {'HF_DATASETS_CACHE': str(Path(folder, 'cache'))}
+        times = {turn: in_subprocess(LOAD, folder, **environment) for turn in ('first', 'second')}
+    for turn, measured in times.items():
+        print(
+            f'{turn:8} {measured["seconds"]:8.3f} s, peak {measured["peak_mib"]:.0f} MiB,'
+            f' {measured["peak_mib_before"]:.0f} MiB of it before'
+        )
+    return {'num_images': arguments.num_images, 'num_boxes': arguments.num_boxes, 'file_mib': mib, **times}
+
+
+def write_annotations(root: Path, num_images: int, num_boxes: int) -> Path:
+    """Writes made-up annotations with every key of COCO's, and empty files for the pictures."""
+    generator = np.random.default_rng(0)
+    (root / 'annotations').mkdir()
+    (root / 'train2014').mkdir()
+    names = [f'COCO_train2014_{image_id:012}.jpg' for image_id in range(1, num_images + 1)]
+    for name in names:
+        (root / 'train2014' / name).touch()
+    images = (
+        f'{{"license": 1, "file_name": "{name}", "coco_url": "http://images.cocodataset.org/train2014/{name}",'
+        f' "height": 480, "width": 640, "date_captured": "2013-11-14 16:28:13", "flickr_url": "", "id": {i}}}'
+        for i, name in enumerate(names, 1)
+    )
+    # 24 corners make the file about as large as COCO's
+    polygons = [json.dumps([p]) for p in (generator.random((1000, 48)) * 480).round(2).tolist()]
+    category_ids = generator.permutation(np.arange(num_boxes) % NUM_CLASSES + 1).tolist()  # each occurs
+    image_ids = generator.integers(1, num_images + 1, num_boxes).tolist()
+    boxes = (generator.random((num_boxes, 4)) * 240).round(2).tolist()
+    annotations = (
+        f'{{"segmentation": {polygons[i % 1000]}, "area": {round(box[2] * box[3], 2)}, "iscrowd": 0,'
+        f' "image_id": {image_id}, "bbox": {box}, "category_id": {category_id}, "id": {i}}}'
+        for i, (image_id, category_id, box) in enumerate(zip(image_ids, category_ids, boxes, strict=True), 1)
+    )
+    categories = [{'supercategory': 'thing', 'id': i, 'name': f'thing {i}'} for i in range(1, NUM_CLASSES + 1)]
+    licenses = [{'url': '', 'id': 1, 'name': 'made up'}]
+    head = json.dumps({'info': {'year': 2014}, 'licenses': licenses, 'categories': categories})[:-1]
+    file = root / 'annotations' / 'instances_train2014.json'
+    file.write_text(f'{head}, "images": [{", ".join(images)}], "annotations": [{", ".join(annotations)}]}}')
+    return file
+
+
+def benchmark_metrics(arguments: argparse.Namespace) -> dict:
+    """Measures `msff_timm.metrics.evaluate` on scores of chance, with three labels a picture."""
+    for shape in arguments.shapes:
+        if [size.isdecimal() and int(size) > 0 for size in shape.split('x')] != [True, True]:
+            raise InputError(f'--shapes has {shape!r}: must be pictures x labels, 40137x80 say.')
+    measured = {}
+    for shape in arguments.shapes:
+        measured[shape] = in_subprocess(EVALUATE, shape)
+        print(
+            f'{shape:14} {measured[shape]["seconds"]:8.3f} s, peak {measured[shape]["peak_mib"]:.0f} MiB,'
+            f' {measured[shape]["peak_mib_before"]:.0f} MiB of it before'
+        )
+    return {'shapes': measured}
+
+
+def in_subprocess(code: str, argument: str, **environment: str) -> dict:
+    """Runs code that prints one line of JSON, in a Python of its own."""
+    command = [sys.executable, '-c', PEAK + code, argument]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    if result.returncode:
+        reason = (result.stderr.strip() or 'no message; out of memory?').splitlines()[-1]
+        raise InputError(f'{argument}: the measurement ended with code {result.returncode} ({reason}).')
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def machine() -> dict:
+    """Names the processor and the versions."""
+    cpu_info = Path('/proc/cpuinfo')
+    models = [line for line in cpu_info.read_text().splitlines() if 'model name' in line] if cpu_info.exists() else []
+    return {
+        'cpu': models[0].partition(':')[2].strip() if models else platform.processor() or platform.machine(),
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'torchvision': torchvision.__version__,
+        'timm': timm.__version__,
+        'pillow': Image.__version__,
+        'numpy': np.__version__,
+    }
+
+
+if __name__ == '__main__':
+    run_command(main)
