@@ -67,7 +67,8 @@ class SourceConfig:
         image_column: Column of the pictures in a table or a data set of the Hub; null to find it.
         label_columns: Column of the labels, or one of 1, 0 and -1 for each; null to find them.
         label_delimiter: Between the labels of a column of text.
-        label_names: Names in the order of the logits, where the data do not fix them; null for those that occur.
+        label_names: Names in the order of the logits, where the data do not fix them; null for those that occur, in
+            evaluation for the model's own.
     """
 
     name: str = 'scenes'
@@ -115,15 +116,6 @@ class DataConfig(SourceConfig):
     """The pictures.
 
     Args:
-        name: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
-        root: Folder of a data set that lies on disk, a table, or the id of a data set on the Hub.
-        keep_unlabelled: Keep COCO's pictures without a label; null keeps them in training only.
-        difficult: VOC's labels that are difficult only: ignore, negative or positive.
-        image_root: Folder of the pictures that a table names; null for the table's own.
-        image_column: Column of the pictures in a table or a data set of the Hub; null to find it.
-        label_columns: Column of the labels, or one of 1, 0 and -1 for each; null to find them.
-        label_delimiter: Between the labels of a column of text.
-        label_names: Names in the order of the logits, where the data do not fix them; null for those that occur.
         streaming: Read a training split of the Hub while training, without a copy on disk; needs `train_size`, the
             number of pictures that make an epoch.
         unreadable: What a training picture that cannot be read does: skip (named; over 1 % of them end the run) or
@@ -230,15 +222,6 @@ class EvalDataConfig(SourceConfig):
     """The pictures to measure on.
 
     Args:
-        name: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
-        root: Folder of a data set that lies on disk, a table, or the id of a data set on the Hub.
-        keep_unlabelled: Keep COCO's pictures without a label; null leaves them out.
-        difficult: VOC's labels that are difficult only: ignore, negative or positive.
-        image_root: Folder of the pictures that a table names; null for the table's own.
-        image_column: Column of the pictures in a table or a data set of the Hub; null to find it.
-        label_columns: Column of the labels, or one of 1, 0 and -1 for each; null to find them.
-        label_delimiter: Between the labels of a column of text.
-        label_names: Names in the order of the logits, where the data do not fix them; null for the model's own.
         split: Split that is measured on.
         size: Number of pictures; null for all.
         workers: Processes that load pictures, for each evaluating process.

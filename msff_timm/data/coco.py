@@ -2,7 +2,6 @@
 
 import json
 import os
-import reprlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +9,13 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..errors import InputError, unknown
-from .records import Records, cached, locate
+from .records import Records, cached, found_in, is_one_line, locate, shown
 
-__all__ = ['found_in', 'load', 'shown']
+__all__ = ['load']
 
 FOLDERS = {'train': 'train', 'validation': 'val'}
 MOST_PIXELS = 1_000_000  # of a side: more is a slip, and would overflow further on
 ROUNDING = 1.01  # areas are rounded to hundredths of a pixel, outlines run along the picture's edge
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def load(name: str, split: str, root: str | None, keep_unlabelled: bool | None = None) -> Dataset:
@@ -63,19 +59,6 @@ def load(name: str, split: str, root: str | None, keep_unlabelled: bool | None =
         root=str(base),
         keep_unlabelled=keep,
     )
-
-
-def found_in(root: str | Path) -> str:
-    """Lists a folder for a message: its first few entries, or that there is none."""
-    try:
-        return ', '.join(ascii(entry)[1:-1] for entry in sorted(os.listdir(root))[:5]) or 'nothing'
-    except OSError as e:
-        return 'no such folder' if isinstance(e, FileNotFoundError) else f'{e.strerror}'
-
-
-def shown(value: object) -> str:
-    """Shows what a file holds in a message: on one line, and not much of it."""
-    return _SHORT.repr(value)
 
 
 def _read(annotation_file: Path, image_folder: Path, keep_unlabelled: bool) -> Records:
@@ -219,7 +202,4 @@ def _images(
 
 
 def _is_name(value: object) -> bool:
-    """Tells text that can be a file's or a label's name, in a message and in an Arrow file."""
-    if type(value) is not str or not value.strip() or len(value.splitlines()) > 1 or '\0' in value:
-        return False
-    return value.isascii() or not any('\ud800' <= character <= '\udfff' for character in value)
+    return type(value) is str and bool(value.strip()) and is_one_line(value)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import reprlib
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from datasets.arrow_writer import ArrowWriter
 
 from ..errors import InputError
 
-__all__ = ['Records', 'cached', 'features', 'locate']
+__all__ = ['Records', 'cached', 'features', 'found_in', 'is_one_line', 'locate', 'shown']
 
 VERSION = 1  # of what readers make of the same files: a new one leaves old Arrow files alone
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 @dataclass
@@ -118,3 +122,23 @@ def locate(root: Path, name: str, where: str) -> Path:
     if path == root or not path.is_relative_to(root):
         raise InputError(f'{where}: {name!r} does not lie in {root}, the folder of the pictures.')
     return path
+
+
+def found_in(root: str | Path) -> str:
+    """Lists a folder for a message: its first few entries, or that there is none."""
+    try:
+        return ', '.join(ascii(entry)[1:-1] for entry in sorted(os.listdir(root))[:5]) or 'nothing'
+    except OSError as e:
+        return 'no such folder' if isinstance(e, FileNotFoundError) else f'{e.strerror}'
+
+
+def shown(value: object) -> str:
+    """Shows what a file holds in a message: on one line, and not much of it."""
+    return _SHORT.repr(value)
+
+
+def is_one_line(text: str) -> bool:
+    """Tells text that can be in a message and in an Arrow file: without a line break, NUL or half a surrogate pair."""
+    if '\0' in text or len(f'{text}.'.splitlines()) > 1:
+        return False
+    return text.isascii() or not any('\ud800' <= character <= '\udfff' for character in text)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..errors import InputError, unknown
-from .records import Records, cached, locate
+from .records import Records, cached, found_in, is_one_line, locate, shown
 
 __all__ = ['check_names', 'encode', 'load', 'match_names', 'split_labels', 'state']
 
@@ -101,10 +101,10 @@ def check_names(setting: str, names: Sequence[str] | None) -> None:
     for name in names or ():
         if not name.strip():
             raise InputError(f'{setting}: a name is empty: name it or leave it out.')
-        if not _is_one_line(name):
-            raise InputError(f'{setting}: the name {_short(name)} has a line break or NUL in it.')
+        if not is_one_line(name):
+            raise InputError(f'{setting}: the name {shown(name)} has a line break or NUL in it.')
         if name in seen:
-            raise InputError(f'{setting}: {_short(name)} is there twice.')
+            raise InputError(f'{setting}: {shown(name)} is there twice.')
         seen.add(name)
 
 
@@ -131,7 +131,7 @@ def state(value: object, where: str) -> int:
     """
     text = '' if value is None or value != value else str(value).strip().lower()
     if text not in STATES:
-        raise InputError(f'{where} is {_short(value)}, not 1, 0, -1 or empty (data.label_columns picks the labels).')
+        raise InputError(f'{where} is {shown(value)}, not 1, 0, -1 or empty (data.label_columns picks the labels).')
     return STATES[text]
 
 
@@ -145,12 +145,12 @@ def split_labels(value: object, delimiter: str, where: str) -> list[str]:
         return []
     parts = value.split(delimiter) if isinstance(value, str) else value
     if not isinstance(parts, list):
-        raise InputError(f'{where} is {_short(value)}, neither text nor a list of labels.')
+        raise InputError(f'{where} is {shown(value)}, neither text nor a list of labels.')
     labels = []
     for part in parts:
         label = _text(part, where, 'label').strip()
         if label in labels:
-            raise InputError(f'{where} has the label {_short(label)} twice.')
+            raise InputError(f'{where} has the label {shown(label)} twice.')
         if label:
             labels.append(label)
     return labels
@@ -168,7 +168,7 @@ def encode(
         if label not in number_of:
             raise InputError(f'{where}: {unknown("label", label[:MOST_CHARACTERS], number_of)}')
         if label in labels and label in ignore:
-            raise InputError(f'{where}: the label {_short(label)} is in both labels and ignore: keep one.')
+            raise InputError(f'{where}: the label {shown(label)} is in both labels and ignore: keep one.')
     return sorted(number_of[label] for label in labels), sorted(number_of[label] for label in ignore)
 
 
@@ -254,9 +254,8 @@ def _files(name: str, root: Path) -> dict[str, Path]:
                 raise InputError(f'{root}: both {files[split]} and {path} are tables of {split}: keep one.')
             files[split] = path
     if not files:
-        found = _some(sorted(os.listdir(root))[:5]) or 'nothing'
         wanted = 'train.csv (or .tsv, .jsonl, .parquet)' if name == 'table' else 'train/metadata.csv (or .jsonl, ...)'
-        raise InputError(f'{root}: holds no {wanted} or one of another split (found: {found}).')
+        raise InputError(f'{root}: holds no {wanted} or one of another split (found: {found_in(root)}).')
     return files
 
 
@@ -270,7 +269,7 @@ def _by_split(table: _Table, split: str) -> dict[str, _Table]:
     for row, value in enumerate(table.column('split')):
         alias = value.strip() if isinstance(value, str) else value
         if alias not in list(SPLIT_OF):
-            raise InputError(f'{table.where(row)}: the split is {_short(value)}, not {", ".join(SPLITS)}.')
+            raise InputError(f'{table.where(row)}: the split is {shown(value)}, not {", ".join(SPLITS)}.')
         rows[SPLIT_OF[alias]].append(row)
     return {split: _take(table, rows[split]) for split in SPLITS if split in rows}
 
@@ -357,9 +356,9 @@ def _images(table: _Table, column: str, image_root: str | None) -> tuple[list[st
         path = str(locate(folder, name, where))
         if path in first:
             number = table.numbers[first[path]]
-            raise InputError(f'{where}: {_short(name)} is already in {table.unit} {number}: keep one of them.')
+            raise InputError(f'{where}: {shown(name)} is already in {table.unit} {number}: keep one of them.')
         if not os.path.isfile(path):
-            raise InputError(f'{where}: names {_short(name)}, which is not in {folder}; data.image_root is the folder.')
+            raise InputError(f'{where}: names {shown(name)}, which is not in {folder}; data.image_root is the folder.')
         first[path] = row
         names.append(name)
     return list(first), names
@@ -376,7 +375,7 @@ def _image_ids(table: _Table) -> list[str]:
             raise InputError(f"{where}: 'image_id' is empty: fill it or leave the column out.")
         if image_id in first:
             number = table.numbers[first[image_id]]
-            raise InputError(f"{where}: the 'image_id' {_short(image_id)} is already in {table.unit} {number}.")
+            raise InputError(f"{where}: the 'image_id' {shown(image_id)} is already in {table.unit} {number}.")
         first[image_id] = row
     return list(first)
 
@@ -445,13 +444,13 @@ def _read_json_lines(path: Path, text: str) -> _Table:
         except InputError:
             raise
         except (ValueError, RecursionError) as e:
-            raise InputError(f'{where} is not whole JSON ({_short(str(e))}).') from None
+            raise InputError(f'{where} is not whole JSON ({shown(str(e))}).') from None
         if not isinstance(row, dict):
             raise InputError(f'{where} is not an object: a file of JSON Lines has one {{...}} in each line.')
         if rows and row.keys() != rows[0].keys():
             key = min(row.keys() ^ rows[0].keys())
             other, without = (numbers[0], number) if key in rows[0] else (number, numbers[0])
-            raise InputError(f'{path}: line {without} has no {_short(key)}, but line {other} has: write null there.')
+            raise InputError(f'{path}: line {without} has no {shown(key)}, but line {other} has: write null there.')
         rows.append(row)
         numbers.append(number)
     if not rows:
@@ -471,7 +470,7 @@ def _read_parquet(path: Path) -> _Table:
         kind = schema.field(name).type
         if not _is_readable(kind):
             raise InputError(
-                f'{path}: the column {name!r} is {str(kind)[:MOST_CHARACTERS]!r}, not text, numbers or lists of them'
+                f'{path}: the column {name!r} is {shown(str(kind))}, not text, numbers or lists of them'
                 ' (pictures within a file are read with data.name hub).'
             )
         return _try_parquet(path, lambda file: file.read(columns=[name]).column(name).to_pylist())
@@ -484,7 +483,7 @@ def _try_parquet(path: Path, read: Callable[[pq.ParquetFile], object]) -> object
         with pq.ParquetFile(path) as file:
             return read(file)
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as e:
-        raise InputError(f'{path}: is not whole Parquet ({_short(str(e))}).') from None
+        raise InputError(f'{path}: is not whole Parquet ({shown(str(e))}).') from None
 
 
 def _is_readable(kind: pa.DataType) -> bool:
@@ -497,19 +496,10 @@ def _is_readable(kind: pa.DataType) -> bool:
 
 def _text(value: object, where: str, what: str) -> str:
     if not isinstance(value, str):
-        raise InputError(f'{where} has the {what} {_short(value)}, which is not text.')
-    if not _is_one_line(value):
-        raise InputError(f'{where} has the {what} {_short(value)} with a line break or NUL in it.')
+        raise InputError(f'{where} has the {what} {shown(value)}, which is not text.')
+    if not is_one_line(value):
+        raise InputError(f'{where} has the {what} {shown(value)} with a line break or NUL in it.')
     return value
-
-
-def _is_one_line(text: str) -> bool:
-    return '\0' not in text and len(f'{text}.'.splitlines()) == 1
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= MOST_CHARACTERS else f'{text[:MOST_CHARACTERS]}...'
 
 
 def _some(names: Collection[str]) -> str:

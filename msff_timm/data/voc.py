@@ -19,8 +19,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..errors import InputError, unknown
-from .coco import found_in, shown
-from .records import Records, cached
+from .records import Records, cached, found_in, shown
 
 __all__ = ['LABEL_NAMES', 'check_submission', 'load', 'write_submission']
 
