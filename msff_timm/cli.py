@@ -15,6 +15,11 @@ from .predict import Prediction, find_photos, predict
 
 __all__ = ['main']
 
+# Arguments of `msff_timm.data.load` that `data` passes on
+LOADING = (
+    'root size image_size keep_unlabelled difficult image_root image_column label_columns label_delimiter label_names'
+).split()
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 when a picture cannot be read, 2 for bad input, 130 for Ctrl-C."""
@@ -135,11 +140,6 @@ def _export(args: argparse.Namespace) -> int:
         f" {width}); its logits differ from the model's by {exported.max_difference:.1g} at most."
     )
     return 0
-
-
-LOADING = (
-    'root size image_size keep_unlabelled difficult image_root image_column label_columns label_delimiter label_names'
-).split()
 
 
 def _data(args: argparse.Namespace) -> int:

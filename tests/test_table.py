@@ -178,6 +178,8 @@ def test_columns_that_are_named(root):
     assert (label_names(dataset), named(dataset), named(dataset, 'ignore')) == (['y', 'x'], [['x'], []], [[], ['y']])
     fails(root, 'no column image or file_name or path', 'photo, tags', 'data.image_column')
     fails(root, "no column 'pohto'", image_column='pohto')
+    dataset = load('table', 'train', str(root), image_column='photo', label_columns=['y'])
+    assert label_names(dataset) == ['y']
     fails(root, "unknown label column 'tag'", 'did you mean tags', image_column='photo', label_columns=['tag'])
     fails(root, "unknown label column 'photo'", image_column='photo', label_columns=['photo'])
     fails(root, 'line 2', "'tags' is 'cat; dog'", 'data.label_columns', image_column='photo')

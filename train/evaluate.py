@@ -43,6 +43,7 @@ def main() -> None:
         if accelerator.is_main_process:
             scores = scored.arrays(len(dataset))['scores']
             voc.write_submission(config.submission, dataset['image_id'][:], scores, label_names)
+            voc.check_submission(config.submission, data.root)
         accelerator.print(f'{config.submission}: {len(dataset)} images of voc2012 test, 20 classes, comp2.')
     else:
         measures = measure(scored, len(dataset), ap=config.ap, threshold=threshold, bootstrap=config.bootstrap)

@@ -43,8 +43,9 @@ def load(
     """Reads one split of a `table` or `folder`; `msff_timm.data.load` tells the arguments and the columns.
 
     A column of labels holds lists, or text with a delimiter; empty or null is no label, and what the column `ignore`
-    names is unknown. A column for each label holds 1 (or true), 0 (or false), and -1, empty or null for unknown. Rows
-    are named by `image_id` where there is such a column, else by the path of the picture as written.
+    names is unknown. A column for each label holds 1 (or true), 0 (or false), and -1, empty or null for unknown; one
+    column that `label_columns` names is such a column if it holds nothing else and is not called `labels`. Rows are
+    named by `image_id` where there is such a column, else by the path of the picture as written.
 
     Raises:
         InputError: There is no such table, or it does not hold what it should; the message names file and row.
@@ -71,7 +72,7 @@ def load(
     for path in used.values():
         if not os.access(path, os.R_OK):
             raise InputError(f'{path}: may not be read.')
-    columns = _Columns(IMAGE_COLUMNS[name], image_column, label_columns, label_delimiter)
+    columns = _Columns(IMAGE_COLUMNS[name], image_column, label_columns, label_delimiter, label_names)
 
     def read() -> Records:
         tables = {key: _read(path) for key, path in used.items()}
@@ -129,10 +130,14 @@ def state(value: object, where: str) -> int:
     Raises:
         InputError: It is none of these.
     """
-    text = '' if value is None or value != value else str(value).strip().lower()
+    text = _state_text(value)
     if text not in STATES:
         raise InputError(f'{where} is {shown(value)}, not 1, 0, -1 or empty (data.label_columns picks the labels).')
     return STATES[text]
+
+
+def _state_text(value: object) -> str:
+    return '' if value is None or value != value else str(value).strip().lower()
 
 
 def split_labels(value: object, delimiter: str, where: str) -> list[str]:
@@ -203,12 +208,14 @@ class _Columns:
         image: The one that it has.
         labels: Those of the labels; None to find them.
         delimiter: Between labels in text.
+        names: Of the labels, where they are set.
     """
 
     images: Sequence[str]
     image: str | None
     labels: Sequence[str] | None
     delimiter: str
+    names: Sequence[str] | None
 
     def find_image(self, table: _Table) -> str:
         for name in [self.image] if self.image else self.images:
@@ -228,13 +235,22 @@ class _Columns:
                 if name not in table.columns or name == image:
                     others = [column for column in table.columns if column != image]
                     raise InputError(f'{table.path}: {unknown("label column", name, others)}')
-            return list(self.labels), len(self.labels) > 1
+            return list(self.labels), len(self.labels) > 1 or self._is_one_label(table, self.labels[0])
         if 'labels' in table.columns:
             return ['labels'], False
         columns = [column for column in table.columns if column not in (image, *NOT_LABELS)]
         if not columns:
             raise InputError(f'{table.path}: has no column of labels (there: {_some(table.columns)}).')
         return columns, True
+
+    def _is_one_label(self, table: _Table, column: str) -> bool:
+        """Tells a column of 1, 0 and -1 for one label from one that lists labels: by the names, or by all it holds."""
+        if column == 'labels':
+            return False
+        if self.names is not None:
+            return column in self.names
+        found = {_state_text(value) for value in table.column(column)}
+        return found <= STATES.keys() and found != {''}
 
 
 def _files(name: str, root: Path) -> dict[str, Path]:
