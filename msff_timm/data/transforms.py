@@ -30,8 +30,8 @@ __all__ = [
 MAX_PIXELS = 2**28 // 3  # a quarter of a GiB in RGB: where Pillow begins to warn of decompression bombs
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
-# Of RandAugment's rotations, shears and shifts: as in the authors' own code and torchvision's, and three times as fast
-# as timm's choice at random between bilinear and bicubic.
+# Of RandAugment's rotations, shears and shifts: torchvision's default too, and three times as fast as timm's choice at
+# random between bilinear and bicubic.
 GEOMETRY = Image.Resampling.NEAREST
 
 # Stricter than timm, which passes over sections that it does not know and stops at others without a word.
