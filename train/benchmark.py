@@ -105,6 +105,10 @@ def benchmark_data(arguments: argparse.Namespace) -> dict:
     Both move pixels by the nearest neighbour. What differs still: torchvision's 14 operations hold `Identity`, timm's
     15 hold `Invert` and `SolarizeAdd` instead; magnitude 9 is of 30 at torchvision and of 10 at timm, so timm's move
     and change more, which costs no time; and timm varies the magnitude.
+
+    Part of what plain loses goes to glibc, which gives the memory of a large picture back to the system and asks for it
+    again at the next: MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 in the environment leave
+    the difference in work.
     """
     size = arguments.image_size
     if size < 32:
