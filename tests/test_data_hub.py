@@ -211,7 +211,7 @@ def test_every_form_of_labels(tmp_path, columns, schema, labels, ignore, streami
         assert [sorted(row) for row in named(dataset, 'ignore')] == ignore
         rows = list(dataset)
         assert all(row['labels'] == sorted(row['labels']) and row['area'] == [] for row in rows)
-        assert [row['image_id'] for row in rows] == ['0', '1', '2']
+        assert [row['image_id'] for row in rows] == ['train-0', 'train-1', 'train-2']
         assert [row['image'].getpixel((0, 0))[0] for row in rows] == [0, 10, 20]
 
 

@@ -153,5 +153,5 @@ def test_vocs_difficult_label_changes_loss_and_ap_as_it_must():
 
 def test_scenes_have_the_columns_of_all_data_sets():
     dataset = msff_timm.data.load('scenes', 'train', size=3)
-    assert dataset.column_names == list(features(['x'])) and dataset['image_id'][:] == ['0', '1', '2']
+    assert dataset.column_names == list(features(['x'])) and dataset['image_id'][:] == ['train-0', 'train-1', 'train-2']
     assert dataset['ignore'][:] == [[], [], []]

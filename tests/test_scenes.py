@@ -192,7 +192,7 @@ def test_load_gives_what_the_layouts_hold():
     for index, row in enumerate(data):
         objects = scenes.layout(5, index, 'validation')
         assert row['image'].mode == 'RGB' and row['image'] == scenes.draw(5, index, 48, 'validation')
-        assert row['image_id'] == str(index)
+        assert row['image_id'] == f'validation-{index}'
         assert row['labels'] == sorted({o.label for o in objects})
         largest = [max(o.area for o in objects if o.label == label) for label in row['labels']]
         assert row['area'] == pytest.approx(largest, rel=1e-12)
@@ -206,7 +206,7 @@ def test_pictures_survive_what_datasets_does_with_rows(tmp_path):
     assert data.select([7, 1])[:]['image'] == [pictures[7], pictures[1]]
     shuffled = data.shuffle(seed=0)
     assert shuffled['image_id'][:] != data['image_id'][:]
-    assert all(row['image'] == pictures[int(row['image_id'])] for row in shuffled)
+    assert all(row['image'] == pictures[int(row['image_id'].removeprefix('train-'))] for row in shuffled)
     assert data.with_transform(lambda rows: {'size': [i.size for i in rows['image']]})[4]['size'] == (32, 32)
     assert data.with_format('torch')[4]['image'].shape == (3, 32, 32)
     assert pickle.loads(pickle.dumps(data))[4]['image'] == pictures[4]
@@ -224,7 +224,7 @@ def test_loader_workers_draw_the_same_pictures(method, workers):
     data = scenes.load('test', 6, image_size=32).with_transform(to_arrays)
     loader = DataLoader(data, batch_size=3, num_workers=workers, multiprocessing_context=method)
     batches = list(loader)
-    assert [i for batch in batches for i in batch['image_id']] == list('012345')
+    assert [i for batch in batches for i in batch['image_id']] == [f'test-{index}' for index in range(6)]
     for index in range(6):
         expected = np.asarray(scenes.draw(0, index, 32, 'test'))
         assert np.array_equal(batches[index // 3]['pixels'][index % 3].numpy(), expected)

@@ -34,8 +34,8 @@ def load(
     """Loads one split of a data set of the Hub; `msff_timm.data.load` tells the arguments and the columns.
 
     Labels are a `ClassLabel` or text, one or a list of them, or a column of 1, 0 and -1 or null for each label.
-    Pictures are named by `image_id` or `id` where there is such a column, else by the number of their row, in a
-    stream the number within what the process reads.
+    Pictures are named by `image_id` or `id` where there is such a column, else by split and number of their row
+    (`train-7`), in a stream the number within what the process reads.
 
     Args:
         root: `organisation/name` or `organisation/name@revision`, or a folder.
@@ -80,6 +80,7 @@ def load(
         image_id=image_id,
         number_of={name: number for number, name in enumerate(label_names)},
         delimiter=label_delimiter,
+        split=found,
         where=where,
     )
     schema = features(list(label_names))
@@ -213,6 +214,7 @@ def _rows(
     image_id: str | None,
     number_of: dict[str, int],
     delimiter: str,
+    split: str,
     where: str,
 ) -> dict[str, list]:
     """Makes the columns of every data set but the pictures from a batch of rows."""
@@ -233,7 +235,7 @@ def _rows(
         result['labels'].append(present)
         result['ignore'].append(unknowns)
         result['area'].append([])
-        result['image_id'].append(str(batch[image_id][position] if image_id else index))
+        result['image_id'].append(str(batch[image_id][position]) if image_id else f'{split}-{index}')
     return result
 
 

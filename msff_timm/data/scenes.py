@@ -325,7 +325,7 @@ def load(split: str, size: int = DEFAULT_SIZE, image_size: int = 128, seed: int 
     """Makes a data set of scenes 0 to `size` - 1 of a split; the splits of a seed share no scene.
 
     Columns: `image` (a PIL picture, drawn when read), `labels` (sorted, distinct), `ignore` (empty), `area` (per
-    label, that of its largest object as a share of the picture, before occlusion) and `image_id` (the index).
+    label, that of its largest object as a share of the picture, before occlusion) and `image_id` (`train-7` say).
 
     Raises:
         InputError: `split` is not one of `SPLITS`, or `size` is less than 1.
@@ -343,7 +343,7 @@ def load(split: str, size: int = DEFAULT_SIZE, image_size: int = 128, seed: int 
         'labels': [list(areas) for areas in largest],
         'ignore': [[]] * size,
         'area': [list(areas.values()) for areas in largest],
-        'image_id': [str(index) for index in range(size)],
+        'image_id': [f'{split}-{index}' for index in range(size)],
     }
     features = records.features(list(LABEL_NAMES), Scene(split, seed, image_size))
     return datasets.Dataset.from_dict(columns, features=features)
