@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from config import EvaluateConfig, TrainConfig, parse
+from config import DataConfig, EvaluateConfig, TrainConfig, parse
 from msff_timm.errors import InputError
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'train' / 'configs').glob('*.yaml'))
@@ -86,3 +86,14 @@ def test_wrong_files_are_named(tmp_path, content, message):
 def test_evaluation_needs_a_model():
     with pytest.raises(InputError, match='model'):
         parse(EvaluateConfig, [])
+
+
+def test_results_name_the_users_own_data_but_no_path_of_this_machine(tmp_path):
+    (tmp_path / 'satellites').mkdir()
+    for name, root, named in (
+        ('table', str(tmp_path / 'satellites'), 'satellites'),
+        ('hub', str(tmp_path / 'satellites'), 'satellites'),
+        ('hub', 'org/satellites@v2', 'org/satellites@v2'),
+    ):
+        assert DataConfig(name=name, root=root).definition('test') == {'name': name, 'split': 'test', 'root': named}
+    assert DataConfig(name='voc2007').definition('test') == {'name': 'voc2007', 'split': 'test', 'difficult': 'ignore'}

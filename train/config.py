@@ -1,6 +1,7 @@
 """The settings of training and evaluation: typed, validated here, read from YAML with overrides on the command line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -108,6 +109,10 @@ class SourceConfig:
             choices['keep_unlabelled'] = self.keep_unlabelled
         if self.name.startswith('voc'):
             choices['difficult'] = self.difficult
+        if self.name == 'hub' and not os.path.isdir(self.root):
+            choices['root'] = self.root
+        elif self.name in ('table', 'folder', 'hub'):
+            choices['root'] = Path(self.root).resolve().name  # no more of a path says anything on another machine
         return choices
 
 
