@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -18,10 +18,23 @@ from msff_timm import hub
 from msff_timm.errors import InputError, unknown
 from msff_timm.metrics import DEFINITIONS
 
-__all__ = ['DataConfig', 'EvalDataConfig', 'EvaluateConfig', 'ModelConfig', 'OptimConfig', 'TrainConfig', 'parse']
+__all__ = [
+    'CheckpointConfig',
+    'DataConfig',
+    'DistillConfig',
+    'EvalDataConfig',
+    'EvaluateConfig',
+    'ModelConfig',
+    'OptimConfig',
+    'TrainConfig',
+    'parse',
+]
 
 ConfigT = TypeVar('ConfigT')
 UNREADABLE = ('error', 'skip')
+BATCH_NORMS = ('each', 'sync', 'frozen')
+SCHEDULES = ('one_cycle', 'cosine')
+LOSSES = ('asl', 'bce', 'focal')
 
 
 @dataclass
@@ -34,6 +47,10 @@ class ModelConfig:
         init_from: Start from a trained model of that name: `local-dir:FOLDER` or `hf-hub:ORG/NAME`; null for none.
         keep_labels: Where its labels are others, keep what it has learnt of those that both share.
         drop_rate: Dropout.
+        batch_norm: Statistics of BatchNorm in training: of `each` process's own batch, in `sync` over all processes
+            (GPUs only), or `frozen` as they were at the start, its weights too.
+        channels_last: Lay pictures out for fast convolutions.
+        compile: Compile the model with torch.compile.
     """
 
     name: str = 'msff_resnet101'
@@ -41,6 +58,9 @@ class ModelConfig:
     init_from: str | None = None
     keep_labels: bool = False
     drop_rate: float = 0.1
+    batch_norm: str = 'each'
+    channels_last: bool = True
+    compile: bool = False
 
     def validate(self) -> None:
         if not timm.is_model(self.name):
@@ -53,6 +73,7 @@ class ModelConfig:
             raise InputError('model.keep_labels is true: it needs model.init_from, the model to keep them from.')
         if not 0 <= self.drop_rate < 1:
             raise InputError(f'model.drop_rate is {self.drop_rate}: must be from 0 to below 1.')
+        _one_of('model.batch_norm', self.batch_norm, BATCH_NORMS)
 
 
 @dataclass
@@ -132,6 +153,8 @@ class DataConfig(SourceConfig):
         image_size: Side of the model's input in pixels; pictures are resized to this square.
         rand_augment: timm's RandAugment string; null for none.
         cutout: Side of Cutout's hole relative to the picture's; 0 for none.
+        mixup: Alpha of Mixup; 0 for none.
+        cutmix: Alpha of CutMix; 0 for none.
         workers: Processes that load pictures, for each training process.
     """
 
@@ -145,6 +168,8 @@ class DataConfig(SourceConfig):
     image_size: int = 448
     rand_augment: str | None = 'rand-m9-n2-mstd0.5'
     cutout: float = 0.5
+    mixup: float = 0.0
+    cutmix: float = 0.0
     workers: int = 4
 
     def validate(self) -> None:
@@ -152,8 +177,9 @@ class DataConfig(SourceConfig):
         _at_least('data.train_size', self.train_size, 1)
         _at_least('data.eval_size', self.eval_size, 1)
         _at_least('data.workers', self.workers, 0)
-        if self.unreadable not in UNREADABLE:
-            raise unknown('data.unreadable', self.unreadable, UNREADABLE)
+        _at_least('data.mixup', self.mixup, 0)
+        _at_least('data.cutmix', self.cutmix, 0)
+        _one_of('data.unreadable', self.unreadable, UNREADABLE)
         if self.streaming and not self.train_size:
             raise InputError('data.streaming is true: set data.train_size, the number of pictures of an epoch.')
         if not 0 <= self.cutout <= 1:
@@ -162,41 +188,101 @@ class DataConfig(SourceConfig):
 
 @dataclass
 class OptimConfig:
-    """The optimisation: AdamW, one-cycle schedule, asymmetric loss, and an average of the weights.
+    """The optimisation: AdamW, a schedule, a loss, and an average of the weights.
 
     Args:
         epochs: Passes over the training pictures.
-        batch_size: Pictures in one step, over all processes.
-        lr: Highest learning rate of the cycle.
-        weight_decay: Of weights; biases, norms and embeddings have none.
+        batch_size: Pictures in one step, over all processes and with all that is accumulated.
+        max_per_process: Most pictures that a process takes at once; gradients of what is more are accumulated. Null
+            for no limit.
+        lr: Highest learning rate.
+        schedule: one_cycle (as Query2Label has it: AdamW's first beta goes from 0.95 to 0.85 and back), or cosine, after
+            a linear rise.
         warmup: Share of the steps in which the learning rate rises.
+        backbone_lr: Factor of the backbone's learning rate.
+        layer_decay: Factor of the learning rate from each layer to the one before it; null for none.
+        weight_decay: Of weights; biases, norms and embeddings have none.
         clip_grad: Largest norm of the gradient.
-        gamma_pos: Focusing parameter of present labels (alpha+ in Eq. 12).
-        gamma_neg: Focusing parameter of absent labels (alpha- in Eq. 12).
+        loss: asl (asymmetric, Eq. 12), bce (binary cross-entropy) or focal (of gamma_neg).
+        gamma_pos: Focusing parameter of present labels in asl (alpha+ in Eq. 12).
+        gamma_neg: Focusing parameter of absent labels in asl (alpha- in Eq. 12), of all in focal.
         ema_decay: Decay of the exponential moving average of the weights, at each step.
+        early_stop: Epochs without a better mAP of the averaged weights after which training stops; null for never.
     """
 
     epochs: int = 80
     batch_size: int = 128
+    max_per_process: int | None = None
     lr: float = 1e-4
-    weight_decay: float = 1e-2
+    schedule: str = 'one_cycle'
     warmup: float = 0.2
+    backbone_lr: float = 1.0
+    layer_decay: float | None = None
+    weight_decay: float = 1e-2
     clip_grad: float = 1.0
+    loss: str = 'asl'
     gamma_pos: float = 0.0
     gamma_neg: float = 4.0
     ema_decay: float = 0.9997
+    early_stop: int | None = None
 
     def validate(self) -> None:
-        _at_least('optim.epochs', self.epochs, 1)
-        _at_least('optim.batch_size', self.batch_size, 1)
+        for name in ('epochs', 'batch_size', 'max_per_process', 'early_stop'):
+            _at_least(f'optim.{name}', getattr(self, name), 1)
         for name in ('lr', 'clip_grad'):
             if not getattr(self, name) > 0:
                 raise InputError(f'optim.{name} is {getattr(self, name)}: must be above 0.')
+        _one_of('optim.schedule', self.schedule, SCHEDULES)
+        _one_of('optim.loss', self.loss, LOSSES)
+        _at_least('optim.backbone_lr', self.backbone_lr, 0)
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise InputError(f'optim.layer_decay is {self.layer_decay}: must be above 0 and at most 1.')
+        if self.layer_decay is not None and self.backbone_lr != 1:
+            raise InputError('optim.layer_decay and optim.backbone_lr both change the backbone: set one of them.')
         for name in ('weight_decay', 'gamma_pos', 'gamma_neg'):
             _at_least(f'optim.{name}', getattr(self, name), 0)
         for name in ('warmup', 'ema_decay'):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f'optim.{name} is {getattr(self, name)}: must be from 0 to below 1.')
+
+
+@dataclass
+class DistillConfig:
+    """Learning from a teacher's probabilities besides the labels.
+
+    Args:
+        teacher: A trained model with the same labels: `local-dir:FOLDER`, `hf-hub:ORG/NAME` or a registered name with
+            pretrained weights; null for none.
+        weight: Share of the loss that is the teacher's.
+        temperature: Divides the logits of both before they are compared.
+    """
+
+    teacher: str | None = None
+    weight: float = 0.5
+    temperature: float = 1.0
+
+    def validate(self) -> None:
+        if not 0 <= self.weight <= 1:
+            raise InputError(f'distill.weight is {self.weight}: must be from 0 to 1.')
+        if not self.temperature > 0:
+            raise InputError(f'distill.temperature is {self.temperature}: must be above 0.')
+
+
+@dataclass
+class CheckpointConfig:
+    """What a run leaves to be resumed from; it is saved after each epoch's training in any case.
+
+    Args:
+        every: Steps after which it is saved within an epoch too; null for never.
+        keep: Newest checkpoints that stay; that of the best epoch stays besides.
+    """
+
+    every: int | None = None
+    keep: int = 2
+
+    def validate(self) -> None:
+        _at_least('checkpoint.every', self.every, 1)
+        _at_least('checkpoint.keep', self.keep, 1)
 
 
 @dataclass
@@ -206,20 +292,34 @@ class TrainConfig:
     Args:
         output: Folder that the run is written to.
         overwrite: Replace a run that the folder already holds.
+        resume: auto to go on from the newest whole checkpoint in the output folder, if there is any, or the folder of
+            one checkpoint; null to start anew.
+        force: Resume although settings, labels or data are not those of the checkpoint.
         seed: Of weights, order and augmentation.
+        trackers: Of Accelerate: tensorboard, wandb, ...; null for tensorboard where it is installed.
+        log_every: Steps between two entries of loss and learning rate.
     """
 
     output: str
     overwrite: bool = False
+    resume: str | None = None
+    force: bool = False
     seed: int = 0
+    trackers: list[str] | None = None
+    log_every: int = 10
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def validate(self) -> None:
-        for part in (self.model, self.data, self.optim):
+        for part in (self.model, self.data, self.optim, self.distill, self.checkpoint):
             part.validate()
         _at_least('seed', self.seed, 0)
+        _at_least('log_every', self.log_every, 1)
+        if self.overwrite and self.resume:
+            raise InputError(f'resume is {self.resume} and overwrite is true: set one of them.')
 
 
 @dataclass
@@ -265,8 +365,7 @@ class EvaluateConfig:
     def validate(self) -> None:
         _at_least('batch_size', self.batch_size, 1)
         _at_least('bootstrap', self.bootstrap, 0)
-        if self.ap not in DEFINITIONS:
-            raise unknown('ap', self.ap, DEFINITIONS)
+        _one_of('ap', self.ap, DEFINITIONS)
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise InputError(f'threshold is {self.threshold}: must be a probability, from 0 to below 1.')
         if self.fit_thresholds and not self.model.startswith('local-dir:'):
@@ -340,3 +439,8 @@ def _flatten(content: dict) -> Iterator[str]:
 def _at_least(key: str, value: float | None, least: float) -> None:
     if value is not None and value < least:
         raise InputError(f'{key} is {value}: must be at least {least}.')
+
+
+def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise unknown(key, value, known)
