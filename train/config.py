@@ -196,8 +196,8 @@ class OptimConfig:
         max_per_process: Most pictures that a process takes at once; gradients of what is more are accumulated. Null
             for no limit.
         lr: Highest learning rate.
-        schedule: one_cycle (as Query2Label has it: AdamW's first beta goes from 0.95 to 0.85 and back), or cosine, after
-            a linear rise.
+        schedule: one_cycle (as Query2Label has it: AdamW's first beta goes from 0.95 to 0.85 and back), or cosine,
+            after a linear rise.
         warmup: Share of the steps in which the learning rate rises.
         backbone_lr: Factor of the backbone's learning rate.
         layer_decay: Factor of the learning rate from each layer to the one before it; null for none.
