@@ -11,10 +11,18 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.utils.data import default_collate
 
 import msff_timm  # noqa: F401  registers the models
 from msff_timm.data import transforms
-from msff_timm.data.transforms import Cutout, describe_transforms, eval_transform, open_image, train_transform
+from msff_timm.data.transforms import (
+    Cutout,
+    Normalize,
+    describe_transforms,
+    eval_transform,
+    open_image,
+    train_transform,
+)
 from msff_timm.errors import InputError
 
 
@@ -45,7 +53,9 @@ def test_training_without_augmentation_is_evaluation_to_one_level(data_config, i
     config |= {'crop_pct': 1.0, 'crop_mode': 'squash'}
     photo = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
     ours, theirs = train_transform(config, None, 0.0)(photo), eval_transform(config)(photo)
-    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.is_contiguous()
+    assert ours.dtype == torch.uint8 and ours.is_contiguous()
+    ours = Normalize(config)(ours)
+    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     levels = (ours - theirs).abs() * torch.tensor(config['std'])[:, None, None] * 255
     assert levels.max() < (1.001 if interpolation == 'bilinear' else 0.001)  # of 255, and what float32 adds
 
@@ -56,7 +66,7 @@ def test_training_resizes_photos_as_evaluation_does(data_config, coco_root, inte
     ours, theirs = train_transform(config, None, 0.0), eval_transform(config)
     for path in sorted((coco_root / 'val2014').iterdir())[:8]:
         photo = open_image(path)
-        levels = (ours(photo) - theirs(photo)).abs() * 127.5
+        levels = (Normalize(config)(ours(photo)) - theirs(photo)).abs() * 127.5
         assert levels.max() < 1.001 and levels.mean() < 0.25
 
 
@@ -64,7 +74,7 @@ def test_training_normalises_each_channel_by_hand(data_config):
     config = {**data_config, 'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.25)}
     pixels = np.random.default_rng(2).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     expected = (pixels / 255 - config['mean']) / config['std']
-    result = train_transform(config, None, 0.0)(Image.fromarray(pixels))
+    result = Normalize(config)(train_transform(config, None, 0.0)(Image.fromarray(pixels)))
     np.testing.assert_allclose(result, expected.transpose(2, 0, 1), atol=1e-5)
 
 
@@ -76,8 +86,15 @@ def test_the_training_transform_names_its_input_size_and_is_pickled(data_config,
 
 def test_cutout_leaves_the_mean_colour(data_config):
     torch.manual_seed(0)
-    hole = train_transform(data_config, None, 0.5)(Image.new('RGB', (32, 32), 'white')) == 0
+    result = Normalize(data_config)(train_transform(data_config, None, 0.5)(Image.new('RGB', (32, 32), 'white')))
+    hole = (result * 127.5).abs() < 0.501  # the mean of 0.5 lies between two bytes
     assert 64 <= hole[0].sum() <= 256
+
+
+def test_evaluation_as_bytes_is_evaluation(data_config, photo):
+    pixels = default_collate([eval_transform(data_config, as_bytes=True)(photo)])
+    assert pixels.dtype == torch.uint8
+    torch.testing.assert_close(Normalize(data_config)(pixels)[0], eval_transform(data_config)(photo))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +103,7 @@ def test_cutout_leaves_the_mean_colour(data_config):
 def test_rand_augment_strings_of_timm_are_taken(data_config, photo, text):
     transform = train_transform(data_config, text, 0.0)
     assert [op.hparams['interpolation'] for op in transform.augment.ops] == [0] * len(transform.augment.ops)  # nearest
-    assert transform(photo).isfinite().all()
+    assert transform(photo).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +140,9 @@ def test_cutout_is_one_square_of_half_the_side_anywhere():
     torch.manual_seed(0)
     sides, centres = [], []
     for _ in range(500):
-        hole = Cutout(0.5)(torch.ones(3, 32, 32)) == 0
+        image = Cutout(0.5, (7, 8, 9))(torch.zeros(3, 32, 32, dtype=torch.uint8))
+        hole = image != 0
+        assert image.flatten(1).max(1).values.tolist() == [7, 8, 9]
         assert torch.equal(hole[0], hole[1]) and torch.equal(hole[0], hole[2])
         rows, columns = hole[0].any(1).nonzero().flatten(), hole[0].any(0).nonzero().flatten()
         assert hole[0].sum() == len(rows) * len(columns)

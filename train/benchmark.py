@@ -21,7 +21,7 @@ from torchvision import transforms
 
 from config import DataConfig
 from engine import run_command
-from msff_timm.data.transforms import open_image, train_transform
+from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError
 from report import write_json
 
@@ -173,7 +173,8 @@ def find_photos(root: Path) -> list[Path]:
 
 def our_pipeline(size: int, rand_augment: str | None, cutout: float) -> Callable[[Path], torch.Tensor]:
     transform = train_transform({**IMAGENET, 'input_size': (3, size, size)}, rand_augment, cutout)
-    return lambda photo: transform(open_image(photo, at_least=transform.input_size))
+    normalize = Normalize(IMAGENET)  # in training this is the device's work
+    return lambda photo: normalize(transform(open_image(photo, at_least=transform.input_size)))
 
 
 def plain_pipeline(size: int, cutout: float) -> Callable[[Path], torch.Tensor]:

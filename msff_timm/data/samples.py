@@ -1,13 +1,15 @@
 """From rows of a data set to what a batch is made of."""
 
+import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
 from ..errors import InputError
 from .transforms import open_image
@@ -22,37 +24,50 @@ class Samples(Dataset):
         dataset: Rows of `image`, `labels`, `ignore` and `area`.
         transform: From a PIL picture to a tensor (C, H, W); where it has an `input_size`, no more than that is decoded.
         skip_unreadable: Give the next picture that can be read in the place of one that cannot, instead of an error.
+        seed: Of the transform, together with the key of the sample: how a picture is augmented then depends neither on
+            the process that does it nor on what was done before. None for whatever the random states are.
     """
 
-    def __init__(self, dataset: datasets.Dataset, transform: Callable, skip_unreadable: bool = False):
+    def __init__(
+        self, dataset: datasets.Dataset, transform: Callable, skip_unreadable: bool = False, seed: int | None = None
+    ):
         self.dataset = _undecoded(dataset)
         self.transform = transform
         self.skip_unreadable = skip_unreadable
+        self.seed = seed
         self.num_classes = dataset.features['labels'].feature.num_classes
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, key: int) -> dict:
         """Returns a sample: see `collate`.
+
+        Args:
+            key: Number of the row, plus the length for each time that the data set has been gone through before.
 
         Raises:
             InputError: The picture cannot be read, and it may not be skipped, or there is no other.
         """
+        epoch, index = divmod(key, len(self))
         unreadable = []
         for number in range(index, index + len(self)):
             row = self.dataset[number % len(self)]
             try:
-                return {
-                    'image': self.transform(_open(row, self.transform)),
-                    'target': _target(row, self.num_classes),
-                    'index': number % len(self),
-                    'unreadable': unreadable,
-                }
+                picture = _open(row, self.transform)
             except InputError as e:
                 if not self.skip_unreadable:
                     raise
                 unreadable.append(str(e))
+                continue
+            with _seeded(self.seed, epoch, index):
+                image = self.transform(picture)
+            return {
+                'image': image,
+                'target': _target(row, self.num_classes),
+                'index': number % len(self),
+                'unreadable': unreadable,
+            }
         raise InputError(unreadable[0])
 
     @cached_property
@@ -93,27 +108,50 @@ class StreamedSamples(IterableDataset):
         dataset: This process's share of the rows.
         transform: As for `Samples`.
         skip_unreadable: Pass over a picture that cannot be read, instead of an error.
+        seed: As for `Samples`.
+        batch_size: Of the loader; its workers give batches in turns.
+        start: Batches that were taken before, where a run goes on: their pictures are read, but not decoded.
     """
 
-    def __init__(self, dataset: datasets.IterableDataset, transform: Callable, skip_unreadable: bool = False):
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        transform: Callable,
+        skip_unreadable: bool = False,
+        seed: int | None = None,
+        batch_size: int = 1,
+        start: int = 0,
+    ):
         self.dataset = _undecoded(dataset)
         self.transform = transform
         self.skip_unreadable = skip_unreadable
+        self.seed = seed
+        self.batch_size = batch_size
+        self.start = start
         self.num_classes = dataset.features['labels'].feature.num_classes
 
     def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        to_skip = self.batch_size * len(range(number, self.start, count))
         unreadable: list[str] = []
+        given = 0
         while True:
             read = 0
             for row in self.dataset:
+                if given < to_skip:
+                    given, read = given + 1, read + 1
+                    continue
                 try:
-                    image = self.transform(_open(row, self.transform))
+                    picture = _open(row, self.transform)
                 except InputError as e:
                     if not self.skip_unreadable:
                         raise
                     unreadable.append(str(e))
                     continue
-                read += 1
+                with _seeded(self.seed, number, given):
+                    image = self.transform(picture)
+                given, read = given + 1, read + 1
                 yield {
                     'image': image,
                     'target': _target(row, self.num_classes),
@@ -149,6 +187,25 @@ def _open(row: dict, transform: Callable) -> object:
         return image
     source = image['path'] if image['bytes'] is None else image['bytes']
     return open_image(source, image['path'] or f'image {row["image_id"]}', getattr(transform, 'input_size', None))
+
+
+@contextmanager
+def _seeded(seed: int | None, *place: int) -> Iterator[None]:
+    """Gives Python, NumPy and PyTorch the random states of one place in the order of pictures, and theirs back."""
+    if seed is None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    number = int(np.random.SeedSequence((seed, *place)).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)
+    torch.default_generator.manual_seed(number)  # `torch.manual_seed` would start CUDA in a loader's worker
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def _target(row: dict, num_classes: int) -> torch.Tensor:

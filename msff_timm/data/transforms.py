@@ -3,11 +3,12 @@
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
 from PIL import ExifTags, Image, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
@@ -20,6 +21,7 @@ from ..errors import InputError
 __all__ = [
     'MAX_PIXELS',
     'Cutout',
+    'Normalize',
     'TrainTransform',
     'describe_transforms',
     'eval_transform',
@@ -93,18 +95,41 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert('RGB')
 
 
-def eval_transform(data_config: dict) -> transforms.Compose:
-    """Builds a checkpoint's own preprocessing from what `timm.data.resolve_model_data_config` gives."""
-    return create_transform(**data_config, is_training=False)
+def eval_transform(data_config: dict, as_bytes: bool = False) -> transforms.Compose:
+    """Builds a checkpoint's own preprocessing from what `timm.data.resolve_model_data_config` gives.
+
+    Args:
+        data_config: As timm gives it.
+        as_bytes: Leave normalisation to `Normalize`, and give an array of bytes (C, H, W).
+    """
+    return create_transform(**data_config, is_training=False, use_prefetcher=as_bytes)
+
+
+class Normalize(nn.Module):
+    """Maps pictures of bytes to a model's input, on the device where they are: bytes take a quarter of the way there.
+
+    Args:
+        data_config: As for `eval_transform`; its mean and std are used.
+    """
+
+    def __init__(self, data_config: dict):
+        super().__init__()
+        mean, std = (torch.tensor(data_config[key])[:, None, None] for key in ('mean', 'std'))
+        self.register_buffer('scale', 1 / (255 * std), persistent=False)
+        self.register_buffer('shift', -mean / std, persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Maps bytes (B, C, H, W) to floats of the same shape and layout."""
+        return pixels.to(torch.float32).mul_(self.scale).add_(self.shift)
 
 
 class TrainTransform:
-    """Resizes a picture to the model's input, augments it, and normalises it.
+    """Resizes a picture to the model's input and augments it; `Normalize` does the rest.
 
     Args:
-        data_config: As for `eval_transform`; its size, interpolation, mean and std are used.
+        data_config: As for `eval_transform`; its size and interpolation are used.
         augment: From a picture to a picture, or None.
-        cutout: Applied to the normalised picture, or None.
+        cutout: Applied to the bytes (C, H, W), or None.
 
     Attributes:
         input_size: Height and width of the result: what `open_image` needs to know as `at_least`.
@@ -113,20 +138,16 @@ class TrainTransform:
     def __init__(self, data_config: dict, augment: Callable | None, cutout: Callable | None):
         self.input_size = tuple(data_config['input_size'][-2:])
         self.interpolation = InterpolationMode(data_config['interpolation'])
-        mean, std = torch.tensor(data_config['mean']), torch.tensor(data_config['std'])
-        self.scale, self.shift = (1 / (255 * std))[:, None, None], (-mean / std)[:, None, None]
         self.augment = augment
         self.cutout = cutout
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Maps a picture in RGB to (C, H, W)."""
+        """Maps a picture in RGB to bytes (C, H, W)."""
         if image.size != self.input_size[::-1]:
             image = self._resize(image)
         if self.augment:
             image = self.augment(image)
-        # One pass from bytes side by side to planes of floats: `ToTensor` and `Normalize` take four.
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(self.scale).add_(self.shift)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         return self.cutout(pixels) if self.cutout else pixels
 
     def _resize(self, image: Image.Image) -> Image.Image:
@@ -150,16 +171,16 @@ def train_transform(data_config: dict, rand_augment: str | None, cutout: float) 
     Raises:
         InputError: The RandAugment string is not as timm has it.
     """
+    # What geometric operations uncover and Cutout covers has the mean colour, which is 0 after normalisation.
+    fill = tuple(round(255 * m) for m in data_config['mean'])
     augment = None
     if rand_augment:
         if not RAND_AUGMENT.fullmatch(rand_augment):
             raise InputError(
                 f"data.rand_augment is {rand_augment!r}: must be as timm has it, 'rand-m9-n2-mstd0.5' say."
             )
-        # Geometric operations fill what they uncover with the mean colour, which is 0 after normalisation.
-        fill = tuple(round(255 * m) for m in data_config['mean'])
         augment = rand_augment_transform(rand_augment, {'img_mean': fill, 'interpolation': GEOMETRY})
-    return TrainTransform(data_config, augment, Cutout(cutout) if cutout else None)
+    return TrainTransform(data_config, augment, Cutout(cutout, fill) if cutout else None)
 
 
 def describe_transforms(data_config: dict, rand_augment: str | None, cutout: float) -> dict:
@@ -174,15 +195,21 @@ def describe_transforms(data_config: dict, rand_augment: str | None, cutout: flo
 
 
 class Cutout:
-    """Sets one square, centred anywhere in the picture, to 0 (https://arxiv.org/abs/1708.04552)."""
+    """Fills one square, centred anywhere in the picture, with a colour (https://arxiv.org/abs/1708.04552).
 
-    def __init__(self, relative_side: float):
+    Args:
+        relative_side: Of the square, as a share of the picture's.
+        fill: Colour in bytes (C,).
+    """
+
+    def __init__(self, relative_side: float, fill: Sequence[int]):
         self.relative_side = relative_side
+        self.fill = torch.tensor(fill, dtype=torch.uint8)[:, None, None]
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Maps a normalised picture (C, H, W) to one with the hole."""
+        """Fills the square in a picture of bytes (C, H, W), in place."""
         height, width = image.shape[-2:]
         half_h, half_w = round(height * self.relative_side / 2), round(width * self.relative_side / 2)
         y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
-        image[:, max(y - half_h, 0) : y + half_h, max(x - half_w, 0) : x + half_w] = 0
+        image[:, max(y - half_h, 0) : y + half_h, max(x - half_w, 0) : x + half_w] = self.fill
         return image
