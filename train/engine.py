@@ -1,32 +1,62 @@
-"""What the scripts share: loaders, one epoch of training, measures over all processes, and how a command ends."""
+"""What the scripts share: loaders, the learning of one epoch, measures over all processes, and how a command ends."""
 
+import math
 import os
+import resource
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from types import FrameType
 
+import numpy as np
+import timm
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object, send_to_device
+from timm.data import Mixup
+from timm.loss import AsymmetricLossMultiLabel
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.utils import ModelEmaV3
-from torch.utils.data import DataLoader
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.utils.data import DataLoader, Sampler
+from torchvision.ops import sigmoid_focal_loss
 from tqdm import tqdm
 
-from msff_timm import thresholds
+from checkpoint import Progress
+from config import DistillConfig, OptimConfig
+from msff_timm import hub, thresholds
 from msff_timm.data.samples import Samples, StreamedSamples, collate
+from msff_timm.data.transforms import Normalize
 from msff_timm.errors import InputError
+from msff_timm.labels import names_of
 from msff_timm.metrics import Measures
 
 __all__ = [
     'MOST_UNREADABLE',
+    'EpochSampler',
+    'Learner',
+    'StopRequest',
+    'Stopped',
+    'Teacher',
     'Unreadable',
+    'divide_batch',
     'fit_thresholds',
-    'known_mean',
+    'freeze_norms',
+    'known_sum',
     'make_loader',
+    'make_loss',
+    'make_optimizer',
+    'make_schedule',
     'measure',
-    'one_cycle',
+    'mix',
+    'peak_memory',
     'run_command',
     'score',
     'share_cores',
@@ -34,6 +64,7 @@ __all__ = [
     'train_one_epoch',
 ]
 
+LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FOLDS = 5  # of the pictures that thresholds are fitted to
 MOST_UNREADABLE = 0.01  # of the training pictures: more is a fault of the data set, not of a picture
 
@@ -49,41 +80,189 @@ def share_cores(accelerator: Accelerator, workers: int) -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)) - workers))
 
 
-def make_loader(samples: Samples | StreamedSamples, batch_size: int, workers: int, training: bool) -> DataLoader:
-    """Makes a loader of batches: shuffled and whole for training, in order and complete for evaluation."""
+class EpochSampler(Sampler[int]):
+    """Shuffles the pictures anew in each epoch and gives whole batches: the same for any number of processes.
+
+    A key is the picture's number plus that of all pictures for each epoch before, as `Samples` takes it.
+
+    Args:
+        num_pictures: Of the training set.
+        batch_size: Over all processes, with all that is accumulated.
+        seed: Of the order.
+
+    Attributes:
+        epoch: From 0.
+        start: Batches of this epoch that are left out, since they were taken before the run was resumed.
+    """
+
+    def __init__(self, num_pictures: int, batch_size: int, seed: int):
+        self.num_pictures = num_pictures
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return self.num_pictures // self.batch_size * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_pictures)
+        yield from (self.epoch * self.num_pictures + order[self.start * self.batch_size : len(self)]).tolist()
+
+
+def make_loader(
+    samples: Samples | StreamedSamples, batch_size: int, workers: int, sampler: EpochSampler | None = None
+) -> DataLoader:
+    """Makes a loader of batches: whole ones in a sampler's order, or in the data's order, complete where that ends."""
     return DataLoader(
         samples,
         batch_size=batch_size,
-        shuffle=training and not isinstance(samples, StreamedSamples),
-        drop_last=training,
+        sampler=sampler,
+        drop_last=isinstance(samples, StreamedSamples) or sampler is not None,
         num_workers=workers,
         collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        # Of its own: the worker's seeds would be drawn from the random state that decides dropout.
+        generator=torch.Generator(),
     )
 
 
-def one_cycle(
-    optimizer: torch.optim.Optimizer, lr: float, steps: int, warmup: float
-) -> torch.optim.lr_scheduler.OneCycleLR:
-    """Makes the schedule: up to `lr` within the share `warmup` of the steps, then a cosine down to nearly nothing."""
-    # PyTorch counts the rise from step 0 to warmup * steps - 1 and divides by that: a shorter rise is none.
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=warmup if warmup * steps > 1 else 0.0
-    )
+def divide_batch(optim: OptimConfig, num_pictures: int, num_processes: int) -> tuple[int, int]:
+    """Divides the batch over the processes, and over as few passes of each as its limit allows.
+
+    Returns:
+        Pictures that a process takes at once, and how many times it does so for one step.
+
+    Raises:
+        InputError: It cannot be divided, or there are too few pictures for one batch.
+    """
+    size = optim.batch_size
+    if size % num_processes:
+        raise InputError(
+            f'optim.batch_size is {optim.batch_size}: must be a multiple of the {num_processes} processes.'
+        )
+    if num_pictures < optim.batch_size:
+        raise InputError(f'optim.batch_size is {optim.batch_size}: there are only {num_pictures} training pictures.')
+    share = optim.batch_size // num_processes
+    most = optim.max_per_process or share
+    passes = next(passes for passes in range(1, share + 1) if share % passes == 0 and share // passes <= most)
+    return share // passes, passes
 
 
-def known_mean(loss_fn: nn.Module, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Averages a loss over the labels that are known to be present or absent.
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Makes AdamW with the learning rate of each group of parameters."""
+    settings = {'opt': 'adamw', 'lr': optim.lr, 'weight_decay': optim.weight_decay, 'layer_decay': optim.layer_decay}
+    if optim.backbone_lr == 1:
+        return create_optimizer_v2(model, **settings)
+    head = {id(parameter) for module in _heads(model) for parameter in module.parameters()}
+    decay = partial(param_groups_weight_decay, weight_decay=optim.weight_decay, no_weight_decay_list=_undecayed(model))
+    groups = [
+        {**group, 'params': params, 'lr': optim.lr * scale, 'lr_scale': scale}
+        for group in decay(model)
+        for scale, is_head in ((optim.backbone_lr, False), (1.0, True))
+        if (params := [p for p in group['params'] if (id(p) in head) == is_head])
+    ]
+    return create_optimizer_v2(groups, opt='adamw', lr=optim.lr, weight_decay=optim.weight_decay)
+
+
+def _heads(model: nn.Module) -> list[nn.Module]:
+    """Lists what is not the backbone: of one of our models all but `backbone`, of another its classifier."""
+    if hasattr(model, 'backbone'):
+        return [module for name, module in model.named_children() if name != 'backbone']
+    return [model.get_classifier()]
+
+
+def _undecayed(model: nn.Module) -> set[str]:
+    return model.no_weight_decay() if hasattr(model, 'no_weight_decay') else set()
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, steps: int) -> LRScheduler:
+    """Makes the schedule of all steps: up within the share `warmup` of them, then a cosine down to nearly nothing."""
+    if optim.schedule == 'one_cycle':
+        # PyTorch counts the rise from step 0 to warmup * steps - 1 and divides by that: a shorter rise is none.
+        rise = optim.warmup if optim.warmup * steps > 1 else 0.0
+        highest = [optim.lr * group.get('lr_scale', 1.0) for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, highest, total_steps=steps, pct_start=rise)
+    for group in optimizer.param_groups:
+        group['lr'] = optim.lr * group.get('lr_scale', 1.0)
+    rise = round(optim.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / (rise + 1)
+        return (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def make_loss(optim: OptimConfig) -> LossFn:
+    """Makes the loss: from logits and targets (B, K) to the loss of each (B, K)."""
+    if optim.loss == 'bce':
+        return partial(F.binary_cross_entropy_with_logits, reduction='none')
+    if optim.loss == 'focal':
+        return partial(sigmoid_focal_loss, alpha=-1, gamma=optim.gamma_neg, reduction='none')
+    return AsymmetricLossMultiLabel(optim.gamma_neg, optim.gamma_pos, clip=None, reduction='none')
+
+
+def known_sum(loss_fn: LossFn, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Sums a loss over the labels that are known to be present or absent.
 
     Args:
-        loss_fn: From logits and targets (B, K) to the loss of each (B, K).
+        loss_fn: As `make_loss` gives it.
         logits: (B, K).
-        target: (B, K), 1 present, 0 absent, -1 unknown or not to be counted.
+        target: (B, K), 1 present, 0 absent, in between where pictures are mixed, -1 not known or not to be counted.
     """
-    known = target >= 0
-    losses = loss_fn(logits, target.clamp(min=0))
-    return torch.where(known, losses, 0).sum() / known.sum().clamp(min=1)
+    return torch.where(target >= 0, loss_fn(logits, target.clamp(min=0)), 0).sum()
+
+
+def mix(mixup: Mixup, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixes pictures and targets with those of the reversed batch; what either does not know the mixture does not."""
+    known = (target >= 0) & (target >= 0).flip(0)
+    image, mixed = mixup(image, target.clamp(min=0))
+    return image, torch.where(known, mixed, -1.0)
+
+
+class Teacher(nn.Module):
+    """A trained model whose probabilities a student learns from (https://arxiv.org/abs/1503.02531, for each label).
+
+    Args:
+        name: As for `msff_timm.hub.load`.
+        label_names: Of the student, which the teacher has to have too, in any order.
+        settings: Its weight and temperature.
+
+    Raises:
+        InputError: It cannot be loaded, or its labels are not the student's.
+    """
+
+    def __init__(self, name: str, label_names: list[str], settings: DistillConfig):
+        super().__init__()
+        self.model = hub.load(name).requires_grad_(False)
+        known = names_of(self.model)
+        if sorted(known) != sorted(label_names):
+            raise InputError(f'distill.teacher is {name}: its labels are not those of the data.')
+        data_config = timm.data.resolve_model_data_config(self.model)
+        self.input_size = tuple(data_config['input_size'][-2:])
+        self.normalize = Normalize(data_config)
+        self.register_buffer('order', torch.tensor([known.index(name) for name in label_names]), persistent=False)
+        self.weight, self.temperature = settings.weight, settings.temperature
+
+    def train(self, mode: bool = True) -> 'Teacher':
+        """Does nothing: a teacher is always in evaluation mode."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Maps the student's pictures of bytes (B, C, H, W) to logits (B, K) in the student's order."""
+        image = self.normalize(pixels)
+        if image.shape[-2:] != self.input_size:
+            image = F.interpolate(image, self.input_size, mode='bilinear', antialias=True)
+        return self.model(image)[:, self.order]
+
+    def loss(self, logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+        """Gives the cross-entropy with the teacher's probabilities at the temperature T, times T^2, of each (B, K)."""
+        probabilities = (teacher_logits.float() / self.temperature).sigmoid()
+        losses = F.binary_cross_entropy_with_logits(logits / self.temperature, probabilities, reduction='none')
+        return losses * self.temperature**2
 
 
 class Unreadable:
@@ -91,11 +270,12 @@ class Unreadable:
 
     Args:
         num_pictures: Of the training set.
+        messages: Of those that were met before; kept up to date.
     """
 
-    def __init__(self, num_pictures: int):
+    def __init__(self, num_pictures: int, messages: list[str]):
         self.most = int(MOST_UNREADABLE * num_pictures)
-        self.messages: list[str] = []
+        self.messages = messages
 
     def add(self, messages: list[str]) -> None:
         """Names pictures that are new.
@@ -118,43 +298,210 @@ class Unreadable:
         self.add([message for message in gather_object(self.messages) if message not in self.messages])
 
 
-def train_one_epoch(
-    accelerator: Accelerator,
-    model: nn.Module,
-    ema: ModelEmaV3,
-    loader: Iterable[dict],
-    loss_fn: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    clip_grad: float,
-    unreadable: Unreadable,
-    progress: tqdm,
-) -> dict[str, float]:
-    """Trains for one epoch and returns the means of `loss` and `grad_norm` (before clipping) over its steps."""
-    model.train()
-    losses, grad_norms = [], []
-    for step, batch in enumerate(loader):
-        unreadable.add(batch['unreadable'])
-        batch = send_to_device(batch, accelerator.device)  # a stream's loader is not Accelerate's
-        # Accelerate returns float32 logits and keeps autocast to the model: the loss is in float32 outside of it.
-        loss = known_mean(loss_fn, model(batch['image']), batch['target'])
-        accelerator.backward(loss)
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_grad)
-        optimizer.step()
-        optimizer.zero_grad()
-        if not accelerator.optimizer_step_was_skipped:
-            ema.update(accelerator.unwrap_model(model))
-        scheduler.step()
+class Stopped(Exception):
+    """The run was asked to stop, and is saved."""
 
-        losses.append(loss.detach())
-        grad_norms.append(grad_norm.detach())
-        if step % 10 == 0:  # reading a value waits for the device
-            progress.set_postfix(loss=f'{float(losses[-1]):.4f}', refresh=False)
-        progress.update(len(batch['index']) * accelerator.num_processes)
+    def __str__(self) -> str:
+        return 'stopped, as it was asked to; the same command with --resume auto goes on from here.'
+
+
+class StopRequest:
+    """Remembers that SIGTERM or Ctrl-C has come, so that the step at hand can be finished and saved.
+
+    A second Ctrl-C ends the process at once. A loader's workers, which inherit this, leave Ctrl-C to their parent.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._process = os.getpid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        self.received = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@dataclass
+class Learner:
+    """All that a training step needs.
+
+    Attributes:
+        accelerator: That has prepared the model and the optimizer.
+        model: Prepared.
+        ema: Average of its weights.
+        normalize: From bytes to the model's input.
+        loss_fn: As `make_loss` gives it.
+        optimizer: Prepared.
+        schedule: Of the learning rate, stepped here.
+        clip_grad: Largest norm of the gradient.
+        passes: Batches that make one step.
+        freezes_norms: Leave BatchNorm's statistics as they are.
+        channels_last: Lay pictures out for fast convolutions.
+        mixup: Mixes the pictures of a batch, or None.
+        teacher: To learn from besides the labels, or None.
+        stop: Whether the run has been asked to stop.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    ema: ModelEmaV3
+    normalize: Normalize
+    loss_fn: LossFn
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+    clip_grad: float
+    passes: int
+    freezes_norms: bool
+    channels_last: bool
+    mixup: Mixup | None
+    teacher: Teacher | None
+    stop: StopRequest
+
+    def train(self) -> None:
+        """Sets the model to training."""
+        self.model.train()
+        if self.freezes_norms:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def step(self, batches: list[dict]) -> torch.Tensor:
+        """Takes one step on this process's batches; the loss is the mean over the known labels of all processes.
+
+        Returns:
+            Loss, norm of the gradient, and the share of the processes that were asked to stop, on the device (3,).
+        """
+        accelerator = self.accelerator
+        prepared = [self._prepare(batch) for batch in batches]
+        # As in Accelerate's guide to accumulation with samples of different size: divided by what all of them know.
+        known = sum((target >= 0).sum() for _, target, _ in prepared)
+        known = accelerator.reduce(known.float(), 'mean').clamp(min=1 / accelerator.num_processes)
+        total = torch.zeros((), device=accelerator.device)
+        for number, (image, target, teacher_logits) in enumerate(prepared):
+            last = number == len(prepared) - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                # Accelerate returns float32 logits and keeps autocast to the model: the loss is in float32 outside it.
+                loss = self._loss(self.model(image), target, teacher_logits) / known
+                accelerator.backward(loss)
+            total += loss.detach()
+        grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not accelerator.optimizer_step_was_skipped:
+            self.ema.update(accelerator.unwrap_model(self.model))
+        self.schedule.step()
+        stop = torch.tensor(float(self.stop.received is not None), device=accelerator.device)
+        return accelerator.reduce(torch.stack([total, grad_norm.detach().float(), stop]), 'mean')
+
+    def _prepare(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        pixels, target = batch['image'], batch['target']
+        if self.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        image = self.normalize(pixels)
+        if self.mixup:
+            image, target = mix(self.mixup, image, target)
+        if self.teacher is None:
+            return image, target, None
+        with self.accelerator.autocast():
+            return image, target, self.teacher(pixels)
+
+    def _loss(self, logits: torch.Tensor, target: torch.Tensor, teacher_logits: torch.Tensor | None) -> torch.Tensor:
+        loss = known_sum(self.loss_fn, logits, target)
+        if self.teacher is None:
+            return loss
+        weight = self.teacher.weight
+        return (1 - weight) * loss + weight * self.teacher.loss(logits, teacher_logits).sum()
+
+
+def train_one_epoch(
+    learner: Learner,
+    batches: Iterable[dict],
+    unreadable: Unreadable,
+    progress: Progress,
+    every: int | None,
+    read: Callable[[int, float, float, float], None],
+    save: Callable[[], None],
+    not_finite: Callable[[list[dict], float, float], None],
+) -> bool:
+    """Trains on the batches that are left of one epoch; returns whether the run has been asked to stop.
+
+    The values of a step are read when the next one has been handed to the device, which so never waits for that; before
+    the run is saved, all are read.
+
+    Args:
+        learner: Takes the steps.
+        batches: Of this process.
+        unreadable: Is told of pictures that were passed over.
+        progress: Is kept up to date.
+        every: Steps between two calls of `save`, or None.
+        read: Called with the number, the learning rate, the loss and the gradient's norm of each step.
+        save: Saves the run.
+        not_finite: Called with the batches, the loss and the gradient's norm of a step of no finite loss; raises.
+
+    Raises:
+        Stopped: The run was asked to stop, and is saved.
+    """
+    accelerator, stop = learner.accelerator, False
+    waiting: list[tuple[int, float, torch.Tensor, list[dict]]] = []
+
+    def read_waiting() -> bool:
+        asked = False
+        while waiting:
+            number, lr, values, of = waiting.pop(0)
+            loss, grad_norm, stopping = values.tolist()
+            if not math.isfinite(loss):
+                not_finite(of, loss, grad_norm)
+            progress.losses[0] += loss
+            progress.losses[1] += grad_norm
+            read(number, lr, loss, grad_norm)
+            asked = asked or stopping > 0
+        return asked
+
+    learner.train()
+    for group in grouped(batches, learner.passes):
+        for batch in group:
+            unreadable.add(batch['unreadable'])
+        group = [send_to_device(batch, accelerator.device) for batch in group]  # a stream's loader is not Accelerate's
+        lr = learner.optimizer.param_groups[-1]['lr']
+        values = learner.step(group)
+        progress.step += 1
+        progress.steps_done += 1
+        stop = read_waiting()
+        waiting.append((progress.steps_done, lr, values, group))
+        if stop or every and progress.steps_done % every == 0:
+            stop = read_waiting() or stop
+            save()
+        if stop:
+            raise Stopped
+    stop = read_waiting()
     unreadable.gather()
-    means = torch.stack([torch.stack(losses).mean(), torch.stack(grad_norms).mean()])
-    loss, grad_norm = accelerator.reduce(means, 'mean').tolist()
-    return {'loss': loss, 'grad_norm': grad_norm}
+    return stop
+
+
+def grouped(batches: Iterable[dict], size: int) -> Iterator[list[dict]]:
+    """Gives `size` batches at a time, and nothing of what is left over."""
+    batches = iter(batches)
+    while len(group := list(islice(batches, size))) == size:
+        yield group
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Takes BatchNorm's weights out of the training; `Learner.train` leaves its statistics alone."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.requires_grad_(False)
+
+
+def peak_memory(accelerator: Accelerator) -> int:
+    """Returns the most bytes that were in use at once: the GPU's where there is one, else this process's."""
+    if accelerator.device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(accelerator.device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def synchronise_buffers(model: nn.Module) -> None:
@@ -164,20 +511,27 @@ def synchronise_buffers(model: nn.Module) -> None:
 
 
 @torch.no_grad()  # not inference_mode, whose tensors older versions of PyTorch do not gather
-def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader) -> Measures:
+def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: StopRequest | None = None) -> Measures:
     """Scores all pictures, in all processes; every process returns the scores of all of them, with their targets.
 
     Args:
         accelerator: Its processes share the pictures.
-        model: In any mode; it scores in evaluation mode.
+        model: From the loader's pictures to logits, in any mode; it scores in evaluation mode.
         loader: Of `Samples`, prepared by the accelerator, so that each process has its share of the pictures.
+        stop: Whether the run has been asked to stop.
+
+    Raises:
+        Stopped: It has.
     """
     model.eval()
     measures, samples = Measures(), loader.dataset
     for batch in loader:
         with accelerator.autocast():
             logits = model(batch['image'])
-        index, scores = accelerator.gather((batch['index'], logits.float().sigmoid()))
+        asked = torch.tensor([stop is not None and stop.received is not None], device=accelerator.device)
+        index, scores, asked = accelerator.gather((batch['index'], logits.float().sigmoid(), asked))
+        if asked.any():
+            raise Stopped
         index, scores = index.cpu().numpy(), scores.cpu().numpy()
         targets = samples.targets[index]
         areas = None if samples.areas is None else samples.areas[index]
@@ -215,9 +569,15 @@ def fit_thresholds(scored: Measures, data: dict) -> dict | None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a script's main function; bad input ends it with one line and code 2, Ctrl-C with code 130."""
+    """Runs a script's main function; bad input ends it with one line and code 2, Ctrl-C with code 130.
+
+    A run that was stopped and can be resumed ends with code 75, that of sysexits.h for "try again".
+    """
     try:
         main()
+    except Stopped as e:
+        print(f'{os.path.basename(sys.argv[0])}: {e}', file=sys.stderr)
+        sys.exit(75)
     except InputError as e:
         # The error of a loader's worker arrives with the worker's traceback before its message.
         line = str(e).splitlines()[-1].removeprefix(f'{InputError.__module__}.{InputError.__name__}: ')

@@ -37,7 +37,7 @@ def main() -> None:
     threshold = chosen_threshold(config, model)
 
     samples = Samples(dataset, eval_transform(data_config))
-    loader = accelerator.prepare(make_loader(samples, config.batch_size, data.workers, training=False))
+    loader = accelerator.prepare(make_loader(samples, config.batch_size, data.workers))
     scored = score(accelerator, model.to(accelerator.device), loader)
     if config.submission:
         if accelerator.is_main_process:

@@ -3,9 +3,12 @@
 Without arguments it trains the demo of `train/configs/demo.yaml`.
 """
 
+import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,22 +17,38 @@ import timm
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
-from accelerate.utils import is_tensorboard_available, set_seed
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    gather_object,
+    is_tensorboard_available,
+    set_seed,
+)
 from datasets.distributed import split_dataset_by_node
-from timm.loss import AsymmetricLossMultiLabel
-from timm.optim import create_optimizer_v2
+from safetensors.torch import save_file
+from timm.data import Mixup
 from timm.utils import ModelEmaV3
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import msff_timm.data
-from config import DataConfig, ModelConfig, TrainConfig, parse
+from checkpoint import Checkpoints, Progress, about_run, fingerprint
+from config import DataConfig, ModelConfig, OptimConfig, TrainConfig, parse
 from engine import (
+    EpochSampler,
+    Learner,
+    Stopped,
+    StopRequest,
+    Teacher,
     Unreadable,
+    divide_batch,
     fit_thresholds,
+    freeze_norms,
     make_loader,
+    make_loss,
+    make_optimizer,
+    make_schedule,
     measure,
-    one_cycle,
+    peak_memory,
     run_command,
     score,
     share_cores,
@@ -38,7 +57,7 @@ from engine import (
 )
 from msff_timm import hub
 from msff_timm.data.samples import Samples, StreamedSamples
-from msff_timm.data.transforms import describe_transforms, eval_transform, train_transform
+from msff_timm.data.transforms import Normalize, describe_transforms, eval_transform, train_transform
 from msff_timm.errors import InputError
 from report import describe, plot_curves, results, summary, write_json
 
@@ -48,118 +67,285 @@ SHUFFLE_BUFFER = 1000  # pictures of a stream, undecoded, of which the next is d
 def main() -> None:
     config = parse(TrainConfig, sys.argv[1:], default_file=Path(__file__).parent / 'configs' / 'demo.yaml')
     output = Path(config.output)
-    if (output / 'config.json').exists() and not config.overwrite:
-        raise InputError(f'{output} holds a run already: choose another --output, or --overwrite true.')
+    holds_a_run = (output / 'config.json').exists() or (output / 'checkpoints').exists()
+    if holds_a_run and not (config.overwrite or config.resume):
+        raise InputError(
+            f'{output} holds a run already: choose another --output, --resume auto to go on, or --overwrite true.'
+        )
+    if config.overwrite:
+        shutil.rmtree(output / 'checkpoints', ignore_errors=True)
 
-    trackers = ['tensorboard'] if is_tensorboard_available() else []
-    accelerator = Accelerator(step_scheduler_with_optimizer=False, log_with=trackers, project_dir=output)
+    stop = StopRequest()
+    default_trackers = ['tensorboard'] if is_tensorboard_available() else []
+    accelerator = Accelerator(
+        step_scheduler_with_optimizer=False,
+        log_with=default_trackers if config.trackers is None else config.trackers,
+        project_dir=output,
+        dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        dynamo_backend='inductor' if config.model.compile else None,
+    )
     accelerator.init_trackers('tensorboard')
     share_cores(accelerator, config.data.workers)
-    train(config, accelerator)
-
-
-def train(config: TrainConfig, accelerator: Accelerator) -> None:
-    """Trains, measures after each epoch, and leaves the run in `config.output`."""
-    start = time.time()
-    output, data, optim = Path(config.output), config.data, config.optim
-
-    # Data
-    train_set, eval_set, label_names = load_data(data, accelerator)
-    num_pictures = data.train_size if data.streaming else len(train_set)
-    per_process = divide_batch(optim.batch_size, num_pictures, accelerator.num_processes)
-
-    # Model
-    set_seed(config.seed)
-    model, kept_labels = make_model(config.model, label_names)
-    if config.model.init_from:
-        accelerator.print(f'Starting from {config.model.init_from}, which knows {len(kept_labels)} of the labels.')
-    data_config = timm.data.resolve_model_data_config(
-        model, {'img_size': data.image_size, 'crop_pct': 1.0, 'crop_mode': 'squash'}
-    )
-    make_samples = StreamedSamples if data.streaming else Samples
-    transform = train_transform(data_config, data.rand_augment, data.cutout)
-    train_samples = make_samples(train_set, transform, skip_unreadable=data.unreadable == 'skip')
-    train_workers = min(data.workers, train_set.num_shards) if data.streaming else data.workers
-    train_loader = make_loader(train_samples, per_process, train_workers, training=True)
-    eval_samples = Samples(eval_set, eval_transform(data_config))
-    eval_loader = make_loader(eval_samples, 2 * per_process, data.workers, training=False)
-
-    # The average is what is measured and saved; only the model that learns is laid out for fast convolutions
-    ema = ModelEmaV3(model, decay=optim.ema_decay).to(accelerator.device)
-    model = model.to(memory_format=torch.channels_last)
-
-    # Optimiser; the schedule is not prepared, since Accelerate would step it once for each process
-    optimizer = create_optimizer_v2(model, opt='adamw', lr=optim.lr, weight_decay=optim.weight_decay)
-    loss_fn = AsymmetricLossMultiLabel(optim.gamma_neg, optim.gamma_pos, clip=None, reduction='none')
-    model, optimizer, eval_loader = accelerator.prepare(model, optimizer, eval_loader)
-    if not data.streaming:  # a stream is this process's own already
-        train_loader = accelerator.prepare(train_loader)
-    steps = num_pictures // optim.batch_size if data.streaming else len(train_loader)
-    scheduler = one_cycle(optimizer.optimizer, optim.lr, optim.epochs * steps, optim.warmup)
-    set_seed(config.seed, device_specific=True)  # each process has its own augmentation and dropout
-
-    # Loop
-    accelerator.print(
-        f'Training {config.model.name} on {num_pictures} pictures of {data.name} with'
-        f' {accelerator.num_processes} process(es) on {accelerator.device.type}.'
-    )
-    history, unreadable, stream = [], Unreadable(num_pictures), iter(train_loader) if data.streaming else None
-    with progress_bar(optim.epochs * steps * optim.batch_size, accelerator) as progress:
-        for epoch in range(1, optim.epochs + 1):
-            progress.set_description(f'epoch {epoch}/{optim.epochs}')
-            trained = train_one_epoch(
-                accelerator,
-                model,
-                ema,
-                batches_of(epoch, train_loader, stream, steps),
-                loss_fn,
-                optimizer,
-                scheduler,
-                optim.clip_grad,
-                unreadable,
-                progress,
-            )
-            synchronise_buffers(ema.module)
-            scored = score(accelerator, ema.module, eval_loader)
-            measures = measure(scored, len(eval_set))
-            history.append({'epoch': epoch, **trained, 'lr': scheduler.get_last_lr()[0], **summary(measures)})
-            accelerator.log(history[-1], step=epoch)
-            # The averaged weights are measured after each epoch and saved; the raw ones are measured once, at the end.
-            last = epoch == optim.epochs
-            raw = measure(score(accelerator, model, eval_loader), len(eval_set)) if last else None
-            if accelerator.is_main_process:
-                progress.write(f'epoch {epoch}: loss {trained["loss"]:.4f}  {describe(measures)}')
-                fitted = fit_thresholds(scored, data.definition(data.eval_split)) if last else None
-                training = describe_transforms(data_config, data.rand_augment, data.cutout)
-                hub.save(ema.module, output, label_names, data_config, {'transforms': training}, fitted)
-                run = results(
-                    measures,
-                    label_names,
-                    model=config.model.name,
-                    num_parameters=sum(p.numel() for p in ema.module.parameters()),
-                    data={**data.definition(data.eval_split), 'trained_on': data.train_split},
-                    unreadable=unreadable.messages,
-                    init_from=config.model.init_from and {'model': config.model.init_from, 'kept_labels': kept_labels},
-                    weights='exponential moving average',
-                    thresholds=fitted,
-                    raw_weights=raw and summary(raw),
-                    history=history,
-                    seconds=round(time.time() - start, 1),
-                    num_processes=accelerator.num_processes,
-                    mixed_precision=accelerator.mixed_precision,
-                    config=config,
-                )
-                write_json(run, output / 'results.json')
-                plot_curves(history, output / 'curves.png')
-
-    accelerator.print(
-        f'\n{output}: {describe(measures)}\n'
-        f'Measured on {data.name} {data.eval_split}, averaged weights; {time.time() - start:.0f} s in all.'
-        ' Load it and use it:\n\n'
-        f"    import timm, msff_timm; model = timm.create_model('local-dir:{output}', pretrained=True).eval()\n"
-        f'    msff-timm predict PHOTO... --model local-dir:{output}'
-    )
+    Run(config, accelerator, stop).train()
     accelerator.end_training()
+
+
+class Run:
+    """A training run, from its settings to what it leaves in `config.output`.
+
+    Args:
+        config: Its settings.
+        accelerator: Of this process.
+        stop: Whether the run has been asked to stop.
+
+    Raises:
+        InputError: The data, the model or the checkpoint is not as it should be.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, stop: StopRequest):
+        self.started = time.time()
+        self.config, self.accelerator, self.stop = config, accelerator, stop
+        self.output, data, optim = Path(config.output), config.data, config.optim
+
+        # Data
+        self.train_set, self.eval_set, self.label_names = load_data(data, accelerator)
+        self.num_pictures = data.train_size if data.streaming else len(self.train_set)
+        self.per_pass, self.passes = divide_batch(optim, self.num_pictures, accelerator.num_processes)
+        self.steps = self.num_pictures // optim.batch_size  # of an epoch
+
+        # Model
+        self.checkpoints = Checkpoints(accelerator, self.output / 'checkpoints', config.checkpoint.keep)
+        found = self.checkpoints.find(config.resume) if config.resume else None
+        set_seed(config.seed)
+        model, self.kept_labels = make_model(config.model, self.label_names, resumed=found is not None)
+        teacher = None
+        if config.distill.teacher:
+            teacher = Teacher(config.distill.teacher, self.label_names, config.distill).to(accelerator.device)
+        self.data_config = timm.data.resolve_model_data_config(
+            model, {'img_size': data.image_size, 'crop_pct': 1.0, 'crop_mode': 'squash'}
+        )
+        normalize = Normalize(self.data_config).to(accelerator.device)
+
+        # The average is what is measured and saved; only the model that learns is changed for learning.
+        ema = ModelEmaV3(model, decay=optim.ema_decay).to(accelerator.device)
+        if config.model.batch_norm == 'sync':
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if config.model.batch_norm == 'frozen':
+            freeze_norms(model)
+        if config.model.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+
+        # Optimiser; the schedule is not prepared, since Accelerate would step it once for each process.
+        prepared, optimizer = accelerator.prepare(model, make_optimizer(model, optim))
+        schedule = make_schedule(optimizer.optimizer, optim, optim.epochs * self.steps)
+        set_seed(config.seed, device_specific=True)  # each process has its own dropout
+        self.learner = Learner(
+            accelerator,
+            prepared,
+            ema,
+            normalize,
+            make_loss(optim),
+            optimizer,
+            schedule,
+            optim.clip_grad,
+            self.passes,
+            freezes_norms=config.model.batch_norm == 'frozen',
+            channels_last=config.model.channels_last,
+            mixup=make_mixup(data, len(self.label_names)),
+            teacher=teacher,
+            stop=stop,
+        )
+
+        # Where the run is
+        self.checkpoints.register(model, ema.module, schedule)
+        eval_samples = Samples(self.eval_set, eval_transform(self.data_config, as_bytes=True))
+        prints = {'eval': fingerprint(eval_samples.targets, self.eval_set['image_id'][:])}
+        transform = train_transform(self.data_config, data.rand_augment, data.cutout)
+        skip = data.unreadable == 'skip'
+        if not data.streaming:
+            train_samples = Samples(self.train_set, transform, skip, config.seed)
+            prints['train'] = fingerprint(train_samples.targets, self.train_set['image_id'][:])
+        self.about = about_run(config, self.label_names, prints)
+        self.progress = self.checkpoints.load(found, self.about, config.force) if found else Progress()
+        self.seconds_before = self.progress.seconds
+
+        # Loaders
+        if data.streaming:
+            taken = self.progress.steps_done * self.passes
+            seed = config.seed + accelerator.process_index
+            train_samples = StreamedSamples(self.train_set, transform, skip, seed, self.per_pass, taken)
+            workers = min(data.workers, self.train_set.num_shards)
+            self.stream = iter(make_loader(train_samples, self.per_pass, workers))  # this process's own already
+        else:
+            self.sampler = EpochSampler(self.num_pictures, optim.batch_size, config.seed)
+            loader = make_loader(train_samples, self.per_pass, data.workers, self.sampler)
+            self.train_loader = accelerator.prepare(loader)
+        self.eval_loader = accelerator.prepare(make_loader(eval_samples, 2 * self.per_pass, data.workers))
+
+        say = accelerator.print
+        if found:
+            say(f'Going on from {found}: epoch {self.progress.epoch}, step {self.progress.step} of {self.steps}.')
+        elif config.model.init_from:
+            say(f'Starting from {config.model.init_from}, which knows {len(self.kept_labels)} of the labels.')
+        say(
+            f'Training {config.model.name} on {self.num_pictures} pictures of {data.name} with'
+            f' {accelerator.num_processes} process(es) on {accelerator.device.type}; a step of {optim.batch_size}'
+            f' pictures is {accelerator.num_processes} x {self.passes} x {self.per_pass}.'
+        )
+
+    def train(self) -> None:
+        """Trains and measures, epoch after epoch, and leaves the best weights with their results.
+
+        Raises:
+            InputError: A picture cannot be read, or a loss was not finite.
+            Stopped: The run was asked to stop, and is saved.
+        """
+        config, progress = self.config, self.progress
+        unreadable = Unreadable(self.num_pictures, progress.unreadable)
+        with progress_bar(config.optim, self.steps, progress.steps_done, self.accelerator) as bar:
+            while not self.is_over():
+                bar.set_description(f'epoch {progress.epoch}/{config.optim.epochs}')
+                asked = train_one_epoch(
+                    self.learner,
+                    self.batches(),
+                    unreadable,
+                    progress,
+                    config.checkpoint.every,
+                    read=partial(self.log, bar),
+                    save=self.save,
+                    not_finite=self.record_not_finite,
+                )
+                synchronise_buffers(self.learner.ema.module)
+                self.save()  # before it is measured, which a resumed run does again
+                if asked:
+                    raise Stopped
+                self.measure_epoch(bar)
+        self.finish()
+
+    def is_over(self) -> bool:
+        """Tells whether all epochs are done, or the last ones have not got better."""
+        progress, optim = self.progress, self.config.optim
+        if progress.epoch > optim.epochs:
+            return True
+        return bool(optim.early_stop and progress.best) and (
+            progress.history[-1]['epoch'] - progress.best['epoch'] >= optim.early_stop
+        )
+
+    def batches(self) -> Iterable[dict]:
+        """Gives what is left of the epoch: in the sampler's order, or the stream's next batches."""
+        if self.config.data.streaming:
+            return islice(self.stream, (self.steps - self.progress.step) * self.passes)
+        self.sampler.epoch, self.sampler.start = self.progress.epoch - 1, self.progress.step
+        return self.train_loader
+
+    def log(self, bar: tqdm, step: int, lr: float, loss: float, grad_norm: float) -> None:
+        """Shows a step in the progress line, and now and then its values there and in the trackers."""
+        bar.update(self.config.optim.batch_size)
+        if step % self.config.log_every:
+            return
+        best = f', best mAP {self.progress.best["mAP"]:.2f}' if self.progress.best else ''
+        bar.set_postfix_str(f'loss {loss:.4f}{best}, {peak_memory(self.accelerator) / 1e9:.1f} GB', refresh=False)
+        self.accelerator.log({'step/loss': loss, 'step/grad_norm': grad_norm, 'step/lr': lr}, step=step)
+
+    def save(self) -> None:
+        """Saves the run where it is."""
+        self.progress.seconds = self.seconds()
+        self.checkpoints.save(self.progress, self.about)
+
+    def seconds(self) -> float:
+        """Returns how long the run has taken, with what it took before it was resumed."""
+        return round(self.seconds_before + time.time() - self.started, 1)
+
+    def record_not_finite(self, batches: list[dict], loss: float, grad_norm: float) -> None:
+        """Keeps what a step was made from whose loss is not finite.
+
+        Raises:
+            InputError: Always: the run cannot go on.
+        """
+        rank, path = self.accelerator.process_index, self.output / 'not_finite.json'
+        tensors = {
+            f'{key}_{i}': batch[key].contiguous() for i, batch in enumerate(batches) for key in ('image', 'target')
+        }
+        save_file(tensors, self.output / f'not_finite_{rank}.safetensors')
+        rows = [int(row) for batch in batches for row in batch['index']]
+        streaming = self.config.data.streaming
+        ids = gather_object([[] if streaming else self.train_set.select(rows)['image_id'][:]])
+        if self.accelerator.is_main_process:
+            where = {'epoch': self.progress.epoch, 'step': self.progress.step, 'steps_done': self.progress.steps_done}
+            write_json({**where, 'loss': f'{loss}', 'grad_norm': f'{grad_norm}', 'image_ids': ids}, path)
+        raise InputError(
+            f'epoch {self.progress.epoch}: the loss of a step is {loss}; {path} names its pictures, and'
+            f' not_finite_*.safetensors beside it holds them. A lower optim.lr may help; --resume auto goes on from the'
+            ' last checkpoint.'
+        )
+
+    def measure_epoch(self, bar: tqdm) -> None:
+        """Measures the averaged weights, and saves them for use if they are the best so far."""
+        config, accelerator, learner, progress = self.config, self.accelerator, self.learner, self.progress
+        scored = score(accelerator, nn.Sequential(learner.normalize, learner.ema.module), self.eval_loader, self.stop)
+        measures = measure(scored, len(self.eval_set))
+        loss, grad_norm = (total / self.steps for total in progress.losses)
+        trained = {'epoch': progress.epoch, 'loss': loss, 'grad_norm': grad_norm}
+        progress.history.append({**trained, 'lr': learner.schedule.get_last_lr()[-1], **summary(measures)})
+        accelerator.log(progress.history[-1], step=progress.steps_done)
+        if accelerator.is_main_process:
+            bar.write(f'epoch {progress.epoch}: loss {loss:.4f}  {describe(measures)}')
+        if progress.best is None or measures['mAP'] > progress.best['mAP']:
+            best = {'epoch': progress.epoch, 'mAP': measures['mAP'], 'steps_done': progress.steps_done}
+            progress.best = {**best, 'line': describe(measures)}
+            if accelerator.is_main_process:
+                fitted = fit_thresholds(scored, config.data.definition(config.data.eval_split))
+                transforms = describe_transforms(self.data_config, config.data.rand_augment, config.data.cutout)
+                training = {'transforms': transforms}
+                hub.save(learner.ema.module, self.output, self.label_names, self.data_config, training, fitted)
+                progress.best['results'] = self.results(measures, fitted)
+        progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, [0.0, 0.0]
+        self.write_results()
+
+    def results(self, measures: dict, fitted: dict | None) -> dict:
+        """Makes the results of the averaged weights as they are now."""
+        config, data = self.config, self.config.data
+        init_from = config.model.init_from and {'model': config.model.init_from, 'kept_labels': self.kept_labels}
+        return results(
+            measures,
+            self.label_names,
+            model=config.model.name,
+            num_parameters=sum(p.numel() for p in self.learner.ema.module.parameters()),
+            data={**data.definition(data.eval_split), 'trained_on': data.train_split},
+            init_from=init_from,
+            weights='exponential moving average',
+            epoch=self.progress.epoch,
+            thresholds=fitted,
+            num_processes=self.accelerator.num_processes,
+            mixed_precision=self.accelerator.mixed_precision,
+            config=asdict(config),
+        )
+
+    def write_results(self, **more: object) -> None:
+        """Writes the best epoch's results with the history of all."""
+        if self.accelerator.is_main_process:
+            progress = self.progress
+            now = {'history': progress.history, 'unreadable': progress.unreadable, 'seconds': self.seconds()}
+            write_json({**progress.best['results'], **now, **more}, self.output / 'results.json')
+            plot_curves(progress.history, self.output / 'curves.png')
+
+    def finish(self) -> None:
+        """Measures the raw weights of the last epoch beside the averaged ones, and says how to go on."""
+        accelerator, learner, data = self.accelerator, self.learner, self.config.data
+        raw = score(accelerator, nn.Sequential(learner.normalize, learner.model), self.eval_loader, self.stop)
+        raw = {'epoch': self.progress.history[-1]['epoch'], **summary(measure(raw, len(self.eval_set)))}
+        self.write_results(raw_weights=raw)
+        best, name = self.progress.best, f'local-dir:{self.output}'
+        if not accelerator.is_main_process:
+            return
+        print(
+            f'\n{self.output}: {best["line"]}\n'
+            f'Measured on {data.name} {data.eval_split}, averaged weights of epoch {best["epoch"]};'
+            f' {self.seconds():.0f} s in all. Load it and use it:\n\n'
+            f"    import timm, msff_timm; model = timm.create_model('{name}', pretrained=True).eval()\n"
+            f'    msff-timm predict PHOTO... --model {name}'
+        )
 
 
 def load_data(
@@ -187,18 +373,11 @@ def load_data(
     return train_set, eval_set, label_names
 
 
-def batches_of(epoch: int, loader: DataLoader, stream: Iterator[dict] | None, steps: int) -> Iterable[dict]:
-    """Gives the batches of one epoch: the loader in its order of that epoch, or the stream's next ones."""
-    if stream is not None:
-        return islice(stream, steps)
-    loader.set_epoch(epoch)
-    return loader
-
-
-def make_model(config: ModelConfig, label_names: list[str]) -> tuple[nn.Module, dict[str, str]]:
+def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tuple[nn.Module, dict[str, str]]:
     """Makes the model to train, and tells which labels it knows already, by the names that it learnt them under."""
     if config.init_from is None:
-        model_args = {'backbone_pretrained': True} if config.backbone_pretrained else {}
+        # The weights of a run that is resumed hold the backbone's.
+        model_args = {'backbone_pretrained': True} if config.backbone_pretrained and not resumed else {}
         return hub.create(config.name, num_classes=len(label_names), drop_rate=config.drop_rate, **model_args), {}
     model, kept_labels = hub.load_for(config.init_from, label_names, config.keep_labels, drop_rate=config.drop_rate)
     architecture = model.pretrained_cfg['architecture']
@@ -207,19 +386,18 @@ def make_model(config: ModelConfig, label_names: list[str]) -> tuple[nn.Module, 
     return model, kept_labels
 
 
-def divide_batch(batch_size: int, num_pictures: int, num_processes: int) -> int:
-    """Divides the batch over the processes."""
-    if batch_size % num_processes:
-        raise InputError(f'optim.batch_size is {batch_size}: must be a multiple of the {num_processes} processes.')
-    if num_pictures < batch_size:
-        raise InputError(f'optim.batch_size is {batch_size}: there are only {num_pictures} training pictures.')
-    return batch_size // num_processes
+def make_mixup(data: DataConfig, num_classes: int) -> Mixup | None:
+    """Makes timm's Mixup and CutMix, if either is asked for."""
+    if not data.mixup and not data.cutmix:
+        return None
+    return Mixup(data.mixup, data.cutmix, label_smoothing=0.0, num_classes=num_classes, multi_label=True)
 
 
-def progress_bar(num_pictures: int, accelerator: Accelerator) -> tqdm:
+def progress_bar(optim: OptimConfig, steps: int, steps_done: int, accelerator: Accelerator) -> tqdm:
     """Makes the bar of the whole run, on the first process only; into a file it writes seldom."""
     return tqdm(
-        total=num_pictures,
+        total=optim.epochs * steps * optim.batch_size,
+        initial=steps_done * optim.batch_size,
         unit='img',
         disable=not accelerator.is_main_process,
         mininterval=0.5 if sys.stderr.isatty() else 15,

@@ -16,7 +16,7 @@ from datasets.arrow_writer import ArrowWriter
 
 from ..errors import InputError
 
-__all__ = ['Records', 'cached', 'features', 'found_in', 'is_one_line', 'locate', 'shown']
+__all__ = ['Records', 'cached', 'features', 'file_digest', 'found_in', 'is_one_line', 'locate', 'shown']
 
 VERSION = 1  # of what readers make of the same files: a new one leaves old Arrow files alone
 
@@ -71,7 +71,7 @@ def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: obj
     """
     key = hashlib.sha256(json.dumps([VERSION, settings], sort_keys=True, default=str).encode())
     for source in sources:
-        key.update(_digest(source))
+        key.update(file_digest(source))
     path = Path(datasets.config.HF_DATASETS_CACHE, 'msff_timm', f'{key.hexdigest()[:32]}.arrow')
     if not path.exists():
         records = read()
@@ -97,7 +97,8 @@ def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: obj
     return Dataset.from_file(str(path))
 
 
-def _digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """Returns the SHA-256 of a file's content."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while block := file.read(1 << 20):
