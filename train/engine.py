@@ -1,5 +1,6 @@
 """What the scripts share: loaders, the learning of one epoch, measures over all processes, and how a command ends."""
 
+import ctypes
 import math
 import os
 import resource
@@ -64,6 +65,7 @@ __all__ = [
     'train_one_epoch',
 ]
 
+ENDING = torch.multiprocessing.get_context().RawValue(ctypes.c_bool, False)  # whether this process is about to end
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FOLDS = 5  # of the pictures that thresholds are fitted to
 MOST_UNREADABLE = 0.01  # of the training pictures: more is a fault of the data set, not of a picture
@@ -122,9 +124,19 @@ def make_loader(
         collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=partial(outlive_signals, ENDING),
         # Of its own: the worker's seeds would be drawn from the random state that decides dropout.
         generator=torch.Generator(),
     )
+
+
+def outlive_signals(ending: ctypes.c_bool, worker: int) -> None:
+    """Lets a loader's worker serve its process until that ends, where a signal was sent to all processes of a run.
+
+    PyTorch's own handler ends the worker, and with it the process, at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: ending.value and os._exit(0))
 
 
 def divide_batch(optim: OptimConfig, num_pictures: int, num_processes: int) -> tuple[int, int]:
@@ -308,20 +320,15 @@ class Stopped(Exception):
 class StopRequest:
     """Remembers that SIGTERM or Ctrl-C has come, so that the step at hand can be finished and saved.
 
-    A second Ctrl-C ends the process at once. A loader's workers, which inherit this, leave Ctrl-C to their parent.
+    A second Ctrl-C ends the process at once.
     """
 
     def __init__(self):
         self.received: int | None = None
-        self._process = os.getpid()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            if number == signal.SIGTERM:
-                os._exit(128 + number)
-            return
         self.received = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -586,3 +593,5 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print(f'{os.path.basename(sys.argv[0])}: interrupted; what was written stays.', file=sys.stderr)
         sys.exit(130)
+    finally:
+        ENDING.value = True
