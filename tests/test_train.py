@@ -15,11 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.transforms.functional import normalize, to_tensor
 
 import msff_timm.data
-from engine import one_cycle
 from msff_timm import hub
-from msff_timm.errors import InputError
 from msff_timm.labels import match_labels
-from train import divide_batch
 
 ROOT = Path(__file__).parents[1]
 TINY = ['--data.train_size=32', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
@@ -32,7 +29,7 @@ def results(folder: Path) -> dict:
 
 def test_a_run_leaves_weights_config_results_and_curves(trained):
     assert {path.name for path in trained.iterdir()} == {
-        'config.json', 'curves.png', 'model.safetensors', 'results.json', 'tensorboard'
+        'checkpoints', 'config.json', 'curves.png', 'model.safetensors', 'results.json', 'tensorboard'
     }  # fmt: skip
     run = results(trained)
     assert run['num_images'] == 33 and run['num_processes'] == 1
@@ -77,21 +74,6 @@ def test_the_learning_rate_follows_one_cycle(trained):
     share = (4 - 0.6) / (7 - 0.6)
     expected = end + (peak - end) * (1 + torch.cos(torch.tensor(torch.pi * share)).item()) / 2
     assert results(trained)['history'][0]['lr'] == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.parametrize(('steps', 'warmup'), [(1, 0.2), (5, 0.2), (10, 0.1), (3, 0.0), (20, 0.1)])
-def test_runs_of_a_few_steps_have_a_schedule(steps, warmup):
-    """PyTorch's own divides by zero where the rise is one step long."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    scheduler = one_cycle(optimizer, 1.0, steps, warmup)
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]['lr'])
-        optimizer.step()
-        scheduler.step()
-    rise = int(steps * warmup) if steps * warmup > 1 else 1
-    assert rates[:rise] == sorted(rates[:rise]) and rates[rise - 1 :] == sorted(rates[rise - 1 :], reverse=True)
-    assert 0 < min(rates) and max(rates) <= 1 and rates[-1] < 1e-5
 
 
 def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_and_three(script, trained, tmp_path):
@@ -147,28 +129,11 @@ def test_starting_weights_of_another_architecture_are_refused(script, trained, t
     assert result.stderr.splitlines()[-1] == f'train.py: error: {mend}'
 
 
-@pytest.mark.parametrize(
-    ('batch_size', 'num_pictures', 'num_processes', 'outcome'),
-    [
-        (128, 128, 4, 32),
-        (128, 500, 3, 'optim.batch_size is 128: must be a multiple of the 3 processes.'),
-        (128, 127, 1, 'optim.batch_size is 128: there are only 127 training pictures.'),
-    ],
-)
-def test_the_batch_is_divided_over_the_processes(batch_size, num_pictures, num_processes, outcome):
-    if isinstance(outcome, int):
-        assert divide_batch(batch_size, num_pictures, num_processes) == outcome
-    else:
-        with pytest.raises(InputError) as caught:
-            divide_batch(batch_size, num_pictures, num_processes)
-        assert str(caught.value) == outcome
-
-
 def test_a_run_is_not_overwritten_unless_asked(script, trained):
     before = (trained / 'results.json').read_bytes()
     result = script('train.py', f'--output={trained}', check=False)
     assert result.returncode == 2
-    mend = 'choose another --output, or --overwrite true.'
+    mend = 'choose another --output, --resume auto to go on, or --overwrite true.'
     assert result.stderr == f'train.py: error: {trained} holds a run already: {mend}\n'
     assert (trained / 'results.json').read_bytes() == before
 

@@ -218,7 +218,7 @@ class Checkpoints:
 def fingerprint(targets: np.ndarray, image_ids: list[str]) -> str:
     """Tells data sets apart by their pictures' names and targets (N, K)."""
     digest = hashlib.sha256(repr(targets.shape).encode() + targets.tobytes())
-    digest.update('\n'.join(image_ids).encode())
+    digest.update(json.dumps(image_ids).encode())
     return digest.hexdigest()[:16]
 
 

@@ -1,0 +1,313 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
+from timm.data import Mixup
+from timm.loss import AsymmetricLossMultiLabel
+from timm.utils import ModelEmaV3
+from torch.utils.data import BatchSampler
+
+from checkpoint import Progress
+from config import DistillConfig, OptimConfig
+from engine import (
+    EpochSampler,
+    Learner,
+    Teacher,
+    divide_batch,
+    freeze_norms,
+    grouped,
+    make_loss,
+    make_optimizer,
+    make_schedule,
+    mix,
+)
+from msff_timm import hub
+from msff_timm.errors import InputError
+from train import Run
+
+
+def rates(optim: OptimConfig, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=optim.lr)
+    schedule = make_schedule(optimizer, optim, steps)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize(('steps', 'warmup'), [(1, 0.2), (5, 0.2), (10, 0.1), (3, 0.0), (20, 0.1)])
+def test_runs_of_a_few_steps_have_a_schedule(steps, warmup):
+    """PyTorch's own divides by zero where the rise is one step long."""
+    found = rates(OptimConfig(lr=1.0, warmup=warmup), steps)
+    rise = int(steps * warmup) if steps * warmup > 1 else 1
+    assert found[:rise] == sorted(found[:rise]) and found[rise - 1 :] == sorted(found[rise - 1 :], reverse=True)
+    assert 0 < min(found) and max(found) <= 1 and found[-1] < 1e-5
+
+
+def test_a_cosine_after_a_linear_rise_by_hand():
+    # 2 of 10 steps rise: 1/3, 2/3; then (1 + cos(pi s / 8)) / 2 for s = 0 to 7.
+    found = rates(OptimConfig(lr=0.5, warmup=0.2, schedule='cosine'), 10)
+    expected = [1 / 3, 2 / 3, *((1 + math.cos(math.pi * s / 8)) / 2 for s in range(8))]
+    assert found == pytest.approx([0.5 * share for share in expected], rel=1e-12)
+
+
+@pytest.mark.parametrize('schedule', ['one_cycle', 'cosine'])
+def test_the_backbone_has_its_own_learning_rate(schedule):
+    model = timm.create_model('msff_test_resnet', num_classes=3)
+    optim = OptimConfig(lr=1e-3, backbone_lr=0.1, weight_decay=0.05, schedule=schedule, warmup=0.5)
+    optimizer = make_optimizer(model, optim)
+    plan = make_schedule(optimizer, optim, 8)
+    highest = dict.fromkeys(map(id, model.parameters()), 0.0)
+    decay = {}
+    for _ in range(8):
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                highest[id(parameter)] = max(highest[id(parameter)], group['lr'])
+                decay[id(parameter)] = group['weight_decay']
+        optimizer.step()
+        plan.step()
+    for name, parameter in model.named_parameters():
+        assert highest[id(parameter)] == pytest.approx(1e-4 if name.startswith('backbone.') else 1e-3, rel=0.01), name
+    assert decay[id(model.backbone.conv1[0].weight)] == 0.05 and decay[id(model.backbone.conv1[1].weight)] == 0
+    plain = timm.create_model('test_resnet', num_classes=3)
+    groups = make_optimizer(plain, optim).param_groups
+    assert {id(p) for g in groups if g['lr'] == 1e-3 for p in g['params']} == set(map(id, plain.fc.parameters()))
+
+
+def test_layer_decay_lowers_the_rate_from_the_head_down():
+    model = timm.create_model('msff_test_resnet', num_classes=3)
+    optim = OptimConfig(lr=1e-3, layer_decay=0.5, schedule='cosine', warmup=0.0)
+    optimizer = make_optimizer(model, optim)
+    make_schedule(optimizer, optim, 4)
+    lr = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    layer_of = model.group_matcher()
+    layers = {name: layer_of(name) for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert lr[id(parameter)] == pytest.approx(1e-3 * 0.5 ** (max(layers.values()) - layers[name]), rel=1e-9), name
+
+
+def test_losses_by_hand():
+    p, y = torch.tensor([0.8, 0.8, 0.3]), torch.tensor([1.0, 0.0, 1.0])
+    right = [0.8, 0.2, 0.3]
+    bce = [-math.log(q) for q in right]
+    assert make_loss(OptimConfig(loss='bce'))(p.logit(), y).tolist() == pytest.approx(bce, rel=1e-5)
+    focal = [(1 - q) ** 2 * loss for q, loss in zip(right, bce, strict=True)]
+    assert make_loss(OptimConfig(loss='focal', gamma_neg=2.0))(p.logit(), y).tolist() == pytest.approx(focal, rel=1e-4)
+    # Eq. 12 with alpha+ = 1 and alpha- = 2: the wrong label's p^2, the present labels' (1 - p).
+    asl = [0.2 * bce[0], 0.8**2 * bce[1], 0.7 * bce[2]]
+    loss = make_loss(OptimConfig(loss='asl', gamma_pos=1.0, gamma_neg=2.0))
+    assert loss(p.logit(), y).tolist() == pytest.approx(asl, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'most', 'num_pictures', 'num_processes', 'outcome'),
+    [
+        (128, None, 128, 4, (32, 1)),
+        (128, 8, 128, 4, (8, 4)),
+        (128, 8, 128, 1, (8, 16)),
+        (60, 8, 99, 2, (6, 5)),
+        (128, None, 500, 3, 'optim.batch_size is 128: must be a multiple of the 3 processes.'),
+        (128, None, 127, 1, 'optim.batch_size is 128: there are only 127 training pictures.'),
+    ],
+)
+def test_the_batch_is_divided_over_processes_and_passes(batch_size, most, num_pictures, num_processes, outcome):
+    optim = OptimConfig(batch_size=batch_size, max_per_process=most)
+    if isinstance(outcome, tuple):
+        assert divide_batch(optim, num_pictures, num_processes) == outcome
+    else:
+        with pytest.raises(InputError) as caught:
+            divide_batch(optim, num_pictures, num_processes)
+        assert str(caught.value) == outcome
+
+
+def steps_of(sampler, num_processes, passes):
+    """The keys of each step, over all processes, as Accelerate deals them out."""
+    per_pass = sampler.batch_size // num_processes // passes
+    shares = []
+    for rank in range(num_processes):
+        batches = BatchSampler(sampler, per_pass, drop_last=True)
+        if num_processes > 1:
+            batches = BatchSamplerShard(batches, num_processes, rank)
+        shares.append(list(grouped(batches, passes)))
+    return [{key for share in shares for batch in share[step] for key in batch} for step in range(len(shares[0]))]
+
+
+def test_each_step_has_the_same_pictures_for_any_number_of_processes_and_passes():
+    sampler = EpochSampler(50, 12, seed=3)
+    expected = steps_of(sampler, 1, 1)
+    assert len(expected) == 4 and all(len(keys) == 12 for keys in expected) and len(set.union(*expected)) == 48
+    for num_processes, passes in ((2, 1), (1, 3), (2, 3), (4, 1), (3, 2)):
+        assert steps_of(sampler, num_processes, passes) == expected
+
+
+def test_a_sampler_that_goes_on_gives_what_is_left_of_the_epoch():
+    whole, resumed = EpochSampler(50, 12, seed=3), EpochSampler(50, 12, seed=3)
+    for epoch in (0, 1):
+        whole.epoch = resumed.epoch = epoch
+        resumed.start = 1
+        keys = list(whole)
+        assert list(resumed) == keys[12:] and len(keys) == len(whole) == 48
+        assert set(keys) < set(range(epoch * 50, epoch * 50 + 50))
+        resumed.start = 0
+    assert [key - 50 for key in whole] != list(EpochSampler(50, 12, seed=3))
+    assert list(EpochSampler(50, 12, seed=4)) != list(EpochSampler(50, 12, seed=3))
+
+
+class Linear(nn.Module):
+    """One weight for each label; a picture of one pixel is its input."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((num_classes,), 0.5))
+
+    def forward(self, image):
+        return image.flatten(1).mean(1, keepdim=True) * self.weight
+
+
+def make_learner(model, passes=1, lr=0.1, decay=0.9, **changes):
+    accelerator = Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    settings = {
+        'accelerator': accelerator, 'model': model, 'ema': ModelEmaV3(model, decay=decay), 'normalize': nn.Identity(),
+        'loss_fn': make_loss(OptimConfig(loss='bce')), 'optimizer': accelerator.prepare(optimizer),
+        'schedule': torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), 'clip_grad': 1e9, 'passes': passes,
+        'freezes_norms': False, 'channels_last': False, 'mixup': None, 'teacher': None,
+        'stop': SimpleNamespace(received=None),
+    }  # fmt: skip
+    return Learner(**{**settings, **changes})
+
+
+def batch_of(values, targets):
+    images = torch.tensor(values).reshape(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    return {'image': images, 'target': torch.tensor(targets)}
+
+
+def test_accumulated_passes_weigh_every_known_label_alike():
+    """Two passes with 3 and 1 known labels: the gradient is that of the mean over the 4, not of a mean of two means."""
+    x, y = [1.0, 2.0, -1.0, 3.0], [[1.0, 0.0], [0.0, -1.0], [-1.0, -1.0], [-1.0, 1.0]]
+    known = [(0, 0), (0, 1), (1, 0), (3, 1)]
+    sigmoid = [1 / (1 + math.exp(-0.5 * value)) for value in x]
+    gradient = [sum((sigmoid[i] - y[i][k]) * x[i] for i, k in known if k == label) / 4 for label in (0, 1)]
+    loss = -sum(math.log(sigmoid[i] if y[i][k] else 1 - sigmoid[i]) for i, k in known) / 4
+    for batches in ([batch_of(x, y)], [batch_of(x[:2], y[:2]), batch_of(x[2:], y[2:])]):
+        model = Linear(2)
+        values = make_learner(model, passes=len(batches)).step(batches)
+        assert model.weight.tolist() == pytest.approx([0.5 - 0.1 * g for g in gradient], rel=1e-5)
+        assert values.tolist() == pytest.approx([loss, math.hypot(*gradient), 0.0], rel=1e-5)
+
+
+def test_the_average_of_the_weights_by_hand():
+    model = Linear(1)
+    learner = make_learner(model, decay=0.9)
+    expected = 0.5
+    for _ in range(4):
+        learner.step([batch_of([1.0, -2.0], [[1.0], [1.0]])])
+        expected = 0.9 * expected + 0.1 * model.weight.item()
+    assert learner.ema.module.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert abs(expected - model.weight.item()) > 1e-3
+
+
+def test_gradients_are_clipped_to_their_norm():
+    model = Linear(1)
+    values = make_learner(model, clip_grad=0.01).step([batch_of([5.0], [[0.0]])])
+    assert 0.5 - model.weight.item() == pytest.approx(0.1 * 0.01, rel=1e-3) and values[1] > 4
+
+
+def test_a_step_says_that_the_run_was_asked_to_stop():
+    assert make_learner(Linear(1), stop=SimpleNamespace(received=15)).step([batch_of([1.0], [[1.0]])])[2] == 1
+
+
+def test_frozen_norms_stay_as_they_are():
+    model = timm.create_model('msff_test_resnet', num_classes=2, drop_rate=0.0)
+    freeze_norms(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    learner = make_learner(model, freezes_norms=True)
+    learner.train()
+    learner.step([{'image': torch.randn(2, 3, 32, 32), 'target': torch.tensor([[1.0, 0.0], [0.0, 1.0]])}])
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    for name, value in model.state_dict().items():
+        if name.rpartition('.')[0] in norms:
+            assert torch.equal(value, before[name]), name
+    assert not torch.equal(model.backbone.conv1[0].weight, before['backbone.conv1.0.weight'])
+
+
+def test_what_either_picture_does_not_know_their_mixture_does_not():
+    np.random.seed(0)
+    image, target = torch.zeros(2, 3, 4, 4), torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 1.0]])
+    image[0] = 1
+    mixed, targets = mix(Mixup(1.0, label_smoothing=0.0, num_classes=3, multi_label=True), image, target)
+    share = mixed[0, 0, 0, 0].item()
+    assert 0 < share < 1
+    expected = torch.tensor([[share, 0.0, -1.0], [1 - share, 0.0, -1.0]])
+    torch.testing.assert_close(targets, expected)
+
+
+@pytest.fixture(scope='module')
+def teacher_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('teacher')
+    torch.manual_seed(0)
+    model = timm.create_model('msff_test_resnet', num_classes=3)
+    config = timm.data.resolve_model_data_config(model, {'img_size': 64})
+    hub.save(model, folder, ['a', 'b', 'c'], {**config, 'mean': (0.1, 0.2, 0.3), 'std': (0.5, 0.6, 0.7)})
+    return folder
+
+
+def test_a_teacher_sees_as_it_was_taught_and_answers_in_the_students_order(teacher_folder):
+    teacher = Teacher(
+        f'local-dir:{teacher_folder}', ['c', 'a', 'b'], DistillConfig(temperature=2.0, weight=0.3)
+    ).train()
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    with torch.no_grad():
+        alone = hub.load(f'local-dir:{teacher_folder}')((pixels / 255 - mean) / std)
+    torch.testing.assert_close(teacher(pixels), alone[:, [2, 0, 1]], atol=1e-4, rtol=1e-4)
+    assert teacher(pixels[:, :, :32, :48]).shape == (2, 3)
+    assert not any(module.training for module in teacher.model.modules())
+    q, logits = torch.tensor([0.9, 0.4]), torch.tensor([1.0, -3.0])
+    by_hand = [4 * -(a * math.log(s) + (1 - a) * math.log(1 - s)) for a, s in zip(
+        (q.logit() / 2).sigmoid().tolist(), (logits / 2).sigmoid().tolist(), strict=True)]  # fmt: skip
+    assert teacher.loss(logits, q.logit()).tolist() == pytest.approx(by_hand, rel=1e-5)
+    with pytest.raises(InputError, match='its labels are not those of the data'):
+        Teacher(f'local-dir:{teacher_folder}', ['a', 'b'], DistillConfig())
+
+
+def test_the_loss_of_a_student_is_shared_with_its_teacher():
+    teacher = SimpleNamespace(weight=0.3, loss=lambda logits, theirs: (logits - theirs).abs())
+    learner = make_learner(Linear(2), teacher=teacher)
+    logits, target = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0]])
+    labels = F.binary_cross_entropy_with_logits(logits, target, reduction='sum').item()
+    found = learner._loss(logits, target, torch.tensor([[3.0, 2.5]])).item()
+    assert found == pytest.approx(0.7 * labels + 0.3 * (2.0 + 0.5), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('measured', 'patience', 'ends_after'),
+    [([50, 60, 59, 58, 61, 60, 60], 2, 4), ([50, 60, 59, 61, 60, 60.9, 70], 2, 6), ([5, 4, 3, 2, 1, 0, 9], None, 7)],
+)
+def test_early_stop_by_hand(measured, patience, ends_after):
+    progress = Progress()
+    run = SimpleNamespace(progress=progress, config=SimpleNamespace(optim=OptimConfig(epochs=7, early_stop=patience)))
+    for epoch, mAP in enumerate(measured, 1):
+        progress.history.append({'epoch': epoch, 'mAP': mAP})
+        if progress.best is None or mAP > progress.best['mAP']:
+            progress.best = {'epoch': epoch, 'mAP': mAP}
+        progress.epoch = epoch + 1
+        if Run.is_over(run):
+            break
+    assert epoch == ends_after
+
+
+def test_the_default_loss_is_timms_asymmetric_one():
+    logits, target = torch.randn(4, 3), (torch.rand(4, 3) < 0.5).float()
+    theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=None, reduction='none')(logits, target)
+    torch.testing.assert_close(make_loss(OptimConfig())(logits, target), theirs)
