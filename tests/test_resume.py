@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -145,3 +146,57 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(undisturbed, tmp_path, nu
     assert 0 < progress['steps_done'] < 24
     finish(start(tmp_path / 'run'))
     assert_same_run(tmp_path / 'run', undisturbed[1])
+
+
+def test_a_disk_that_is_full_costs_no_more_than_the_new_checkpoint(undisturbed, tmp_path):
+    run = start(tmp_path / 'run')
+    while not list((tmp_path / 'run' / 'checkpoints').glob('step-*')) and run.poll() is None:
+        time.sleep(0.01)
+    kill(run)
+    good = newest(tmp_path / 'run')
+    # The optimiser's state is larger than that; the weights for use are not.
+    printed = finish(start(tmp_path / 'run', limit=6_000_000))
+    assert f'Going on from {good}' in printed
+    lines = [line for line in printed.splitlines() if 'cannot be saved' in line]
+    assert len(lines) >= 2 and all('the run goes on' in line for line in lines) and 'Traceback' not in printed
+    assert newest(tmp_path / 'run') == good
+    a, b = (load_file(folder / 'model.safetensors') for folder in (tmp_path / 'run', undisturbed[1]))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_another_number_of_processes_goes_on(undisturbed, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(undisturbed[2], run)
+    shutil.rmtree(newest(run))  # that of the end; what is left is the one before
+    assert state_of(run)['progress']['steps_done'] < 24
+    printed = finish(start(run, 1, **{'optim.max_per_process': 4}))
+    assert 'a step of 8 pictures is 1 x 2 x 4' in printed
+    results = json.loads((run / 'results.json').read_text())
+    assert results['history'][0] == json.loads((undisturbed[2] / 'results.json').read_text())['history'][0]
+    assert len(results['history']) == 2
+
+
+def test_other_settings_are_refused_unless_forced(undisturbed, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(undisturbed[1], run)
+    shutil.rmtree(newest(run))
+    refused = start(run, **{'optim.lr': 0.001})
+    printed, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 2 and 'optim.lr was 0.002 and is 0.001' in printed.splitlines()[-1]
+    assert 'Going on from' in finish(start(run, **{'optim.lr': 0.001, 'force': 'true'}))
+    both = start(run, overwrite='true')
+    assert 'resume is auto and overwrite is true' in both.communicate(timeout=120)[0] and both.returncode == 2
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_pictures(tmp_path):
+    run = start(tmp_path / 'run', **{'optim.lr': 1e20, 'optim.warmup': 0, 'resume': 'null'})
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 2 and 'Traceback' not in printed, printed
+    assert re.search('the loss of a step is (nan|inf); .*not_finite.json names its pictures', printed.splitlines()[-1])
+    found = json.loads((tmp_path / 'run' / 'not_finite.json').read_text())
+    ids = found['image_ids']
+    assert len(ids) == len(set(ids)) == 8 and all(name.startswith('train-') for name in ids)
+    batch = load_file(tmp_path / 'run' / 'not_finite_0.safetensors')
+    assert batch['image_0'].shape == (8, 3, 32, 32) and batch['target_0'].shape == (8, 12)
+    for path in (tmp_path / 'run' / 'checkpoints').glob('step-*'):
+        assert all(value.isfinite().all() for value in load_file(path / 'model.safetensors').values())

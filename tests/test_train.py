@@ -102,6 +102,28 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_a
     assert one['measures'] == pytest.approx(results(trained)['measures'], abs=1e-6)
 
 
+def curve(folder: Path, tag: str) -> list[float]:
+    return [event.value for event in EventAccumulator(str(folder / 'tensorboard')).Reload().Scalars(f'step/{tag}')]
+
+
+@pytest.mark.parametrize('several', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_curves_do_not_depend_on_the_number_of_processes_or_passes(script, tmp_path, several):
+    """50 steps; BatchNorm is frozen and dropout off, since either would differ from process to process."""
+    settings = ['--data.train_size=400', '--data.eval_size=8', '--data.image_size=32', '--data.workers=0']
+    settings += ['--data.rand_augment=rand-m5', '--data.cutout=0.5', '--optim.batch_size=8', '--optim.epochs=1']
+    settings += ['--model.batch_norm=frozen', '--log_every=1', '--optim.lr=1e-3']
+    runs = {(1, 8): tmp_path / 'one', (1, 2): tmp_path / 'passes', (several, 8): tmp_path / 'several'}
+    for (processes, most), folder in runs.items():
+        arguments = [*settings, f'--output={folder}', f'--optim.max_per_process={most}']
+        script('train.py', *arguments, processes=processes)
+        assert results(folder)['num_processes'] == processes
+    rates, losses = curve(tmp_path / 'one', 'lr'), curve(tmp_path / 'one', 'loss')
+    assert len(rates) == len(losses) == 50 and max(losses) > 1.5 * min(losses)
+    for folder in (tmp_path / 'passes', tmp_path / 'several'):
+        assert curve(folder, 'lr') == rates
+        assert curve(folder, 'loss') == pytest.approx(losses, rel=1e-3)
+
+
 def test_a_run_starts_from_the_weights_of_another(script, trained, coco_root, tmp_path):
     """A step at next to no learning rate leaves the weights as they were, but for the labels that are new."""
     start = ['--optim.lr=1e-12', '--optim.ema_decay=0', f'--model.init_from=local-dir:{trained}']
