@@ -41,7 +41,7 @@ class Progress:
         steps_done: Of the whole run.
         losses: Sums of `loss` and `grad_norm` over the steps of this epoch.
         history: An entry for each epoch that was measured.
-        best: Entry of the best epoch with the results that belong to its weights, and its `steps_done`.
+        best: The epoch whose weights are kept for use: its number, `mAP`, `steps_done` and results.
         unreadable: Messages of the training pictures that were passed over.
         seconds: That the run has taken.
     """

@@ -195,7 +195,7 @@ class Run:
         )
 
     def train(self) -> None:
-        """Trains and measures, epoch after epoch, and leaves the best weights with their results.
+        """Trains and measures, epoch after epoch, and leaves the weights for use with their results.
 
         Raises:
             InputError: A picture cannot be read, or a loss was not finite.
@@ -244,7 +244,7 @@ class Run:
         bar.update(self.config.optim.batch_size)
         if step % self.config.log_every:
             return
-        best = f', best mAP {self.progress.best["mAP"]:.2f}' if self.progress.best else ''
+        best = f', mAP {self.progress.best["mAP"]:.2f}' if self.progress.best else ''
         bar.set_postfix_str(f'loss {loss:.4f}{best}, {peak_memory(self.accelerator) / 1e9:.1f} GB', refresh=False)
         self.accelerator.log({'step/loss': loss, 'step/grad_norm': grad_norm, 'step/lr': lr}, step=step)
 
@@ -270,7 +270,7 @@ class Run:
         save_file(tensors, self.output / f'not_finite_{rank}.safetensors')
         rows = [int(row) for batch in batches for row in batch['index']]
         streaming = self.config.data.streaming
-        ids = gather_object([[] if streaming else self.train_set.select(rows)['image_id'][:]])
+        ids = gather_object([] if streaming else self.train_set.select(rows)['image_id'][:])
         if self.accelerator.is_main_process:
             where = {'epoch': self.progress.epoch, 'step': self.progress.step, 'steps_done': self.progress.steps_done}
             write_json({**where, 'loss': f'{loss}', 'grad_norm': f'{grad_norm}', 'image_ids': ids}, path)
@@ -281,7 +281,7 @@ class Run:
         )
 
     def measure_epoch(self, bar: tqdm) -> None:
-        """Measures the averaged weights, and saves them for use if they are the best so far."""
+        """Measures the averaged weights, and saves them for use unless an earlier epoch's are to be preferred."""
         config, accelerator, learner, progress = self.config, self.accelerator, self.learner, self.progress
         scored = score(accelerator, nn.Sequential(learner.normalize, learner.ema.module), self.eval_loader, self.stop)
         measures = measure(scored, len(self.eval_set))
@@ -291,7 +291,8 @@ class Run:
         accelerator.log(progress.history[-1], step=progress.steps_done)
         if accelerator.is_main_process:
             bar.write(f'epoch {progress.epoch}: loss {loss:.4f}  {describe(measures)}')
-        if progress.best is None or measures['mAP'] > progress.best['mAP']:
+        # Without early stopping the pictures that are measured on choose nothing: the last epoch counts.
+        if config.optim.early_stop is None or progress.best is None or measures['mAP'] > progress.best['mAP']:
             best = {'epoch': progress.epoch, 'mAP': measures['mAP'], 'steps_done': progress.steps_done}
             progress.best = {**best, 'line': describe(measures)}
             if accelerator.is_main_process:
