@@ -207,8 +207,8 @@ class OptimConfig:
         gamma_pos: Focusing parameter of present labels in asl (alpha+ in Eq. 12).
         gamma_neg: Focusing parameter of absent labels in asl (alpha- in Eq. 12), of all in focal.
         ema_decay: Decay of the exponential moving average of the weights, at each step.
-        early_stop: Epochs without a better mAP of the averaged weights after which training stops, and those of the best
-            epoch are kept; null to train to the end and keep the last.
+        early_stop: Epochs without a better mAP of the averaged weights after which training stops, with those of the
+            best epoch for use; null to train to the end and use the last.
     """
 
     epochs: int = 80
