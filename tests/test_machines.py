@@ -97,6 +97,7 @@ def namespaces():
                 ip('-n', name, 'addr', 'add', f'{address}/24', 'dev', 'cable')
                 for device in ('lo', 'cable'):
                     ip('-n', name, 'link', 'set', device, 'up')
+                ip('netns', 'exec', name, 'true')
         except (FileNotFoundError, subprocess.CalledProcessError):  # no `ip`, or not for this user
             yield None
         else:
@@ -110,18 +111,19 @@ def test_two_machines_train_together(namespaces, isolated, tmp_path):
     Where no namespaces may be made, the machines are two addresses of this one.
     """
     if isolated and namespaces:
-        ip, network, prefixes = ADDRESSES[0], 'cable', [('ip', 'netns', 'exec', name) for name in namespaces]
+        ip, network, port = ADDRESSES[0], 'cable', []
+        prefixes = [('ip', 'netns', 'exec', name) for name in namespaces]
     else:
         ip, network, prefixes = '127.0.0.2', 'lo', [(), ()]  # the second machine speaks from 127.0.0.1
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(('127.0.0.1', 0))
+            port = ['--main_process_port', probe.getsockname()[1]]
     machines = []
     for rank, prefix in enumerate(prefixes):
         folder = tmp_path / f'machine-{rank}'
         folder.mkdir()
         command = ['--config_file', MACHINES / 'multi_node.yaml', '--num_processes', 2, '--machine_rank', rank]
-        command += ['--main_process_ip', ip, '--main_process_port', port, '--mixed_precision', 'no']
+        command += ['--main_process_ip', ip, *port, '--mixed_precision', 'no']
         command += [ROOT / 'train' / 'train.py', *TINY, f'--output=run-{rank}']
         machines.append(launch(*command, prefix=prefix, cwd=folder, network=network))
     printed = finish(machines)
