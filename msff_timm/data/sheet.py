@@ -48,7 +48,7 @@ def draw_sheet(parts: dict[str, Sequence[Tile]]) -> Figure:
 
     rows = {heading: -(-len(tiles) // COLUMNS) for heading, tiles in parts.items()}
     most_lines = max(min(len(tile.caption), MOST_LINES) for tiles in parts.values() for tile in tiles)
-    step = TALL + LINE * most_lines + 9
+    step = TALL + LINE * most_lines + 9 + GAP
     width = COLUMNS * (TILE + GAP) - GAP
     height = len(parts) * HEADING + sum(rows.values()) * step
     figure = Figure((width / DPI, height / DPI))
