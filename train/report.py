@@ -439,6 +439,7 @@ def _draw_ap(run: dict) -> Figure:
     left.set_yticks(places, [short(name) for name in shown], fontsize=8, parse_math=False)
     right.margins(x=0.2)
     right.tick_params(left=False)
+    right.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc='outside upper right', fontsize=9)
     figure.suptitle(_ap_title(len(shown), len(ranked), run['num_classes']), fontsize=11)
     return figure
