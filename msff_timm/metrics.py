@@ -47,8 +47,9 @@ def evaluate(
 
     Returns:
         In percent: `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1`, the last six as `CP_top3` and so on, `AP` (K,); with
-        areas `mAP_small`, `mAP_medium` and `mAP_large`, NaN where no class has such a positive; with bootstrap
-        `mAP_interval`, the 2.5th and 97.5th percentile. Besides: `ap` (the definition's name), `num_images`,
+        areas `mAP_small`, `mAP_medium` and `mAP_large`, NaN where no class has such a positive, and the numbers of such
+        positives, `num_positives_small` and so on; with bootstrap `mAP_interval`, the 2.5th and 97.5th percentile.
+        Besides: `ap` (the definition's name), `num_images`,
         `num_classes_with_positives`, `num_positives` (K,) and `few_positives`, the classes (their numbers) that have
         1 to 4 positives, which are warned of.
 
@@ -83,6 +84,7 @@ def evaluate(
             in_band = present & (areas >= low) & (areas < high)
             left_out = present & ~in_band if ignore is None else present & ~in_band | ignore
             measures[f'mAP_{size}'] = 100 * _mean(average_precision(scores, in_band, left_out, ap))
+            measures[f'num_positives_{size}'] = int(in_band.sum())
     if bootstrap > 0:
         means = _bootstrap(scores, present, ignore, ap, bootstrap, seed)
         measures['mAP_interval'] = tuple(float(bound) for bound in 100 * np.nanpercentile(means, (2.5, 97.5)))

@@ -103,6 +103,21 @@ class SourceConfig:
     label_delimiter: str = '|'
     label_names: list[str] | None = None
 
+    def validate(self, **splits: str) -> None:
+        """Checks what can be checked without a look at the data.
+
+        Args:
+            **splits: By the names of their settings.
+        """
+        _one_of('data.name', self.name, msff_timm.data.NAMES)
+        for name, split in splits.items():
+            known = msff_timm.data.SPLITS.get(self.name)
+            if known and split not in (*known, 'val'):
+                raise unknown(f'data.{name} of {self.name}', split, known)
+        _one_of('data.difficult', self.difficult, msff_timm.data.DIFFICULT)
+        if not self.label_delimiter:
+            raise InputError('data.label_delimiter is empty: must be the text between two labels.')
+
     def load(
         self, split: str, size: int | None, image_size: int, streaming: bool = False
     ) -> datasets.Dataset | datasets.IterableDataset:
@@ -173,6 +188,7 @@ class DataConfig(SourceConfig):
     workers: int = 4
 
     def validate(self) -> None:
+        super().validate(train_split=self.train_split, eval_split=self.eval_split)
         _at_least('data.image_size', self.image_size, 32)
         _at_least('data.train_size', self.train_size, 1)
         _at_least('data.eval_size', self.eval_size, 1)
@@ -337,6 +353,15 @@ class EvalDataConfig(SourceConfig):
     size: int | None = None
     workers: int = 2
 
+    def validate(self) -> None:
+        super().validate(split=self.split)
+        _at_least('data.size', self.size, 1)
+        _at_least('data.workers', self.workers, 0)
+        if self.name != 'scenes' and not self.root:
+            raise InputError(f'data.root is null: {self.name} needs its folder, its file or its id on the Hub.')
+        if self.name not in ('scenes', 'hub') and not os.path.exists(self.root):
+            raise InputError(f'data.root is {self.root}: there is no such folder or file.')
+
 
 @dataclass
 class EvaluateConfig:
@@ -345,7 +370,11 @@ class EvaluateConfig:
     Args:
         model: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or a registered model with pretrained weights.
         output: File that the results are written to; null to print them only.
+        scores: Parquet file to write with every picture's probabilities: `image_id` and a column for each label; null
+            for none.
         batch_size: Pictures in one pass, in each process.
+        image_size: Side of the model's input in pixels; null for the model's own.
+        flip: Take the mean of the probabilities of each picture and of its mirror image.
         ap: Definition of average precision: all-points, interpolated (Query2Label, SSGRL) or voc11.
         threshold: A label is predicted above this probability; null for the model's own thresholds.
         bootstrap: Resamples of the pictures for a 95 % interval of mAP; 0 for none.
@@ -355,7 +384,10 @@ class EvaluateConfig:
 
     model: str
     output: str | None = None
+    scores: str | None = None
     batch_size: int = 64
+    image_size: int | None = None
+    flip: bool = False
     ap: str = 'all-points'
     threshold: float | None = 0.5
     bootstrap: int = 0
@@ -364,19 +396,35 @@ class EvaluateConfig:
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
 
     def validate(self) -> None:
+        self.data.validate()
         _at_least('batch_size', self.batch_size, 1)
+        _at_least('image_size', self.image_size, 32)
         _at_least('bootstrap', self.bootstrap, 0)
         _one_of('ap', self.ap, DEFINITIONS)
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise InputError(f'threshold is {self.threshold}: must be a probability, from 0 to below 1.')
         if self.fit_thresholds and not self.model.startswith('local-dir:'):
             raise InputError(f'fit_thresholds stores them in a folder: {self.model} is not local-dir:FOLDER.')
-        if self.submission and (self.data.name, self.data.split, self.data.size) != ('voc2012', 'test', None):
+        if self.fit_thresholds and (self.flip or self.image_size):
+            raise InputError(
+                "fit_thresholds is true: they are for the model's own input; leave out flip and image_size."
+            )
+        if self.submission:
+            self._check_submission()
+        _new_file('output', self.output)
+        _new_file('scores', self.scores, '.parquet')
+        _new_file('submission', self.submission, '.tar', '.tar.gz', '.tgz')
+
+    def _check_submission(self) -> None:
+        if (self.data.name, self.data.split, self.data.size) != ('voc2012', 'test', None):
             raise InputError(
                 'submission is for the whole test split of voc2012: set data.name and data.split to these.'
             )
-        _at_least('data.size', self.data.size, 1)
-        _at_least('data.workers', self.data.workers, 0)
+        for name, unset in (('output', None), ('bootstrap', 0), ('fit_thresholds', False)):
+            if getattr(self, name) != unset:
+                raise InputError(
+                    f'{name} is {getattr(self, name)}: with a submission nothing is measured; leave it out.'
+                )
 
 
 def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | None = None) -> ConfigT:
@@ -440,6 +488,20 @@ def _flatten(content: dict) -> Iterator[str]:
 def _at_least(key: str, value: float | None, least: float) -> None:
     if value is not None and value < least:
         raise InputError(f'{key} is {value}: must be at least {least}.')
+
+
+def _new_file(key: str, value: str | None, *suffixes: str) -> None:
+    """Makes sure that a file can be written at the end of a job that may be long."""
+    if value is None:
+        return
+    path = Path(os.path.abspath(value))
+    if suffixes and not path.name.endswith(suffixes):
+        raise InputError(f'{key} is {value}: must end in {" or ".join(suffixes)}.')
+    if path.is_dir():
+        raise InputError(f'{key} is {value}: that is a folder; name a file.')
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise InputError(f'{key} is {value}: nothing can be written to {folder}.')
 
 
 def _one_of(key: str, value: str, known: Iterable[str]) -> None:

@@ -59,7 +59,8 @@ from msff_timm import hub
 from msff_timm.data.samples import Samples, StreamedSamples
 from msff_timm.data.transforms import Normalize, describe_transforms, eval_transform, train_transform
 from msff_timm.errors import InputError
-from report import describe, plot_curves, results, summary, write_json
+from msff_timm.metrics import Measures
+from report import describe, environment, mistakes, plot_curves, results, summary, write_json, write_report
 
 SHUFFLE_BUFFER = 1000  # pictures of a stream, undecoded, of which the next is drawn
 
@@ -106,6 +107,7 @@ class Run:
     def __init__(self, config: TrainConfig, accelerator: Accelerator, stop: StopRequest):
         self.started = time.time()
         self.config, self.accelerator, self.stop = config, accelerator, stop
+        self.made_with = environment(accelerator)
         self.output, data, optim = Path(config.output), config.data, config.optim
 
         # Data
@@ -300,11 +302,11 @@ class Run:
                 transforms = describe_transforms(self.data_config, config.data.rand_augment, config.data.cutout)
                 training = {'transforms': transforms}
                 hub.save(learner.ema.module, self.output, self.label_names, self.data_config, training, fitted)
-                progress.best['results'] = self.results(measures, fitted)
+                progress.best['results'] = self.results(measures, fitted, scored)
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, [0.0, 0.0]
         self.write_results()
 
-    def results(self, measures: dict, fitted: dict | None) -> dict:
+    def results(self, measures: dict, fitted: dict | None, scored: Measures) -> dict:
         """Makes the results of the averaged weights as they are now."""
         config, data = self.config, self.config.data
         init_from = config.model.init_from and {'model': config.model.init_from, 'kept_labels': self.kept_labels}
@@ -321,25 +323,33 @@ class Run:
             num_processes=self.accelerator.num_processes,
             mixed_precision=self.accelerator.mixed_precision,
             config=asdict(config),
+            mistakes=mistakes(scored.arrays(), self.eval_set, self.label_names),
+            **self.made_with,
         )
 
-    def write_results(self, **more: object) -> None:
-        """Writes the best epoch's results with the history of all."""
+    def write_results(self) -> None:
+        """Writes the results of the weights for use, with the history of all epochs."""
         if self.accelerator.is_main_process:
-            progress = self.progress
-            now = {'history': progress.history, 'unreadable': progress.unreadable, 'seconds': self.seconds()}
-            write_json({**progress.best['results'], **now, **more}, self.output / 'results.json')
-            plot_curves(progress.history, self.output / 'curves.png')
+            write_json(self.run_so_far(), self.output / 'results.json')
+            plot_curves(self.progress.history, self.output / 'curves.png')
+
+    def run_so_far(self) -> dict:
+        """Returns the results of the weights for use, with the history of all epochs."""
+        progress = self.progress
+        now = {'history': progress.history, 'unreadable': progress.unreadable, 'seconds': self.seconds()}
+        return {**progress.best['results'], **now}
 
     def finish(self) -> None:
         """Measures the raw weights of the last epoch beside the averaged ones, and says how to go on."""
         accelerator, learner, data = self.accelerator, self.learner, self.config.data
         raw = score(accelerator, nn.Sequential(learner.normalize, learner.model), self.eval_loader, self.stop)
         raw = {'epoch': self.progress.history[-1]['epoch'], **summary(measure(raw, len(self.eval_set)))}
-        self.write_results(raw_weights=raw)
         best, name = self.progress.best, f'local-dir:{self.output}'
         if not accelerator.is_main_process:
             return
+        run = {**self.run_so_far(), 'raw_weights': raw}
+        write_json(run, self.output / 'results.json')
+        write_report(self.output, run, self.eval_set)
         print(
             f'\n{self.output}: {best["line"]}\n'
             f'Measured on {data.name} {data.eval_split}, averaged weights of epoch {best["epoch"]};'

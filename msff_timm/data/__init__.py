@@ -11,7 +11,7 @@ from ..errors import InputError, unknown
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ['NAMES', 'label_names', 'load']
+__all__ = ['DIFFICULT', 'NAMES', 'SPLITS', 'label_names', 'load']
 
 READERS = {
     'coco2014': 'coco',
@@ -24,6 +24,12 @@ READERS = {
     'voc2012': 'voc',
 }
 NAMES = tuple(READERS)
+# Of a data set of the Hub only its files know them.
+SPLITS = {
+    **dict.fromkeys(('coco2014', 'coco2017'), ('train', 'validation')),
+    **dict.fromkeys(('folder', 'scenes', 'table'), ('train', 'validation', 'test')),
+    **dict.fromkeys(('voc2007', 'voc2012'), ('train', 'validation', 'trainval', 'test')),
+}
 DIFFICULT = ('ignore', 'negative', 'positive')
 
 

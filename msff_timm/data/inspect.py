@@ -27,11 +27,11 @@ from PIL import Image
 
 from ..errors import InputError
 from . import label_names, load
+from .sheet import COLUMNS, DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
 from .transforms import open_image
 
 if TYPE_CHECKING:
     import datasets
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ['Report', 'SplitReport', 'draw', 'inspect', 'load_splits']
@@ -41,11 +41,8 @@ FEW = 5  # positives: average precision on fewer says little
 TAIL = 4096  # bytes at the end of a file that are compared before the whole of it
 BLOCK = 8192  # rows whose labels are multiplied at once
 CHUNK = 16  # pictures that a process reads at once
-MOST_LABELS = 100  # in a picture or a table
 MOST_NAMES, MOST_GROUPS, MOST_FILES = 20, 10, 20  # that the text lists
-DPI = 120
-ROWS, COLUMNS = 4, 6  # of the contact sheet
-TILE, TALL, CAPTION, GAP, HEADING = 240, 180, 84, 12, 34  # in dots
+ROWS = 4  # of the contact sheet
 
 
 @dataclass
@@ -137,7 +134,7 @@ class Report:
         heads = [f'{name:>17}' + (f'  {"ignored":>8}' if has_ignored else '') for name, has_ignored in columns.items()]
         yield f'{"label":{width}}  {"  ".join(heads)}'
         ranked = _ranked(self)
-        shown = _ends(ranked)
+        shown = ends(ranked)
         for place, k in enumerate(shown):
             if len(shown) < len(ranked) and place == len(shown) // 2:
                 yield f'... ({len(ranked) - len(shown)} labels in between)'
@@ -188,12 +185,6 @@ def _ranked(report: Report) -> list[int]:
     """Orders labels by their positives in all splits, most first."""
     total = np.sum([split.positives for split in report.splits.values()], 0)
     return np.argsort(-total, kind='stable').tolist()
-
-
-def _ends(ranked: list[int]) -> list[int]:
-    if len(ranked) <= MOST_LABELS:
-        return ranked
-    return ranked[: MOST_LABELS // 2] + ranked[-MOST_LABELS // 2 :]
 
 
 def load_splits(
@@ -332,21 +323,11 @@ def _find(split: str, dataset: datasets.Dataset, ids: list[str], report: SplitRe
             row += 1
 
 
-def _undecoded(splits: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
-    import datasets
-
-    return {
-        split: dataset.cast_column('image', datasets.Image(decode=False))
-        for split, dataset in splits.items()
-        if _has_files(dataset)
-    }
-
-
 def _duplicates(
     pictures: list[_Picture], splits: dict[str, datasets.Dataset], reports: dict[str, SplitReport]
 ) -> list[list[tuple[str, str]]]:
     """Groups pictures of the same content: of the same size, then of the same end, then of the same digest."""
-    undecoded = _undecoded(splits)
+    rows = {split: undecoded(dataset) for split, dataset in splits.items()}
 
     def end(picture: _Picture) -> bytes:
         if picture.tail is None:
@@ -357,7 +338,7 @@ def _duplicates(
 
     def digest(picture: _Picture) -> bytes:
         if picture.path is None:
-            return hashlib.sha256(undecoded[picture.split][picture.row]['image']['bytes']).digest()
+            return hashlib.sha256(rows[picture.split][picture.row]['image']['bytes']).digest()
         return hashlib.sha256(Path(picture.path).read_bytes()).digest()
 
     failed = set()
@@ -386,9 +367,9 @@ def _check(
     """Decodes every picture and notes what came of it."""
     from tqdm import tqdm
 
-    undecoded = _undecoded(splits)
+    rows = {split: undecoded(dataset) for split, dataset in splits.items()}
     chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
-    tasks = ([(_source(picture, undecoded), picture.name) for picture in chunk] for chunk in chunks)
+    tasks = ([(_source(picture, rows), picture.name) for picture in chunk] for chunk in chunks)
     results: dict[int, list] = {}
     with tqdm(total=len(pictures), unit='picture', leave=False, file=sys.stderr) as progress:
         for number, result in _spread(tasks, workers):
@@ -410,8 +391,8 @@ def _check(
         )
 
 
-def _source(picture: _Picture, undecoded: dict[str, datasets.Dataset]) -> str | bytes:
-    return picture.path or undecoded[picture.split][picture.row]['image']['bytes']
+def _source(picture: _Picture, rows: dict[str, datasets.Dataset]) -> str | bytes:
+    return picture.path or rows[picture.split][picture.row]['image']['bytes']
 
 
 def _spread(tasks: Iterator[list], workers: int) -> Iterator[tuple[int, list]]:
@@ -491,16 +472,12 @@ def draw(report: Report, splits: dict[str, datasets.Dataset], folder: str | Path
     return [folder / name for name in (*figures, 'inspect.json')]
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 30 else f'{name[:29]}…'
-
-
 def _draw_classes(report: Report) -> Figure:
     """Draws a histogram for each split, all in the order of the counts in all splits."""
     from matplotlib.figure import Figure
 
     ranked = _ranked(report)
-    shown = _ends(ranked)
+    shown = ends(ranked)
     places = np.arange(len(shown))
     figure = Figure((2 + 4.5 * len(report.splits), max(1.2 + 0.19 * len(shown), 2.5)), layout='constrained')
     panels = figure.subplots(1, len(report.splits), sharey=True, squeeze=False)[0]
@@ -510,15 +487,15 @@ def _draw_classes(report: Report) -> Figure:
         if ignored.any():
             axes.barh(places, ignored, 0.8, left=positives, color='0.75', label='ignored')
             axes.legend(loc='lower right')
-        ends = positives + ignored
-        for place, end, count in zip(places, ends, positives, strict=True):
-            axes.text(end + ends.max() * 0.01, place, f'{count:,}', va='center', fontsize=7)
-        axes.set(xlabel='pictures', xlim=(0, max(ends.max() * 1.12, 1)), ylim=(len(shown) - 0.4, -0.6))
+        reach = positives + ignored
+        for place, end, count in zip(places, reach, positives, strict=True):
+            axes.text(end + reach.max() * 0.01, place, f'{count:,}', va='center', fontsize=7)
+        axes.set(xlabel='pictures', xlim=(0, max(reach.max() * 1.12, 1)), ylim=(len(shown) - 0.4, -0.6))
         axes.set_title(f'{name}: {split.num_images:,} pictures', fontsize=10, parse_math=False)
         axes.spines[['top', 'right']].set_visible(False)
         axes.grid(axis='x', alpha=0.3)
         axes.set_axisbelow(True)
-    panels[0].set_yticks(places, [_short(report.label_names[k]) for k in shown], fontsize=8, parse_math=False)
+    panels[0].set_yticks(places, [short(report.label_names[k]) for k in shown], fontsize=8, parse_math=False)
     if len(shown) < len(ranked):
         half = MOST_LABELS // 2
         panels[0].axhline(half - 0.5, color='0.3', linestyle=':')
@@ -542,7 +519,7 @@ def _draw_co_occurrence(report: Report) -> Figure:
     axes.set_facecolor('0.85')
     # The root shows what is rare, as most shares are.
     image = axes.imshow(shares, cmap='viridis', norm=PowerNorm(0.5, 0, 100))
-    names = [_short(report.label_names[k]) for k in shown]
+    names = [short(report.label_names[k]) for k in shown]
     rows = [f'{name} ({total:,})' for name, total in zip(names, totals, strict=True)]
     size = 7 if len(shown) > 20 else 9
     axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=size, parse_math=False)
@@ -561,57 +538,19 @@ def _draw_co_occurrence(report: Report) -> Figure:
 
 def _draw_samples(report: Report, splits: dict[str, datasets.Dataset], seed: int) -> Figure:
     """Draws pictures chosen at random, with their labels; what is ignored is grey and has a question mark."""
-    from matplotlib.figure import Figure
-
     parts = np.array_split(np.arange(max(ROWS, len(splits))), len(splits))
-    width = COLUMNS * (TILE + GAP) - GAP
-    height = len(splits) * HEADING + sum(map(len, parts)) * (TALL + CAPTION)
-    figure = Figure((width / DPI, height / DPI))
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-    axes.set_axis_off()
     rng = np.random.default_rng(seed)
-    undecoded = _undecoded(splits)
-    top = 0
+    sheet = {}
     for part, (name, dataset) in zip(parts, splits.items(), strict=True):
         chosen = np.sort(rng.choice(len(dataset), min(len(part) * COLUMNS, len(dataset)), replace=False)).tolist()
-        heading = f'{name}: {len(chosen)} of {len(dataset):,} pictures'
-        axes.text(0, top + HEADING / 2, heading, va='center', fontsize=11, weight='bold', parse_math=False)
-        top += HEADING
-        for place, row in enumerate(chosen):
-            sample = undecoded.get(name, dataset)[row]
-            left, upper = place % COLUMNS * (TILE + GAP), top + place // COLUMNS * (TALL + CAPTION)
-            image = _thumbnail(sample)
-            if image is None:
-                axes.text(left + TILE / 2, upper + TALL / 2, 'cannot be read', ha='center', color='C3', fontsize=9)
-            else:
-                x, y = left + (TILE - image.width) / 2, upper + TALL - image.height
-                axes.imshow(image, extent=(x, x + image.width, y + image.height, y), aspect='auto')
-            _draw_caption(axes, left, upper + TALL + 5, sample, report.label_names)
-        top += len(part) * (TALL + CAPTION)
-    return figure
+        rows = undecoded(dataset)
+        sheet[f'{name}: {len(chosen)} of {len(dataset):,} pictures'] = [
+            Tile(thumbnail(row), _caption(row, report.label_names)) for row in map(rows.__getitem__, chosen)
+        ]
+    return draw_sheet(sheet)
 
 
-def _thumbnail(sample: dict) -> Image.Image | None:
-    image = sample['image']
-    if image is None:
-        return None
-    if isinstance(image, dict):
-        source = image['path'] if image['bytes'] is None else image['bytes']
-        if source is None:
-            return None
-        try:
-            image = open_image(source)
-        except InputError:
-            return None
-    scale = min(TILE / image.width, TALL / image.height)
-    return image.resize([max(round(side * scale), 1) for side in image.size], Image.Resampling.BICUBIC)
-
-
-def _draw_caption(axes: Axes, left: float, top: float, sample: dict, names: list[str]) -> None:
-    present = textwrap.wrap(', '.join(_short(names[k]) for k in sample['labels']) or '(no label)', 32)
-    ignored = textwrap.wrap(', '.join(f'{_short(names[k])}?' for k in sample['ignore']), 32)
-    lines = [(line, 'black') for line in present] + [(line, '0.55') for line in ignored]
-    if len(lines) > 5:
-        lines = [*lines[:4], ('…', 'black')]
-    for number, (line, colour) in enumerate(lines):
-        axes.text(left, top + 15 * number, line, va='top', fontsize=7.5, color=colour, parse_math=False)
+def _caption(row: dict, names: list[str]) -> list[tuple[str, str]]:
+    present = textwrap.wrap(', '.join(short(names[k]) for k in row['labels']) or '(no label)', 32)
+    ignored = textwrap.wrap(', '.join(f'{short(names[k])}?' for k in row['ignore']), 32)
+    return [(line, 'black') for line in present] + [(line, '0.55') for line in ignored]

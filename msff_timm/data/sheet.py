@@ -1,0 +1,113 @@
+"""Pictures with captions on one sheet, and what drawings of labels have in common.
+
+matplotlib and `datasets` are extras, so they are imported where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from PIL import Image
+
+from ..errors import InputError
+from .transforms import open_image
+
+if TYPE_CHECKING:
+    import datasets
+    from matplotlib.figure import Figure
+
+__all__ = ['COLUMNS', 'DPI', 'GAP', 'MOST_LABELS', 'Tile', 'draw_sheet', 'ends', 'short', 'thumbnail', 'undecoded']
+
+T = TypeVar('T')
+
+MOST_LABELS = 100  # in a picture or a table
+DPI = 120
+COLUMNS = 6  # of a sheet
+TILE, TALL, LINE, GAP, HEADING = 240, 180, 15, 12, 34  # in dots
+MOST_LINES = 5  # of a caption
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet.
+
+    Attributes:
+        image: What `thumbnail` gave; None where it cannot be read.
+        caption: Lines with their colours.
+    """
+
+    image: Image.Image | None
+    caption: Sequence[tuple[str, str]]
+
+
+def draw_sheet(parts: dict[str, Sequence[Tile]]) -> Figure:
+    """Draws parts one below the other, each with its heading."""
+    from matplotlib.figure import Figure
+
+    rows = {heading: -(-len(tiles) // COLUMNS) for heading, tiles in parts.items()}
+    most_lines = max(min(len(tile.caption), MOST_LINES) for tiles in parts.values() for tile in tiles)
+    step = TALL + LINE * most_lines + 9 + GAP
+    width = COLUMNS * (TILE + GAP) - GAP
+    height = len(parts) * HEADING + sum(rows.values()) * step
+    figure = Figure((width / DPI, height / DPI))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    top = 0
+    for heading, tiles in parts.items():
+        axes.text(0, top + HEADING / 2, heading, va='center', fontsize=11, weight='bold', parse_math=False)
+        top += HEADING
+        for place, tile in enumerate(tiles):
+            left, upper = place % COLUMNS * (TILE + GAP), top + place // COLUMNS * step
+            if tile.image is None:
+                axes.text(left + TILE / 2, upper + TALL / 2, 'cannot be read', ha='center', color='C3', fontsize=9)
+            else:
+                x, y = left + (TILE - tile.image.width) / 2, upper + TALL - tile.image.height
+                extent = (x, x + tile.image.width, y + tile.image.height, y)
+                axes.imshow(tile.image, extent=extent, aspect='auto')
+            lines = tile.caption
+            if len(lines) > MOST_LINES:
+                lines = [*lines[: MOST_LINES - 1], ('…', 'black')]
+            for number, (line, colour) in enumerate(lines):
+                y = upper + TALL + 5 + LINE * number
+                axes.text(left, y, line, va='top', fontsize=7.5, color=colour, parse_math=False)
+        top += rows[heading] * step
+    return figure
+
+
+def thumbnail(row: dict) -> Image.Image | None:
+    """Reads the picture of a row of an `undecoded` data set at the size of a tile; None where it cannot be read."""
+    image = row['image']
+    if image is None:
+        return None
+    if isinstance(image, dict):
+        source = image['path'] if image['bytes'] is None else image['bytes']
+        if source is None:
+            return None
+        try:
+            image = open_image(source)
+        except InputError:
+            return None
+    scale = min(TILE / image.width, TALL / image.height)
+    return image.resize([max(round(side * scale), 1) for side in image.size], Image.Resampling.BICUBIC)
+
+
+def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Gives rows with the paths or bytes of pictures that are files, so that one that is broken raises nothing."""
+    import datasets
+
+    is_file = isinstance(dataset.features['image'], datasets.Image)
+    return dataset.cast_column('image', datasets.Image(decode=False)) if is_file else dataset
+
+
+def ends(ranked: list[T]) -> list[T]:
+    """Leaves out the middle of a list of more than `MOST_LABELS`."""
+    if len(ranked) <= MOST_LABELS:
+        return ranked
+    return ranked[: MOST_LABELS // 2] + ranked[-MOST_LABELS // 2 :]
+
+
+def short(name: str) -> str:
+    """Cuts a name for a drawing."""
+    return name if len(name) <= 30 else f'{name[:29]}…'
