@@ -1,4 +1,4 @@
-"""Measures speed and memory: `python train/benchmark.py {data,annotations,metrics} [--output results.json]`."""
+"""Measures speed and memory: `python train/benchmark.py {data,annotations,metrics,train} [--output results.json]`."""
 
 import argparse
 import json
@@ -9,21 +9,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 import torchvision
+from accelerate import Accelerator
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from config import DataConfig
-from engine import run_command
+from config import DataConfig, TrainConfig, parse
+from engine import StopRequest, grouped, peak_memory, run_command
 from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError
 from report import write_json
+from train import Run, make_accelerator
 
 MAX_PHOTOS = 256  # that `data` takes from a folder
 CHUNK = 16  # photos in one measurement of `data`
@@ -83,9 +86,14 @@ def main() -> None:
     metrics = commands.add_parser('metrics', help='msff_timm.metrics.evaluate', allow_abbrev=False)
     metrics.add_argument('--shapes', nargs='+', default=['40137x80', '100000x1000'], help='pictures x labels')
     metrics.set_defaults(run=benchmark_metrics)
-    for command in (data, annotations, metrics):
+    train = commands.add_parser('train', help='training of a recipe, all its settings included', allow_abbrev=False)
+    train.add_argument('--steps', type=int, default=10, help='that are measured of each loop')
+    train.set_defaults(run=benchmark_train)
+    for command in (data, annotations, metrics, train):
         command.add_argument('--output', type=Path, help='JSON file for the results')
-    arguments = parser.parse_args()
+    arguments, arguments.settings = parser.parse_known_args()
+    if arguments.settings and arguments.command != 'train':
+        raise InputError(f'unrecognized arguments: {" ".join(arguments.settings)}')
 
     measured = {'command': arguments.command, **arguments.run(arguments), 'machine': machine()}
     print(', '.join(f'{key} {value}' for key, value in measured['machine'].items()))
@@ -260,6 +268,104 @@ def benchmark_metrics(arguments: argparse.Namespace) -> dict:
             f' {measured[shape]["peak_mib_before"]:.0f} MiB of it before'
         )
     return {'shapes': measured}
+
+
+def benchmark_train(arguments: argparse.Namespace) -> dict:
+    """Measures training with a recipe's own settings: `--config FILE` and `--key value`, as `train.py` has them.
+
+    Three loops take the same steps in turns, each of all processes' batches: `run`, training as it is, with its loader;
+    `fed`, the same on a batch that is on the device already; and `bare`, on that batch forward, backward and the
+    optimizer's step alone, with the same mean loss. `run` beside `fed` shows what waiting for data costs, `fed` beside
+    `bare` what else a step does: normalisation, unknown labels, clipping, the average of the weights, values read.
+    """
+    if arguments.steps < 1:
+        raise InputError(f'--steps is {arguments.steps}: must be at least 1.')
+    with tempfile.TemporaryDirectory() as folder:
+        default = Path(__file__).parent / 'configs' / 'demo.yaml'
+        config = parse(TrainConfig, [*arguments.settings, f'--output={folder}', '--trackers=[]'], default)
+        accelerator = make_accelerator(config)
+        run = Run(config, accelerator, StopRequest())
+    learner = run.learner
+    learner.train()
+    batches = endless(run)
+    held = next(grouped(batches, learner.passes))
+    pixels = [learner.prepare(batch)[0] for batch in held]
+    waited = []
+
+    def loop_run() -> None:
+        began = time.perf_counter()
+        group = next(grouped(batches, learner.passes))
+        waited.append(time.perf_counter() - began)
+        learner.step(group)
+
+    def loop_bare() -> None:
+        for image, batch in zip(pixels, held, strict=True):
+            loss = learner.loss_fn(learner.model(image), batch['target'].clamp(min=0)).mean() / learner.passes
+            accelerator.backward(loss)
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
+
+    loops = {'run': loop_run, 'fed': lambda: learner.step(held), 'bare': loop_bare}
+    for loop in loops.values():  # the first steps set up memory and, where it is asked for, compile
+        loop()
+    with FlopCounterMode(display=False) as counter:
+        loop_bare()
+    flops = counter.get_total_flops()
+    waited.clear()
+    seconds = {name: [] for name in loops}
+    for turn in range(arguments.steps):
+        names = list(loops)
+        for name in names[turn % 3 :] + names[: turn % 3]:
+            wait_for(accelerator)
+            began = time.perf_counter()
+            loops[name]()
+            wait_for(accelerator)
+            seconds[name].append(time.perf_counter() - began)
+
+    median = {name: float(np.median(values)) for name, values in seconds.items()}
+    share = float(np.median(np.divide(waited, seconds['run'])))
+    overhead = float(np.median(np.divide(seconds['fed'], seconds['bare']))) - 1
+    size = config.optim.batch_size
+    accelerator.print(
+        f'{config.model.name}, {config.data.image_size} x {config.data.image_size}, {size} pictures a step in'
+        f' {accelerator.num_processes} process(es) on {accelerator.device.type}, {accelerator.mixed_precision}:'
+    )
+    for name in loops:
+        accelerator.print(f'{name:5} {size / median[name]:9.2f} pictures/s')
+    accelerator.print(
+        f'waiting for data {share:.1%} of a step, the loop {overhead:+.1%} over the bare one,'
+        f' {flops / median["bare"] / 1e12:.3f} TFLOP/s in each process, peak {peak_memory(accelerator) / 1e9:.1f} GB'
+    )
+    return {
+        'model': config.model.name,
+        'image_size': config.data.image_size,
+        'batch_size': size,
+        'passes': learner.passes,
+        'num_processes': accelerator.num_processes,
+        'device': accelerator.device.type,
+        'mixed_precision': accelerator.mixed_precision,
+        'compile': config.model.compile,
+        'pictures_per_second': {name: size / value for name, value in median.items()},
+        'waiting_share': share,
+        'overhead': overhead,
+        'flops_per_step': flops,
+        'flops_per_second': flops / median['bare'],
+        'peak_bytes': peak_memory(accelerator),
+        'turns': seconds,
+    }
+
+
+def endless(run: Run) -> Iterator[dict]:
+    """Gives a run's batches, epoch after epoch."""
+    while True:
+        yield from run.batches()
+        run.progress.epoch += 1
+
+
+def wait_for(accelerator: Accelerator) -> None:
+    """Waits until the device has done all that it was given."""
+    if accelerator.device.type == 'cuda':
+        torch.cuda.synchronize()
 
 
 def in_subprocess(code: str, argument: str, **environment: str) -> dict:

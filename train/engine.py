@@ -384,7 +384,7 @@ class Learner:
             Loss, norm of the gradient, and the share of the processes that were asked to stop, on the device (3,).
         """
         accelerator = self.accelerator
-        prepared = [self._prepare(batch) for batch in batches]
+        prepared = [self.prepare(batch) for batch in batches]
         # As in Accelerate's guide to accumulation with samples of different size: divided by what all of them know.
         known = sum((target >= 0).sum() for _, target, _ in prepared)
         known = accelerator.reduce(known.float(), 'mean').clamp(min=1 / accelerator.num_processes)
@@ -405,7 +405,8 @@ class Learner:
         stop = torch.tensor(float(self.stop.received is not None), device=accelerator.device)
         return accelerator.reduce(torch.stack([total, grad_norm.detach().float(), stop]), 'mean')
 
-    def _prepare(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def prepare(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Makes of a batch the model's input (B, C, H, W), its targets and the teacher's logits (B, K)."""
         pixels, target = batch['image'], batch['target']
         if self.channels_last:
             pixels = pixels.contiguous(memory_format=torch.channels_last)

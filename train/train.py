@@ -77,19 +77,25 @@ def main() -> None:
         shutil.rmtree(output / 'checkpoints', ignore_errors=True)
 
     stop = StopRequest()
+    accelerator = make_accelerator(config)
+    accelerator.init_trackers('tensorboard')
+    Run(config, accelerator, stop).train()
+    accelerator.end_training()
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Makes the accelerator of this process, as the settings and the launcher's have it."""
     default_trackers = ['tensorboard'] if is_tensorboard_available() else []
     accelerator = Accelerator(
         step_scheduler_with_optimizer=False,
-        log_with=default_trackers if config.trackers is None else config.trackers,
-        project_dir=output,
+        log_with=(default_trackers if config.trackers is None else config.trackers) or None,
+        project_dir=config.output,
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         dynamo_backend='inductor' if config.model.compile else None,
     )
-    accelerator.init_trackers('tensorboard')
     share_cores(accelerator, config.data.workers)
-    Run(config, accelerator, stop).train()
-    accelerator.end_training()
+    return accelerator
 
 
 class Run:
