@@ -118,15 +118,19 @@ def test_two_machines_train_together(namespaces, isolated, tmp_path):
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = ['--main_process_port', probe.getsockname()[1]]
-    machines = []
-    for rank, prefix in enumerate(prefixes):
-        folder = tmp_path / f'machine-{rank}'
-        folder.mkdir()
-        command = ['--config_file', MACHINES / 'multi_node.yaml', '--num_processes', 2, '--machine_rank', rank]
-        command += ['--main_process_ip', ip, *port, '--mixed_precision', 'no']
-        command += [ROOT / 'train' / 'train.py', *TINY, f'--output=run-{rank}']
-        machines.append(launch(*command, prefix=prefix, cwd=folder, network=network))
-    printed = finish(machines)
+
+    def train(*more: str) -> list[str]:
+        machines = []
+        for rank, prefix in enumerate(prefixes):
+            folder = tmp_path / f'machine-{rank}'
+            folder.mkdir(exist_ok=True)
+            command = ['--config_file', MACHINES / 'multi_node.yaml', '--num_processes', 2, '--machine_rank', rank]
+            command += ['--main_process_ip', ip, *port, '--mixed_precision', 'no']
+            command += [ROOT / 'train' / 'train.py', *TINY, f'--output=run-{rank}', *more]
+            machines.append(launch(*command, prefix=prefix, cwd=folder, network=network))
+        return finish(machines)
+
+    printed = train()
 
     first, second = tmp_path / 'machine-0', tmp_path / 'machine-1'
     run = json.loads((first / 'run-0' / 'results.json').read_text())
@@ -134,3 +138,12 @@ def test_two_machines_train_together(namespaces, isolated, tmp_path):
     assert all('with 2 process(es)' in text for text in printed)  # each machine tells what it does
     assert (first / 'run-0' / 'model.safetensors').is_file() and not (first / 'run-1').exists()
     assert not (second / 'run-0').exists() and not (second / 'run-1' / 'results.json').exists()
+
+    # Each has saved the whole run to its own disk, and both go on from the same step.
+    checkpoints = [
+        sorted((machine / f'run-{i}' / 'checkpoints').iterdir()) for i, machine in enumerate((first, second))
+    ]
+    assert [[path.name for path in found] for found in checkpoints] == [['step-00000004']] * 2
+    assert all((found[0] / 'model.safetensors').is_file() for found in checkpoints)
+    assert all('Going on from run-' in text for text in train('--resume=auto'))
+    assert json.loads((first / 'run-0' / 'results.json').read_text())['history'] == run['history']

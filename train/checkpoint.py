@@ -184,19 +184,22 @@ class Checkpoints:
         """
         damage = None
         if self.accelerator.is_local_main_process:
-            paths = [self.folder / name for name in self._names()] if resume == 'auto' else [Path(resume)]
-            damage = {str(path): _damage(path) for path in paths}
+            names = self._names() if resume == 'auto' else [resume]
+            damage = {name: _damage(self._path(resume, name)) for name in names}
         machines = [found for found in gather_object([damage]) if found is not None]
         whole = None
-        for path in sorted({path for found in machines for path in found}):
-            reason = next((r for r in (found.get(path, 'not on all machines') for found in machines) if r), None)
+        for name in sorted({name for found in machines for name in found}):
+            reason = next((r for r in (found.get(name, 'not on all machines') for found in machines) if r), None)
             if reason is None:
-                whole = Path(path)
+                whole = self._path(resume, name)
             elif resume != 'auto':
                 raise InputError(f'resume is {resume}: {reason}.')
             elif self.accelerator.is_main_process:
-                tqdm.write(f'{path}: {reason}; passed over.', file=sys.stderr)
+                tqdm.write(f'{self.folder / name}: {reason}; passed over.', file=sys.stderr)
         return whole
+
+    def _path(self, resume: str, name: str) -> Path:
+        return self.folder / name if resume == 'auto' else Path(resume)
 
     def load(self, path: Path, about: dict, force: bool) -> Progress:
         """Loads a checkpoint into what was registered, and returns where the run was.
