@@ -140,9 +140,8 @@ def test_two_machines_train_together(namespaces, isolated, tmp_path):
     assert not (second / 'run-0').exists() and not (second / 'run-1' / 'results.json').exists()
 
     # Each has saved the whole run to its own disk, and both go on from the same step.
-    checkpoints = [
-        sorted((machine / f'run-{i}' / 'checkpoints').iterdir()) for i, machine in enumerate((first, second))
-    ]
+    runs = [first / 'run-0', second / 'run-1']
+    checkpoints = [sorted((folder / 'checkpoints').iterdir()) for folder in runs]
     assert [[path.name for path in found] for found in checkpoints] == [['step-00000004']] * 2
     assert all((found[0] / 'model.safetensors').is_file() for found in checkpoints)
     assert all('Going on from run-' in text for text in train('--resume=auto'))

@@ -143,6 +143,28 @@ def test_a_run_starts_from_the_weights_of_another(script, trained, coco_root, tm
     assert torch.allclose(old['position.table'], other['position.table'], atol=1e-6)
 
 
+def test_a_trained_model_goes_on_with_a_table_of_photos(script, trained, coco_root, tmp_path):
+    """The README's fine-tuning, on real photos: two splits as CSV, made here from COCO's annotations."""
+    for split, folder in (('train', 'train2014'), ('validation', 'val2014')):
+        content = json.loads((coco_root / 'annotations' / f'instances_{folder}.json').read_text())
+        names = {category['id']: category['name'] for category in content['categories']}
+        rows = ['image,labels']
+        for image in content['images'][:24]:
+            found = {names[a['category_id']] for a in content['annotations'] if a['image_id'] == image['id']}
+            rows.append(f'{folder}/{image["file_name"]},{"|".join(sorted(found))}')
+        (tmp_path / f'{split}.csv').write_text('\n'.join(rows))
+    arguments = [f'--config={ROOT / "train" / "configs" / "finetune.yaml"}', f'--data.root={tmp_path}']
+    arguments += [f'--data.image_root={coco_root}', '--model.name=msff_test_resnet', '--data.image_size=96']
+    arguments += [f'--model.init_from=local-dir:{trained}', '--optim.epochs=1', '--optim.batch_size=8']
+    script('train.py', *arguments, '--data.workers=0', f'--output={tmp_path / "run"}')
+    run = results(tmp_path / 'run')
+    assert run['num_images'] == 24 and run['init_from']['model'] == f'local-dir:{trained}'
+    named = {'name': 'table', 'split': 'validation', 'root': tmp_path.name, 'trained_on': 'train'}
+    assert run['data'] == named
+    model = hub.load(f'local-dir:{tmp_path / "run"}')
+    assert 'person' in model.pretrained_cfg['label_names'] and model.num_classes == len(run['labels'])
+
+
 def test_starting_weights_of_another_architecture_are_refused(script, trained, tmp_path):
     arguments = [f'--model.init_from=local-dir:{trained}', '--model.name=msff_resnet18', f'--output={tmp_path / "run"}']
     result = script('train.py', *TINY, *arguments, check=False)
