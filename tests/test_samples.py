@@ -1,4 +1,6 @@
 import io
+import random
+from itertools import islice
 
 import datasets
 import numpy as np
@@ -7,6 +9,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 from timm.loss import AsymmetricLossMultiLabel
+from torch.utils.data import DataLoader
 
 import msff_timm.data
 from engine import Unreadable, known_sum
@@ -88,7 +91,7 @@ def test_pictures_that_a_parquet_file_holds_are_opened_as_files_are(tmp_path):
 
 
 def test_a_stream_never_ends_and_passes_over_what_cannot_be_read(tmp_path):
-    stream = make(tmp_path, broken=(1,)).to_iterable_dataset(num_shards=2)
+    stream = make(tmp_path, broken=(1,)).to_iterable_dataset()  # of one shard, or their order would change
     samples = iter(StreamedSamples(stream, to_tensor, skip_unreadable=True))
     seen = [next(samples) for _ in range(7)]
     assert [sample['image'].item() for sample in seen] == [10, 30, 40] * 2 + [10]
@@ -98,6 +101,31 @@ def test_a_stream_never_ends_and_passes_over_what_cannot_be_read(tmp_path):
     nothing = make(tmp_path, broken=range(4)).to_iterable_dataset()
     with pytest.raises(InputError, match='0.png'):
         next(iter(StreamedSamples(nothing, to_tensor, skip_unreadable=True)))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_stream_goes_on_where_it_was(tmp_path, workers):
+    paths = []
+    for number in range(12):
+        paths.append(str(tmp_path / f'{number}.png'))
+        Image.new('RGB', (3, 3), (number, 0, 0)).save(paths[-1])
+    columns = {'image': paths, 'labels': [[0]] * 12, 'ignore': [[]] * 12, 'area': [[]] * 12, 'image_id': paths}
+    dataset = datasets.Dataset.from_dict(columns, features=features(['a']))
+
+    def noisy(image):
+        return torch.cat([to_tensor(image), torch.rand(1), torch.tensor([np.random.rand(), random.random()])])
+
+    def batches(epoch, start):
+        stream = dataset.to_iterable_dataset(num_shards=4).shuffle(seed=0, buffer_size=3)
+        samples = StreamedSamples(stream, noisy, seed=5, epoch=epoch, batch_size=2, start=start)
+        loader = DataLoader(samples, batch_size=2, num_workers=workers, collate_fn=collate)
+        return torch.stack([batch['image'] for batch in islice(loader, 12 - start)])
+
+    whole = batches(1, 0)
+    assert len(whole) == 12 and set(range(12)) == set(whole[:6, :, 0].flatten().tolist())
+    for start in (2, 4, 10):  # the last is in the second pass through the data
+        assert torch.equal(batches(1, start), whole[start:])
+    assert not torch.equal(batches(2, 0)[..., 0], whole[..., 0])
 
 
 def test_too_many_unreadable_pictures_end_the_run(capsys):

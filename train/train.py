@@ -169,23 +169,17 @@ class Run:
         self.checkpoints.register(model, ema.module, schedule)
         eval_samples = Samples(self.eval_set, eval_transform(self.data_config, as_bytes=True))
         prints = {'eval': fingerprint(eval_samples.targets, self.eval_set['image_id'][:])}
-        transform = train_transform(self.data_config, data.rand_augment, data.cutout)
+        self.transform = train_transform(self.data_config, data.rand_augment, data.cutout)
         skip = data.unreadable == 'skip'
         if not data.streaming:
-            train_samples = Samples(self.train_set, transform, skip, config.seed)
+            train_samples = Samples(self.train_set, self.transform, skip, config.seed)
             prints['train'] = fingerprint(train_samples.targets, self.train_set['image_id'][:])
         self.about = about_run(config, self.label_names, prints)
         self.progress = self.checkpoints.load(found, self.about, config.force) if found else Progress()
         self.seconds_before = self.progress.seconds
 
         # Loaders
-        if data.streaming:
-            taken = self.progress.steps_done * self.passes
-            seed = config.seed + accelerator.process_index
-            train_samples = StreamedSamples(self.train_set, transform, skip, seed, self.per_pass, taken)
-            workers = min(data.workers, self.train_set.num_shards)
-            self.stream = iter(make_loader(train_samples, self.per_pass, workers))  # this process's own already
-        else:
+        if not data.streaming:
             self.sampler = EpochSampler(self.num_pictures, optim.batch_size, config.seed)
             loader = make_loader(train_samples, self.per_pass, data.workers, self.sampler)
             self.train_loader = accelerator.prepare(loader)
@@ -241,11 +235,18 @@ class Run:
         )
 
     def batches(self) -> Iterable[dict]:
-        """Gives what is left of the epoch: in the sampler's order, or the stream's next batches."""
-        if self.config.data.streaming:
-            return islice(self.stream, (self.steps - self.progress.step) * self.passes)
-        self.sampler.epoch, self.sampler.start = self.progress.epoch - 1, self.progress.step
-        return self.train_loader
+        """Gives what is left of the epoch: in the sampler's order, or in that of this process's share of a stream."""
+        data, epoch, step = self.config.data, self.progress.epoch - 1, self.progress.step
+        if not data.streaming:
+            self.sampler.epoch, self.sampler.start = epoch, step
+            return self.train_loader
+        workers = min(data.workers, self.train_set.num_shards)
+        # The workers give batches in turns: what was taken since the first one's last turn is read once more.
+        again = step * self.passes % max(1, workers)
+        start = step * self.passes - again
+        seed, skip = self.config.seed + self.accelerator.process_index, data.unreadable == 'skip'
+        samples = StreamedSamples(self.train_set, self.transform, skip, seed, epoch, self.per_pass, start)
+        return islice(make_loader(samples, self.per_pass, workers), again, self.steps * self.passes - start)
 
     def log(self, bar: tqdm, step: int, lr: float, loss: float, grad_norm: float) -> None:
         """Shows a step in the progress line, and now and then its values there and in the trackers."""

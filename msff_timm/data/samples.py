@@ -100,17 +100,19 @@ class Samples(Dataset):
 
 
 class StreamedSamples(IterableDataset):
-    """Pictures as tensors with their targets from a data set that is read while it is used, again and again.
+    """Pictures as tensors with their targets from a data set that is read while it is used.
 
-    It never ends, so that every process takes as many steps as the others, whatever its shards hold.
+    It never ends but starts again, so that every process takes as many steps as the others, whatever its shards hold.
 
     Args:
         dataset: This process's share of the rows.
         transform: As for `Samples`.
         skip_unreadable: Pass over a picture that cannot be read, instead of an error.
         seed: As for `Samples`.
+        epoch: That is to be read: of the order of the shards, and of the transform.
         batch_size: Of the loader; its workers give batches in turns.
-        start: Batches that were taken before, where a run goes on: their pictures are read, but not decoded.
+        start: Batches of the epoch that were taken before the run was resumed, a multiple of the loader's workers; they
+            are read, but not decoded.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class StreamedSamples(IterableDataset):
         transform: Callable,
         skip_unreadable: bool = False,
         seed: int | None = None,
+        epoch: int = 0,
         batch_size: int = 1,
         start: int = 0,
     ):
@@ -126,16 +129,18 @@ class StreamedSamples(IterableDataset):
         self.transform = transform
         self.skip_unreadable = skip_unreadable
         self.seed = seed
+        self.epoch = epoch
         self.batch_size = batch_size
         self.start = start
         self.num_classes = dataset.features['labels'].feature.num_classes
 
     def __iter__(self) -> Iterator[dict]:
         worker = get_worker_info()
-        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        to_skip = self.batch_size * len(range(number, self.start, count))
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        to_skip = self.batch_size * len(range(number, self.start, workers))
         unreadable: list[str] = []
         given = 0
+        self.dataset.set_epoch(self.epoch)  # once: `datasets` shares it among the workers
         while True:
             read = 0
             for row in self.dataset:
@@ -149,7 +154,7 @@ class StreamedSamples(IterableDataset):
                         raise
                     unreadable.append(str(e))
                     continue
-                with _seeded(self.seed, number, given):
+                with _seeded(self.seed, self.epoch, number, given):
                     image = self.transform(picture)
                 given, read = given + 1, read + 1
                 yield {
@@ -161,7 +166,6 @@ class StreamedSamples(IterableDataset):
                 unreadable = []
             if not read:
                 raise InputError(unreadable[0] if unreadable else 'the stream holds no picture for this process.')
-            self.dataset.set_epoch(self.dataset.epoch + 1)
 
 
 def collate(samples: list[dict]) -> dict:
