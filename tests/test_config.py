@@ -11,7 +11,7 @@ from msff_timm.errors import InputError
 CONFIGS = sorted((Path(__file__).parents[1] / 'train' / 'configs').glob('*.yaml'))
 DEMO = next(path for path in CONFIGS if path.stem == 'demo')
 # The checks of ours name only what differs from the recipe; a recipe is to be read in one place.
-RECIPES = [path for path in CONFIGS if path.stem not in ('demo', 'memorise')]
+RECIPES = [path for path in CONFIGS if path.stem not in ('demo', 'distill', 'memorise')]
 PAPER = [path for path in RECIPES if path.stem != 'finetune']
 # Settings of data that say nothing of another source; none of a recipe streams.
 SOURCES = {
@@ -179,6 +179,11 @@ def test_wrong_files_are_named(tmp_path, content, message):
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, ['--config', str(file)])
     assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_resuming_and_overwriting_exclude_each_other():
+    with pytest.raises(InputError, match='resume is auto and overwrite is true: set one of them.'):
+        parse(TrainConfig, ['--output=x', '--resume=auto', '--overwrite=true'])
 
 
 def test_evaluation_needs_a_model():

@@ -133,7 +133,9 @@ def test_names_that_lead_nowhere(name, message):
     ],
 )
 def test_an_unreachable_hub_is_named(call, offline, line, tmp_path):
-    code = f'import msff_timm.hub as hub\ntry: hub.{call}\nexcept hub.InputError as e: print(e)'
+    # Without the pauses between huggingface_hub's own retries, half a minute in all.
+    code = 'import time; time.sleep = lambda seconds: None\n'
+    code += f'import msff_timm.hub as hub\ntry: hub.{call}\nexcept hub.InputError as e: print(e)'
     environment = {'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HUB_OFFLINE': offline, 'HF_HOME': str(tmp_path)}
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.startswith(line)

@@ -73,6 +73,7 @@ def finish(processes: list[subprocess.Popen], seconds: float = 100) -> list[str]
     return printed
 
 
+@pytest.mark.slow
 def test_one_cpu_trains(tmp_path):
     finish([launch('--config_file', MACHINES / 'cpu.yaml', ROOT / 'train' / 'train.py', *TINY, f'--output={tmp_path}')])
     run = json.loads((tmp_path / 'results.json').read_text())

@@ -35,6 +35,7 @@ def test_compiled_in_one_graph(model):
     torch.testing.assert_close(compiled(X), model(X))
 
 
+@pytest.mark.slow
 def test_compiled_training_has_the_same_gradients(model):
     """In float64, where nothing but the order of additions differs."""
     model.train().double()
