@@ -67,6 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('-o', '--output', required=True, metavar='FILE')
     command.set_defaults(run=_export)
 
+    command = commands.add_parser('push', help='publish a run folder on the Hub, and check what got there')
+    command.add_argument('folder', metavar='RUN_FOLDER')
+    command.add_argument('repo_id', metavar='ORG/NAME', help='made when it is missing')
+    command.add_argument('--private', action='store_true', help='only its owners see it')
+    command.add_argument('--branch', '--revision', dest='revision', help='made when it is missing (default: main)')
+    command.add_argument('--create-pr', action='store_true', help='open a pull request instead of changing main')
+    command.add_argument('--message', help='for the history')
+    command.add_argument('--dry-run', action='store_true', help='list what would go, and send nothing')
+    command.set_defaults(run=_push)
+
     command = commands.add_parser('data', help='look at a data set before training: counts, faulty files, pictures')
     command.add_argument('name', metavar='NAME', help='coco2014, voc2007, table, folder, hub, scenes, ...')
     command.add_argument('--root', help='folder of the data set, a table, or the id of a data set of the Hub')
@@ -139,6 +149,27 @@ def _export(args: argparse.Namespace) -> int:
         f'{exported.path}: {exported.format}, {exported.num_bytes / 1e6:.1f} MB, for pictures (B, {channels}, {height},'
         f" {width}); its logits differ from the model's by {exported.max_difference:.1g} at most."
     )
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    pushed = hub.push(
+        args.folder,
+        args.repo_id,
+        private=args.private,
+        revision=args.revision,
+        create_pr=args.create_pr,
+        dry_run=args.dry_run,
+        commit_message=args.message,
+    )
+    for name, size in pushed.files.items():
+        print(f'{size:>13,}  {name}')
+    total = f'{sum(pushed.files.values()):>13,}  bytes in {len(pushed.files)} files'
+    if pushed.commit is None:
+        print(f'{total} would go to {pushed.repo_id}; nothing was sent.')
+    else:
+        print(f'{total} are at {pushed.pull_request or pushed.url}')
+        print(f'Pulled into a clean cache, they give the same logits: hf-hub:{pushed.repo_id}@{pushed.commit}')
     return 0
 
 

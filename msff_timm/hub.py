@@ -1,12 +1,15 @@
-"""Saving to and loading from timm's Hub format: `model.safetensors` and `config.json` in one folder."""
+"""Saving to, loading from and publishing in timm's Hub format: `model.safetensors`, `config.json` in one folder."""
 
+import filecmp
 import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
+import torch
 import torch.nn as nn
 from huggingface_hub import constants
 from timm.models import get_model_args, parse_model_name, save_for_hf
@@ -14,8 +17,10 @@ from timm.models._hub import download_from_hf
 
 from .errors import InputError, unknown
 from .labels import relabel
+from .publish import check_target, gather, patiently, reason, send
+from .verify import check_digest, check_model
 
-__all__ = ['create', 'list_models', 'load', 'load_for', 'save', 'set_thresholds']
+__all__ = ['Push', 'create', 'list_models', 'load', 'load_for', 'push', 'save', 'set_thresholds']
 
 
 def list_models() -> list[str]:
@@ -107,11 +112,15 @@ def create(name: str, **model_args) -> nn.Module:
         ) from e
 
 
-def load(name: str, **model_args) -> nn.Module:
+def load(name: str, cache_dir: str | Path | None = None, **model_args) -> nn.Module:
     """Loads a trained model for inference.
+
+    What comes from a folder or the Hub is checked before it is used, and only safetensors are asked for: no file is
+    unpickled. `model.pretrained_cfg['hf_hub_id']` names the commit that a model of the Hub was loaded from.
 
     Args:
         name: `local-dir:FOLDER`, `hf-hub:ORG/NAME[@REVISION]`, or a registered model with pretrained weights.
+        cache_dir: For what is downloaded, in place of huggingface_hub's.
         **model_args: As for `timm.create_model`, in place of those that the model was saved with.
 
     Returns:
@@ -125,24 +134,47 @@ def load(name: str, **model_args) -> nn.Module:
         source, where = parse_model_name(name)
     except ValueError as e:
         raise InputError(str(e)) from None
-    overlay = None
     if source == 'local-dir':
         for file_name in ('config.json', 'model.safetensors'):
             if not Path(where, file_name).is_file():
                 raise InputError(f'{where}: holds no {file_name}; give a folder that training or timm saved.')
-    elif source == 'hf-hub':
-        # Only safetensors are asked for: timm would fall back to a pickle.
-        overlay = {'hf_hub_filename': 'model.safetensors'}
-    elif not timm.is_model(name.partition('.')[0]):
+    elif source != 'hf-hub' and not timm.is_model(name.partition('.')[0]):
         raise unknown('model', name, list_models())
     try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
-        model.thresholds = _stored_thresholds(source, where, model.num_classes)
+        found, overlay, saved = name, None, where if source == 'local-dir' else None
+        if source == 'hf-hub':
+            saved = _pull(where, cache_dir)
+            # What was checked is what is loaded, whatever has been pushed since.
+            found = f'hf-hub:{where.partition("@")[0]}@{saved.name}'
+            overlay = {'hf_hub_filename': 'model.safetensors', 'custom_load': False}
+        if saved is not None:
+            check_model(saved)
+        model = timm.create_model(
+            found, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **model_args
+        ).eval()
+        model.thresholds = None if saved is None else _stored_thresholds(saved, model.num_classes)
         return model
     except Exception as e:
         # A damaged config.json or weights file and an unreachable Hub show themselves in many types of exception.
         origin = f' from {constants.ENDPOINT}' if source == 'hf-hub' else ''
         raise InputError(f'{name}: cannot be loaded{origin} ({_reason(e)})') from e
+
+
+def _pull(where: str, cache_dir: str | Path | None) -> Path:
+    """Fetches the configuration and weights of one commit, and nothing else, and checks their digests.
+
+    Args:
+        where: `ORG/NAME[@REVISION]`.
+        cache_dir: As for `load`.
+
+    Returns:
+        The folder of that commit in the cache, which is named by it.
+    """
+    config = Path(download_from_hf(where, 'config.json', cache_dir))
+    check_digest(config)
+    commit = config.parent.name
+    check_digest(download_from_hf(f'{where.partition("@")[0]}@{commit}', 'model.safetensors', cache_dir))
+    return config.parent
 
 
 def load_for(
@@ -169,15 +201,9 @@ def load_for(
     return model, {}
 
 
-def _stored_thresholds(source: str, where: str, num_classes: int) -> list[float] | None:
+def _stored_thresholds(folder: str | Path, num_classes: int) -> list[float] | None:
     """Reads what `set_thresholds` stored: timm keeps of a config.json only the keys that it knows."""
-    if source == 'local-dir':
-        path = Path(where, 'config.json')
-    elif source == 'hf-hub':
-        path = Path(download_from_hf(where, 'config.json'))
-    else:
-        return None
-    thresholds = json.loads(path.read_text(encoding='utf-8')).get('thresholds')
+    thresholds = json.loads(Path(folder, 'config.json').read_text(encoding='utf-8')).get('thresholds')
     if thresholds is None:
         return None
     per_class = [float(threshold) for threshold in thresholds['per_class']]
@@ -185,6 +211,109 @@ def _stored_thresholds(source: str, where: str, num_classes: int) -> list[float]
         raise ValueError('thresholds in config.json must be from 0 to below 1')
     # A model that was loaded with another number of labels has none of its own.
     return per_class if len(per_class) == num_classes else None
+
+
+@dataclass(frozen=True)
+class Push:
+    """What was published, or with `dry_run` would be.
+
+    Attributes:
+        repo_id: Where.
+        files: Their sizes in bytes.
+        commit: That has them; None when nothing was sent.
+        url: Of that commit.
+        pull_request: Its address, where one was made.
+    """
+
+    repo_id: str
+    files: dict[str, int]
+    commit: str | None = None
+    url: str | None = None
+    pull_request: str | None = None
+
+
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    commit_message: str | None = None,
+) -> Push:
+    """Publishes a run folder on the Hub in one commit, pulls it into a clean cache, and compares it.
+
+    Sent are the weights, `config.json`, `results.json`, `README.md` and pictures, as far as they are there, and nothing
+    else; without absolute paths and secrets. Either all of it gets there or the repository's content stays as it was
+    (one that is made for it stays empty); the same call again sends what is still missing.
+
+    Args:
+        folder: Of a run, or what `save` made.
+        repo_id: `ORG/NAME`; made when it is missing.
+        private: Make it so that only its owners see it; one that is public already is refused.
+        revision: A branch, made when it is missing, or a pull request (`refs/pr/1`), in place of `main`.
+        create_pr: Ask its owners to take the commit instead of making it.
+        dry_run: Send nothing.
+        commit_message: For its history.
+
+    Raises:
+        InputError: The folder holds no model whose label names are distinct and fit its logits, the Hub cannot be
+            reached or refuses, or what it gives back is not what was sent.
+    """
+    folder = Path(folder)
+    check_target(repo_id, revision, create_pr)
+    model = load(f'local-dir:{folder}')
+    logits = _logits_of_noise(model)
+    _check_label_names(folder, model, logits)
+    try:
+        files = gather(folder, repo_id)
+    except ValueError as e:  # JSON or text that is none
+        raise e if isinstance(e, InputError) else InputError(f'{folder}: cannot be published ({_reason(e)})') from e
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    if dry_run:
+        return Push(repo_id, sizes)
+    sent = send(files, repo_id, private, revision, create_pr, commit_message)
+    _check_published(files, logits, f'{repo_id}@{sent.oid}')
+    return Push(repo_id, sizes, sent.oid, sent.commit_url, sent.pr_url)
+
+
+def _logits_of_noise(model: nn.Module) -> torch.Tensor:
+    size = timm.data.resolve_model_data_config(model)['input_size']
+    pictures = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model(pictures)
+
+
+def _check_label_names(folder: Path, model: nn.Module, logits: torch.Tensor) -> None:
+    names = model.pretrained_cfg.get('label_names')
+    if not names:
+        raise InputError(f'{folder}: config.json holds no label_names: nobody would know what the logits are of.')
+    if len(set(names)) != len(names) or logits.shape[1] != len(names):
+        raise InputError(
+            f'{folder}: config.json has {len(names)} label names, {len(set(names))} of them distinct, for'
+            f' {logits.shape[1]} logits: give each logit a name of its own.'
+        )
+    if not logits.isfinite().all():
+        raise InputError(f'{folder}: the logits are not finite: the weights are of no use to anybody.')
+
+
+def _check_published(files: dict[str, Path | bytes], logits: torch.Tensor, published: str) -> None:
+    """Pulls what was published into a clean cache and compares the files and the logits with what was sent."""
+    with tempfile.TemporaryDirectory(prefix='msff-timm-push-') as cache:
+        try:
+            for name, file in files.items():
+                pulled = Path(patiently(lambda name=name: download_from_hf(published, name, cache)))
+                is_same = pulled.read_bytes() == file if isinstance(file, bytes) else filecmp.cmp(pulled, file, False)
+                if not is_same:
+                    raise InputError(f'{published}: {name} is there with another content than was sent: push it again.')
+            model = load(f'hf-hub:{published}', cache)
+        except InputError:
+            raise
+        except Exception as e:
+            raise InputError(f'{published}: is published, but could not be pulled to be checked: {reason(e)}') from e
+        if not torch.equal(_logits_of_noise(model), logits):
+            raise InputError(f'{published}: is published, but does not give the logits of the model that was sent.')
 
 
 def _reason(error: Exception) -> str:
