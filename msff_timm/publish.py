@@ -294,7 +294,10 @@ def reason(error: BaseException, repo_id: str = 'the repository') -> str:
 def _said(error: BaseException) -> str:
     """Puts into one line what the Hub said, or what else is known, without secrets."""
     known = next((e for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
-    server = getattr(known, 'server_message', None)
-    deepest = known or next((e for e in _chain(error) if _is_network(e)), error)
-    text = ' '.join((server or str(deepest) or type(deepest).__name__).split()).rstrip('.')
+    if type(error) is ValueError:  # huggingface_hub's own words for some refusals
+        text = str(error)
+    else:
+        deepest = known or next((e for e in _chain(error) if _is_network(e)), error)
+        text = getattr(known, 'server_message', None) or str(deepest) or type(deepest).__name__
+    text = ' '.join(text.split()).rstrip('.')
     return _without_secrets(text.encode()).decode()

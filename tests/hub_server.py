@@ -30,15 +30,16 @@ class Refusal(Exception):
         status: Of HTTP.
         message: For people.
         code: The Hub's own, which tells clients what they raise.
+        **more: What the answer tells besides.
     """
 
-    def __init__(self, status: int, message: str, code: str = ''):
+    def __init__(self, status: int, message: str, code: str = '', **more: str):
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.more = status, code, more
 
     def response(self) -> Response:
         headers = {'X-Error-Message': str(self)} | ({'X-Error-Code': self.code} if self.code else {})
-        return _json({'error': str(self)}, self.status, headers)
+        return _json({'error': str(self), **self.more}, self.status, headers)
 
 
 @dataclass(frozen=True)
@@ -352,7 +353,7 @@ class HubServer:
         repo_id = f'{asked.get("organization") or (user and user.name)}/{name}'
         self._writer(request, repo_id)
         if self.repository(repo_id, kind):
-            raise Refusal(409, 'You already created this model repo')
+            raise Refusal(409, 'You already created this model repo', url=f'{self.url}/{repo_id}')
         private = asked.get('private') or asked.get('visibility') == 'private'
         self.create(repo_id, {'.gitattributes': b'*.safetensors filter=lfs\n'}, private, kind)
         return _json({'url': f'{self.url}/{repo_id}', 'name': repo_id, 'id': repo_id})

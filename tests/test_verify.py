@@ -1,0 +1,324 @@
+import json
+import pickle
+import resource
+import shutil
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hub_server import Fault, HubServer
+from test_push import client, environment, server, weights  # noqa: F401  fixtures
+
+from msff_timm import hub
+from msff_timm.errors import InputError
+
+ARGUMENTS = {'num_classes': 3, 'ffn_dim': 64, 'encoder_depth': 1, 'decoder_depth': 1}
+
+
+@pytest.fixture
+def folder(weights, tmp_path):  # noqa: F811
+    (tmp_path / 'saved').mkdir()
+    for name, content in weights.items():
+        (tmp_path / 'saved' / name).write_bytes(content)
+    return tmp_path / 'saved'
+
+
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def changed(config, path, value):
+    """Sets one entry of nested dictionaries."""
+    *parents, last = path.split('.')
+    for parent in parents:
+        config = config.setdefault(parent, {})
+    config[last] = value
+
+
+def refused(folder, part=''):
+    """Checks that a folder is refused in one line, at once and without memory for what it asks for."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(InputError) as caught:
+        hub.load(f'local-dir:{folder}')
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1 and str(folder) in message and part in message, message
+    assert len(message) < 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KB
+    assert time.monotonic() - start < 20
+
+
+def test_what_is_sound_is_loaded(folder):
+    assert hub.load(f'local-dir:{folder}').num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'part'),
+    [
+        ('architecture', None, 'Unknown model'),
+        ('architecture', 12, 'Unknown model'),
+        ('architecture', ['msff_test_resnet'], 'Unknown model'),
+        ('architecture', '../../../etc/passwd', 'Unknown model'),
+        ('architecture', 'hf-hub:org/evil', 'Unknown model'),
+        ('architecture', 'x' * 100_000, 'Unknown model'),
+        ('model_args', [3], 'cannot be loaded'),
+        ('model_args.num_classes', 10**9, 'nothing in model.safetensors is as large'),
+        ('model_args.num_classes', 10**300, 'nothing in model.safetensors is as large'),
+        ('model_args.num_classes', float('nan'), 'nothing in model.safetensors is as large'),
+        ('model_args.num_classes', 'three', 'num_classes is no whole number'),
+        ('model_args.num_classes', True, 'num_classes is no whole number'),
+        ('model_args.num_classes', -3, 'cannot be loaded'),
+        ('model_args.ffn_dim', 16_000_000, 'nothing in model.safetensors is as large'),
+        ('model_args.ffn_dim', 16_000, 'parameters, model.safetensors holds'),
+        ('model_args.ffn_dim', '64', 'cannot be loaded'),
+        ('model_args.decoder_depth', 10**6, 'nothing in model.safetensors is as large'),
+        ('model_args.decoder_depth', 16_000, 'nothing in model.safetensors is as large'),
+        ('model_args.backbone', 'hf-hub:org/evil', 'is no timm model'),
+        ('model_args.backbone', 'local-dir:/etc', 'is no timm model'),
+        ('model_args.backbone', '../../evil', 'is no timm model'),
+        ('model_args.backbone_pretrained', True, 'asks for weights from elsewhere'),
+        ('model_args.backbone_args', {'checkpoint_path': '/tmp/evil.pth'}, 'asks for weights from elsewhere'),
+        ('model_args.backbone_args', {'pretrained': True}, 'asks for weights from elsewhere'),
+        ('model_args.backbone_args', {'pretrained_cfg': {'url': 'http://evil'}}, 'asks for weights from elsewhere'),
+        ('model_args.cache_dir', '/tmp/evil', 'asks for weights from elsewhere'),
+        ('model_args.nothing', 1, 'cannot be loaded'),
+        ('num_classes', 7, '3 label names for'),
+        ('label_names', 'cat', 'label_names is no list of text'),
+        ('label_names', [1, 2, 3], 'label_names is no list of text'),
+        ('label_names', ['cat'] * 10**5, 'label names for 3 logits'),
+        ('pretrained_cfg', 'text', 'cannot be loaded'),
+        ('pretrained_cfg.input_size', [3, 10**9, 10**9], 'input_size is not channels, height and width'),
+        ('pretrained_cfg.input_size', [3, 96], 'input_size is not channels, height and width'),
+        ('pretrained_cfg.test_input_size', [3, 0, 96], 'test_input_size is not channels, height and width'),
+        ('pretrained_cfg.mean', ['0.5', '0.5', '0.5'], 'mean is not a number for each channel'),
+        ('pretrained_cfg.std', [0.5] * 10**5, 'std is not a number for each channel'),
+        ('pretrained_cfg.crop_pct', 1e-9, 'crop_pct is not a share'),
+        ('pretrained_cfg.nothing', 1, 'cannot be loaded'),
+        ('thresholds', 'text', 'cannot be loaded'),
+        ('thresholds', {'per_class': [0.5, 0.5, 1e300]}, 'thresholds'),
+    ],
+)
+def test_a_hostile_configuration(folder, path, value, part):
+    config = json.loads((folder / 'config.json').read_text())
+    config['model_args'].pop('num_classes') if path == 'num_classes' else None
+    changed(config, path, value)
+    (folder / 'config.json').write_text(json.dumps(config))
+    refused(folder, part)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'', b'null', b'[]', b'"text"', b'{}', b'\xff\xfe', b'[' * 10**6, b'{"num_classes": ' + b'9' * 10**5 + b'}'],
+    ids=['empty', 'null', 'list', 'text', 'nothing', 'not UTF-8', 'deep', 'a number'],
+)
+def test_a_configuration_that_is_none(folder, content):
+    (folder / 'config.json').write_bytes(content)
+    refused(folder)
+
+
+def test_a_configuration_that_is_too_long(folder):
+    with (folder / 'config.json').open('r+b') as file:
+        file.truncate(10**10)  # sparse: takes no place
+    refused(folder, 'config.json has more than')
+
+
+def header(content, data=b'\0' * 64):
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return struct.pack('<Q', len(content)) + content + data
+
+
+def tensor(shape, start, end, dtype='F32'):
+    return {'dtype': dtype, 'shape': shape, 'data_offsets': [start, end]}
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'',
+        b'\0' * 7,
+        struct.pack('<Q', 2**63) + b'{}',
+        struct.pack('<Q', 10**8 + 1) + b'{}',
+        struct.pack('<Q', 1000) + b'{}',
+        header(b'{'),
+        header([]),
+        header({'a': 1}),
+        header({'a': tensor([16], 0, 64)} | {'__metadata__': {'format': 3}}),
+        header({'a': tensor([16], 0, 10**12)}),
+        header({'a': tensor([16], 64, 0)}),
+        header({'a': tensor([-16], 0, 64)}),
+        header({'a': tensor([2**62, 2**62], 0, 64)}),
+        header({'a': tensor([17], 0, 64)}),
+        header({'a': tensor([16], 0, 64), 'b': tensor([16], 0, 64)}),
+        header({'a': tensor([8], 32, 64)}),
+        header({'a': tensor([16], 0, 64, 'F33')}),
+        header({'../../evil': tensor([16], 0, 64)}),
+        header(b'[' * 10**6),
+        header({f'{number}': tensor([0], 0, 0) for number in range(20_000)}, b''),
+        pickle.dumps({'a': 1}),
+    ],
+)
+def test_a_hostile_header_of_weights(folder, content):
+    (folder / 'model.safetensors').write_bytes(content)
+    refused(folder)
+
+
+def test_weights_of_another_model_and_half_of_them(folder):
+    whole = (folder / 'model.safetensors').read_bytes()
+    (folder / 'model.safetensors').write_bytes(whole[: len(whole) // 2])
+    refused(folder)
+    other = timm.create_model('msff_test_resnet', **(ARGUMENTS | {'ffn_dim': 32}))
+    data_config = timm.data.resolve_model_data_config(other)
+    hub.save(other, folder.parent / 'other', ['a', 'b', 'c'], data_config)
+    shutil.copy(folder.parent / 'other' / 'model.safetensors', folder)
+    refused(folder, 'size mismatch')
+
+
+def test_no_pickle_of_a_folder_is_loaded(folder, tmp_path):
+    torch.save(Planted(tmp_path / 'ran'), folder / 'pytorch_model.bin')
+    hub.load(f'local-dir:{folder}')
+    (folder / 'model.safetensors').rename(folder / 'weights.bin')
+    refused(folder, 'holds no model.safetensors')
+    shutil.copy(folder / 'pytorch_model.bin', folder / 'model.safetensors')
+    refused(folder)
+    assert not (tmp_path / 'ran').exists()
+    pickle.loads(pickle.dumps(Planted(tmp_path / 'ran')))
+    assert (tmp_path / 'ran').exists()  # it would have
+
+
+def fetched(name, cache=None):
+    """Loads a model in the client's process; returns its logits of zeros, or the error's line, and the pauses."""
+    pauses = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('time.sleep', pauses.append)
+        try:
+            model = hub.load(name, cache)
+        except InputError as e:
+            return str(e), pauses
+        with torch.inference_mode():
+            return model(torch.zeros(1, 3, 64, 64)).tolist(), pauses
+
+
+def asked_files(server, repo_id):  # noqa: F811
+    return {path.rpartition('/')[2] for _, path in server.requests if path.startswith(f'/{repo_id}/resolve/')}
+
+
+def test_only_safetensors_are_asked_for_and_no_planted_pickle_is_loaded(server, client, weights, tmp_path):  # noqa: F811
+    torch.save(Planted(tmp_path / 'ran'), tmp_path / 'pickle')
+    evil = {'pytorch_model.bin': (tmp_path / 'pickle').read_bytes(), 'config.json': weights['config.json']}
+    server.create('org/both', weights | evil)
+    server.create('org/only', evil)
+    server.create('org/named', evil | {'model.safetensors': evil['pytorch_model.bin']})
+    elsewhere = json.loads(weights['config.json'])
+    elsewhere['pretrained_cfg'] |= {
+        'custom_load': 'hf',
+        'hf_hub_filename': 'pytorch_model.bin',
+        'hf_hub_id': 'org/only',
+    }
+    server.create('org/elsewhere', weights | evil | {'config.json': json.dumps(elsewhere).encode()})
+    sound, _ = client(fetched, 'hf-hub:org/both')
+    assert len(sound[0]) == 3 and client(fetched, 'hf-hub:org/elsewhere')[0] == sound
+    for name in ('only', 'named'):
+        message, _ = client(fetched, f'hf-hub:org/{name}')
+        assert message.startswith(f'hf-hub:org/{name}: cannot be loaded from {server.url} (')
+        assert len(message.splitlines()) == 1
+    for name in ('both', 'only', 'named', 'elsewhere'):
+        assert asked_files(server, f'org/{name}') == {'config.json', 'model.safetensors'}
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_content_of_another_digest_is_not_used_and_not_kept(server, client, weights, tmp_path):  # noqa: F811
+    server.create('org/digest', weights)
+    for path in ('/storage/', '/org/digest/resolve/.*/config.json'):
+        server.faults.append(Fault(path, 'corrupt', method='GET'))
+        message, _ = client(fetched, 'hf-hub:org/digest', tmp_path)
+        assert 'is damaged: its digest is' in message and 'Try again' in message and len(message.splitlines()) == 1
+        assert server.faults.pop().times == 0
+    logits, _ = client(fetched, 'hf-hub:org/digest', tmp_path)
+    assert len(logits[0]) == 3
+    # As good as any other damage of a cache: what lies in it is looked at before each use.
+    blob = next((tmp_path / 'models--org--digest' / 'snapshots').rglob('model.safetensors')).resolve()
+    content = blob.read_bytes()
+    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert 'is damaged' in client(fetched, 'hf-hub:org/digest', tmp_path)[0]
+    assert client(fetched, 'hf-hub:org/digest', tmp_path)[0] == logits
+
+
+def test_what_is_cut_off_is_completed_or_refused(server, client, weights, tmp_path):  # noqa: F811
+    server.create('org/cut', weights)
+    fault = Fault('/storage/', 'truncate', method='GET')
+    server.faults.append(fault)
+    logits, pauses = client(fetched, 'hf-hub:org/cut', tmp_path / 'a')
+    assert len(logits[0]) == 3 and pauses and not fault.times
+    fault.times = 10**6
+    message, _ = client(fetched, 'hf-hub:org/cut', tmp_path / 'b')
+    server.faults.clear()
+    assert message.startswith('hf-hub:org/cut: cannot be loaded') and len(message.splitlines()) == 1
+    assert not list((tmp_path / 'b').rglob('model.safetensors'))
+
+
+@pytest.mark.parametrize(
+    ('revision', 'fault'),
+    [
+        ('@nothing', None),
+        ('', Fault('/org/faulty/', 401)),
+        ('', Fault('/org/faulty/', 403)),
+        ('', Fault('/org/faulty/', 404)),
+        ('', Fault('/org/faulty/', 500)),
+        ('', Fault('/org/faulty/', 'close')),
+        ('', Fault('/storage/', 403, method='GET')),
+    ],
+)
+def test_a_hub_that_does_not_give_it(server, client, weights, tmp_path, revision, fault):  # noqa: F811
+    server.create('org/faulty', weights)
+    if fault:
+        fault.times = 10**6
+        server.faults.append(fault)
+    message, _ = client(fetched, f'hf-hub:org/faulty{revision}', tmp_path)
+    server.faults.clear()
+    assert message.startswith(f'hf-hub:org/faulty{revision}: cannot be loaded from {server.url} (')
+    assert len(message.splitlines()) == 1
+
+
+def test_limits_are_waited_for(server, client, weights, tmp_path):  # noqa: F811
+    server.create('org/limited', weights)
+    server.faults.append(Fault('/storage/', 429, headers={'Retry-After': '7'}, method='GET'))
+    logits, pauses = client(fetched, 'hf-hub:org/limited', tmp_path)
+    server.faults.clear()
+    assert len(logits[0]) == 3 and pauses == [8]  # the client adds one
+
+
+@pytest.mark.parametrize('name', ['hf-hub:../../evil', 'hf-hub:org/..', 'hf-hub:org/a/../../b', 'hf-hub:org/a@../../b'])
+def test_no_name_leads_out_of_the_cache(client, tmp_path, name):  # noqa: F811
+    (tmp_path / 'in' / 'cache').mkdir(parents=True)
+    message, _ = client(fetched, name, tmp_path / 'in' / 'cache')
+    assert message.startswith(f'{name}: cannot be loaded') and len(message.splitlines()) == 1
+    assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == []
+
+
+class Liar(HubServer):
+    """Names another commit than the one that it gives."""
+
+    def resolve(self, *arguments, **named):
+        response = super().resolve(*arguments, **named)
+        response.headers['X-Repo-Commit'] = '../../../../evil'
+        response.headers['ETag'] = '"../../../evil"'
+        response.headers.pop('X-Linked-Etag', None)
+        return response
+
+
+def test_no_header_leads_out_of_the_cache(client, server, weights, tmp_path, monkeypatch):  # noqa: F811
+    server.create('org/liar', weights)
+    monkeypatch.setattr(HubServer, 'resolve', Liar.resolve)
+    (tmp_path / 'in' / 'a' / 'cache').mkdir(parents=True)
+    message, _ = client(fetched, 'hf-hub:org/liar', tmp_path / 'in' / 'a' / 'cache')
+    assert isinstance(message, str) and len(message.splitlines()) == 1
+    outside = [path for path in tmp_path.rglob('*') if path.is_file() and 'cache' not in path.parts]
+    assert outside == []
