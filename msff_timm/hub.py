@@ -22,6 +22,8 @@ from .verify import check_digest, check_model
 
 __all__ = ['Push', 'create', 'list_models', 'load', 'load_for', 'push', 'save', 'set_thresholds']
 
+LONGEST = 600  # characters of a reason: PyTorch names each tensor that does not fit
+
 
 def list_models() -> list[str]:
     """Lists the models of this package."""
@@ -317,5 +319,6 @@ def _check_published(files: dict[str, Path | bytes], logits: torch.Tensor, publi
 
 
 def _reason(error: Exception) -> str:
-    """Puts an exception's message into one line."""
-    return ' '.join(str(error).split()) or type(error).__name__
+    """Puts an exception's message into one line, of a length that is read."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f'{text[:LONGEST]} ...'

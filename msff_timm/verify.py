@@ -26,9 +26,12 @@ def check_digest(path: str | Path) -> None:
     without its developer mode) there is nothing to compare with.
 
     Raises:
-        ValueError: They differ; the file is taken out of the cache, so that the next try fetches it anew.
+        ValueError: They differ, then the file is taken out of the cache, so that the next try fetches it anew; or the
+            Hub stated no digest.
     """
     path = Path(path)
+    if not path.is_symlink():
+        return
     kept = path.resolve()
     if re.fullmatch('[0-9a-f]{64}', kept.name):  # in the large file storage
         with kept.open('rb') as file:
@@ -36,7 +39,7 @@ def check_digest(path: str | Path) -> None:
     elif re.fullmatch('[0-9a-f]{40}', kept.name):  # in git
         found = git_hash(kept.read_bytes())
     else:
-        return
+        raise ValueError(f'{path.name}: the Hub states no digest to check it with, but {kept.name!r:.99}')
     if found != kept.name:
         with contextlib.suppress(OSError):  # a cache that only others may write to
             path.unlink()
