@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -18,11 +19,12 @@ from huggingface_hub.utils import HfHubHTTPError, validate_repo_id
 from . import __version__
 from .errors import InputError
 
-__all__ = ['gather', 'is_temporary', 'patiently', 'reason', 'send']
+__all__ = ['check_target', 'gather', 'patiently', 'reason', 'send']
 
 log = logging.getLogger(__name__)
 T = TypeVar('T')
 
+CARD = 'msff_timm.card'
 PICTURES = ('.png', '.jpg', '.svg')
 LABELS = ('labels', 'label', 'label_names', 'label_columns', 'label_descriptions', 'kept_labels')  # keys in JSON
 # A slash or a drive that begins a word, and is not that of a URL
@@ -62,19 +64,29 @@ def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
             if cleaned != value:
                 content = (json.dumps(cleaned, indent=2, ensure_ascii=False) + '\n').encode()
             found[name] = _without_secrets(content)
-    card = _card(folder, repo_id)
+    pictures = (path for path in sorted(folder.iterdir()) if path.suffix in PICTURES and not path.name.startswith('.'))
+    found |= {path.name: path for path in pictures if path.is_file() and not path.is_symlink()}
+    if importlib.util.find_spec(CARD):
+        found |= importlib.import_module(CARD).pictures(folder)
+    card = _card(folder, found, repo_id)
     if card is not None:
         found['README.md'] = _without_secrets(_replaced(card, paths, folder).encode())
-    pictures = (path for path in sorted(folder.iterdir()) if path.suffix in PICTURES and not path.name.startswith('.'))
-    return found | {path.name: path for path in pictures if path.is_file() and not path.is_symlink()}
+    return found
 
 
-def _card(folder: Path, repo_id: str) -> str | None:
+def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str) -> str | None:
+    """Reads the folder's card, or renders one from what is to be published."""
     if (folder / 'README.md').is_file():
         return (folder / 'README.md').read_text(encoding='utf-8')
-    if importlib.util.find_spec('msff_timm.card'):
-        return importlib.import_module('msff_timm.card').render(folder, repo_id)
-    return None
+    if not importlib.util.find_spec(CARD):
+        return None
+    with tempfile.TemporaryDirectory(prefix='msff-timm-card-') as clean:
+        for name, file in files.items():
+            if isinstance(file, bytes):
+                Path(clean, name).write_bytes(file)
+            else:
+                Path(clean, name).symlink_to(file.absolute())
+        return importlib.import_module(CARD).render(Path(clean), repo_id)
 
 
 def _without_paths(value: object, paths: dict[str, str], key: str = '') -> object:
@@ -102,6 +114,8 @@ def _shortened(text: str, paths: dict[str, str]) -> str:
     option, equals, rest = text.partition('=') if text.startswith('-') else ('', '', text)
     is_path = PurePosixPath(rest).is_absolute() or PureWindowsPath(rest).is_absolute()
     if is_path and not rest.startswith('//'):
+        if not _last_part(rest):  # the root itself, which every machine has
+            return text
         paths[rest] = _last_part(rest)
         return f'{option}{equals}{paths[rest]}'
 
@@ -113,16 +127,22 @@ def _shortened(text: str, paths: dict[str, str]) -> str:
 
 
 def _last_part(path: str) -> str:
-    return PureWindowsPath(path).name or REMOVED
+    return PureWindowsPath(path).name
 
 
 def _replaced(text: str, paths: dict[str, str], folder: Path) -> str:
     """Takes the paths that JSON held out of other text, and those below this user's folders."""
     for path in sorted(paths, key=len, reverse=True):
-        text = text.replace(path, paths[path])
+        text = re.sub(rf'(?<![\w./]){_escapable(path)}(?!\w)', lambda found, path=path: paths[path], text)
     for base in {Path.home(), Path.cwd(), folder.resolve()} - {Path('/')}:
-        text = re.sub(rf'{re.escape(str(base))}(?:/[^\s\'"`,;:|<>()]*)?', lambda found: _last_part(found[0]), text)
+        below = rf'(?<![\w./]){_escapable(str(base))}(?:[/\\][^\s\'"`,;:|<>()]*)?(?!\w)'
+        text = re.sub(below, lambda found: _last_part(found[0]), text)
     return text
+
+
+def _escapable(text: str) -> str:
+    """Makes the pattern of text that may stand in Markdown, with backslashes before what means something there."""
+    return ''.join(rf'\\?{re.escape(c)}' if c in '_*[]`|\\' else re.escape(c) for c in text)
 
 
 def _secrets() -> Iterator[str]:
@@ -214,7 +234,7 @@ def patiently(call: Callable[[], T], temporary: Iterable[int] | None = None) -> 
         try:
             return call()
         except Exception as e:
-            passes = _status(e) in temporary if temporary else is_temporary(e)
+            passes = _status(e) in temporary if temporary else _is_temporary(e)
             told = _told(e)
             if pause is None or not passes or time.monotonic() - start > PATIENCE or (told or 0) > LONGEST:
                 raise
@@ -223,7 +243,7 @@ def patiently(call: Callable[[], T], temporary: Iterable[int] | None = None) -> 
             time.sleep(wait)
 
 
-def is_temporary(error: BaseException) -> bool:
+def _is_temporary(error: BaseException) -> bool:
     """Tells whether the same request may work later."""
     return _status(error) in BUSY or (_status(error) is None and _is_network(error))
 

@@ -20,6 +20,7 @@ from hub_server import Fault, HubServer, User
 
 from msff_timm import hub
 from msff_timm.cli import main
+from msff_timm.publish import gather
 
 ROOT = Path(__file__).parents[1]
 LABELS = ['cat', '/m/01g317', 'chair']
@@ -182,6 +183,42 @@ def test_a_run_is_published_in_one_commit_and_gives_the_same_logits(server, clie
     assert results['config']['optim'] == original['config']['optim']
     card = files['README.md'].decode().splitlines()
     assert card[3:] == [f'`{results["command"]}`', 'photos/x /m/01g317 https://a.b/c', '<removed>']
+
+
+def test_other_text_loses_paths_however_they_are_written_and_keeps_the_rest(run):
+    results = {'config': {'data': {'root': '/d', 'image_root': '/'}, 'output': 'C:\\Users\\me\\my_run'}}
+    results |= {
+        'data': {'root': '../photos'},
+        'command': '"/opt/my env/python" x.py --output=~/a',
+        'devices': ['a/b', '1 / 2'],
+    }
+    (run / 'results.json').write_text(json.dumps(results))
+    home = Path.home()
+    kept = 'https://x.y/d/data /data and/or 1 / 2 ../photos'
+    lines = [
+        '/d',
+        r'C:\\Users\\me\\my\_run',
+        f'{home}/b_c',
+        f'[a]({home}/e.png)',
+        'user:pass@word',
+        'https://me:secret@x.y/z',
+        kept,
+    ]
+    (run / 'README.md').write_text('\n'.join(lines))
+    files = gather(run, 'org/x')
+    sent = json.loads(files['results.json'])
+    assert sent['config'] == {'data': {'root': 'd', 'image_root': '/'}, 'output': 'my_run'}
+    assert sent['command'] == "python x.py '--output=~/a'" and sent['devices'] == ['a/b', '1 / 2']
+    assert sent['data'] == {'root': '../photos'}
+    assert files['README.md'].decode().splitlines() == [
+        'd',
+        'my_run',
+        'b_c',
+        '[a](e.png)',
+        'user:pass@word',
+        'https://<removed>@x.y/z',
+        kept,
+    ]
 
 
 def test_what_is_there_is_not_sent_again(server, client, run, repo_id):
