@@ -239,7 +239,7 @@ def patiently(call: Callable[[], T], temporary: Iterable[int] | None = None) -> 
             if pause is None or not passes or time.monotonic() - start > PATIENCE or (told or 0) > LONGEST:
                 raise
             wait = pause if told is None else told
-            log.warning('%s Trying again in %d s.', reason(e), wait)
+            log.warning('%s: trying again in %d s.', _said(e), wait)
             time.sleep(wait)
 
 

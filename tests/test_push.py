@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
@@ -21,6 +22,7 @@ from hub_server import Fault, HubServer, User
 
 from msff_timm import hub
 from msff_timm.cli import main
+from msff_timm.errors import InputError
 from msff_timm.publish import gather
 
 ROOT = Path(__file__).parents[1]
@@ -325,6 +327,63 @@ def test_tokens_that_are_missing_or_do_not_suffice(server, client, run, repo_id,
     message = error_of(client(command, 'push', run, repo or repo_id, token=token))
     assert part in message and 'settings/tokens' in message
     assert server.repository(repo or repo_id) is None
+
+
+@pytest.mark.parametrize('how', [500, 'close'])
+def test_no_token_is_in_a_traceback(server, client, run, repo_id, how):
+    server.faults.append(Fault('/commit/', how, FOREVER))
+    text = client(traceback_of_a_push, run, repo_id)
+    assert 'Traceback' in text and 'InputError' in text and OWNER not in text
+
+
+def test_a_token_that_the_hub_repeats_is_not_printed(server, client, run, repo_id):
+    server.faults.append(Fault('/commit/', 400, FOREVER, message=f'What is {OWNER}?'))
+    assert 'What is <removed>?' in error_of(client(command, 'push', run, repo_id))
+
+
+def traceback_of_a_push(run, repo_id):
+    with patch.dict(os.environ, {'HF_TOKEN': OWNER}), patch('time.sleep'):
+        try:
+            hub.push(run, repo_id)
+        except InputError:
+            return traceback.format_exc()
+
+
+def test_the_server_is_a_hub_to_other_calls_of_the_client_too(server, client, repo_id):
+    server.create(repo_id, {'README.md': b'text', 'model.safetensors': b'0123456789'}, private=True)
+    got = client(other_calls, repo_id)
+    assert got['name'] == 'ann' and got['orgs'] == ['org'] and got['role'] == 'write'
+    assert got['refs'] == [['main'], ['refs/pr/1']]
+    assert got['lfs'] == ('84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882', 10)  # of sha256sum
+    assert got['files'] == ['README.md', 'model.safetensors'] and got['range'] == b'345'
+    assert got['stranger'] == 'RepositoryNotFoundError'
+
+
+def other_calls(repo_id):
+    api = huggingface_hub.HfApi(token=OWNER)
+    me = api.whoami()
+    operation = huggingface_hub.CommitOperationAdd('a.txt', b'a')
+    api.create_commit(repo_id, [operation], commit_message='a', create_pr=True)
+    refs = api.list_repo_refs(repo_id, include_pull_requests=True)
+    entry = api.get_paths_info(repo_id, ['model.safetensors'])[0]
+    with huggingface_hub.HfFileSystem(token=OWNER).open(f'{repo_id}/model.safetensors', block_size=3) as file:
+        file.seek(3)
+        part = file.read(3)
+    try:
+        huggingface_hub.HfApi(token=STRANGER).model_info(repo_id)
+        stranger = None
+    except huggingface_hub.errors.RepositoryNotFoundError as e:
+        stranger = type(e).__name__
+    return {
+        'name': me['name'],
+        'orgs': [org['name'] for org in me['orgs']],
+        'role': me['auth']['accessToken']['role'],
+        'refs': [[ref.name for ref in refs.branches], [ref.ref for ref in refs.pull_requests]],
+        'lfs': (entry.lfs.sha256, entry.lfs.size),
+        'files': api.list_repo_files(repo_id),
+        'range': part,
+        'stranger': stranger,
+    }
 
 
 def test_offline(client, run, repo_id):
