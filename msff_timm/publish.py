@@ -66,11 +66,12 @@ def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
             found[name] = _without_secrets(content)
     pictures = (path for path in sorted(folder.iterdir()) if path.suffix in PICTURES and not path.name.startswith('.'))
     found |= {path.name: path for path in pictures if path.is_file() and not path.is_symlink()}
-    if importlib.util.find_spec(CARD):
-        found |= importlib.import_module(CARD).pictures(folder)
     card = _card(folder, found, repo_id)
     if card is not None:
         found['README.md'] = _without_secrets(_replaced(card, paths, folder).encode())
+        if importlib.util.find_spec(CARD):  # some of what it shows lies elsewhere
+            shown = importlib.import_module(CARD).pictures(folder)
+            found |= {name: path for name, path in shown.items() if name in card}
     return found
 
 

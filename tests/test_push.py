@@ -224,6 +224,17 @@ def test_other_text_loses_paths_however_they_are_written_and_keeps_the_rest(run)
     ]
 
 
+def test_a_run_without_a_card_gets_one_of_what_is_published(run, tmp_path):
+    pytest.importorskip('msff_timm.card')
+    (run / 'README.md').unlink()
+    files = gather(run, 'org/x')
+    card = files['README.md'].decode()
+    assert set(files) == SENT | {'architecture.svg'} and 'org/x' in card
+    assert all(name in card for name in ('architecture.svg', 'ap.png', 'chair'))
+    assert str(tmp_path) not in card and OWNER not in card
+    assert {path.name for path in run.iterdir()} >= {'results.json', 'checkpoints'}
+
+
 def test_what_is_there_is_not_sent_again(server, client, run, repo_id):
     assert client(command, 'push', run, repo_id)[0] == 0
     sent, commits = puts(server), len(server.repository(repo_id).commits)
