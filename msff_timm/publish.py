@@ -34,7 +34,7 @@ SECRETS = re.compile('TOKEN|SECRET|PASSWORD|API_?KEY')  # in names of variables
 REMOVED = '<removed>'
 
 PAUSES = (1, 2, 4, 8, 8)  # seconds between tries
-PATIENCE = 60  # seconds after which nothing is tried again
+PATIENCE = 60  # seconds after which nothing is tried again, without the waits that the Hub asks for
 LONGEST = 600  # seconds to wait when the Hub tells how long
 BUSY = (408, 429, 500, 502, 503, 504)
 REFUSED_FOR_NOW = (429, 503)  # surely nothing was done
@@ -174,7 +174,6 @@ def send(
     Raises:
         InputError: It cannot be done, and why.
     """
-    check_target(repo_id, revision, create_pr)
     if constants.HF_HUB_OFFLINE:
         raise InputError(f'{repo_id}: HF_HUB_OFFLINE is set: unset it to push.')
     if not get_token():
@@ -241,6 +240,8 @@ def patiently(call: Callable[[], T], temporary: Iterable[int] | None = None) -> 
                 raise
             wait = pause if told is None else told
             log.warning('%s: trying again in %d s.', _said(e), wait)
+            if told is not None:  # that it asks for is not held against it
+                start += wait
             time.sleep(wait)
 
 
