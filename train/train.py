@@ -74,11 +74,13 @@ def main() -> None:
             f'{output} holds a run already: choose another --output, --resume auto to go on, or --overwrite true.'
         )
     if config.overwrite:
-        shutil.rmtree(output / 'checkpoints', ignore_errors=True)
+        for part in ('checkpoints', 'tensorboard'):
+            shutil.rmtree(output / part, ignore_errors=True)
 
+    # So far no process has begun to write: they wait for one another here.
     stop = StopRequest()
     accelerator = make_accelerator(config)
-    accelerator.init_trackers('tensorboard')
+    accelerator.init_trackers('tensorboard')  # a folder of TensorBoard's, a project of others
     Run(config, accelerator, stop).train()
     accelerator.end_training()
 
@@ -121,6 +123,10 @@ class Run:
         self.num_pictures = data.train_size if data.streaming else len(self.train_set)
         self.per_pass, self.passes = divide_batch(optim, self.num_pictures, accelerator.num_processes)
         self.steps = self.num_pictures // optim.batch_size  # of an epoch
+        if (data.mixup or data.cutmix) and self.per_pass % 2:
+            raise InputError(f'data.mixup and data.cutmix mix pairs: {self.per_pass} pictures at once are not even.')
+        if config.model.batch_norm == 'sync' and accelerator.device.type == 'cpu':
+            raise InputError('model.batch_norm is sync: PyTorch has that on GPUs only; set it to each or frozen.')
 
         # Model
         self.checkpoints = Checkpoints(accelerator, self.output / 'checkpoints', config.checkpoint.keep)
