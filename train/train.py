@@ -68,7 +68,7 @@ SHUFFLE_BUFFER = 1000  # pictures of a stream, undecoded, of which the next is d
 def main() -> None:
     config = parse(TrainConfig, sys.argv[1:], default_file=Path(__file__).parent / 'configs' / 'demo.yaml')
     output = Path(config.output)
-    holds_a_run = (output / 'config.json').exists() or (output / 'checkpoints').exists()
+    holds_a_run = (output / 'config.json').exists() or any((output / 'checkpoints').glob('step-*'))
     if holds_a_run and not (config.overwrite or config.resume):
         raise InputError(
             f'{output} holds a run already: choose another --output, --resume auto to go on, or --overwrite true.'
