@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import textwrap
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -413,6 +414,7 @@ def _spread(tasks: Iterator[list], workers: int) -> Iterator[tuple[int, list]]:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
     except BrokenProcessPool as e:
+        time.sleep(0.2)  # Ctrl-C ends them too, and then arrives here a moment later
         raise InputError(f'a process that read pictures ended early ({e}).') from None
     finally:
         pool.shutdown(cancel_futures=True)
