@@ -25,6 +25,7 @@ from accelerate.utils import (
     set_seed,
 )
 from datasets.distributed import split_dataset_by_node
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
@@ -183,6 +184,7 @@ class Run:
         self.about = about_run(config, self.label_names, prints)
         self.progress = self.checkpoints.load(found, self.about, config.force) if found else Progress()
         self.seconds_before = self.progress.seconds
+        self.lacks_weights = False  # whether the best epoch's could not be written
 
         # Loaders
         if not data.streaming:
@@ -314,10 +316,23 @@ class Run:
                 fitted = fit_thresholds(scored, config.data.definition(config.data.eval_split))
                 transforms = describe_transforms(self.data_config, config.data.rand_augment, config.data.cutout)
                 training = {'transforms': transforms}
-                hub.save(learner.ema.module, self.output, self.label_names, self.data_config, training, fitted)
+                save = partial(hub.save, learner.ema.module, self.output, self.label_names, self.data_config)
+                self.lacks_weights = not self.attempt(partial(save, training, fitted))
                 progress.best['results'] = self.results(measures, fitted, scored)
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, [0.0, 0.0]
-        self.write_results()
+        if accelerator.is_main_process:
+            self.attempt(partial(write_json, self.run_so_far(), self.output / 'results.json'))
+            self.attempt(partial(plot_curves, progress.history, self.output / 'curves.png'))
+
+    def attempt(self, write: partial) -> bool:
+        """Writes a file that the next epoch writes again; a disk that is full is told, and does not end the run."""
+        try:
+            write()
+            return True
+        except (OSError, SafetensorError) as e:
+            problem = ' '.join(f'{getattr(e, "strerror", None) or e}'.split())
+            tqdm.write(f'{self.output}: cannot be written to ({problem}); the run goes on.', file=sys.stderr)
+            return False
 
     def results(self, measures: dict, fitted: dict | None, scored: Measures) -> dict:
         """Makes the results of the averaged weights as they are now."""
@@ -340,12 +355,6 @@ class Run:
             **self.made_with,
         )
 
-    def write_results(self) -> None:
-        """Writes the results of the weights for use, with the history of all epochs."""
-        if self.accelerator.is_main_process:
-            write_json(self.run_so_far(), self.output / 'results.json')
-            plot_curves(self.progress.history, self.output / 'curves.png')
-
     def run_so_far(self) -> dict:
         """Returns the results of the weights for use, with the history of all epochs."""
         progress = self.progress
@@ -360,9 +369,15 @@ class Run:
         best, name = self.progress.best, f'local-dir:{self.output}'
         if not accelerator.is_main_process:
             return
+        mend = 'make room, and --resume auto does the rest.'
+        if self.lacks_weights:
+            raise InputError(f'{self.output}: the weights could not be written; {mend}')
         run = {**self.run_so_far(), 'raw_weights': raw}
-        write_json(run, self.output / 'results.json')
-        write_report(self.output, run, self.eval_set)
+        try:
+            write_json(run, self.output / 'results.json')
+            write_report(self.output, run, self.eval_set)
+        except OSError as e:
+            raise InputError(f'{self.output}: cannot be written to ({e.strerror or e}); {mend}') from None
         print(
             f'\n{self.output}: {best["line"]}\n'
             f'Measured on {data.name} {data.eval_split}, averaged weights of epoch {best["epoch"]};'
