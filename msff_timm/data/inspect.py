@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import textwrap
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -414,15 +413,16 @@ def _spread(tasks: Iterator[list], workers: int) -> Iterator[tuple[int, list]]:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
     except BrokenProcessPool as e:
-        time.sleep(0.2)  # Ctrl-C ends them too, and then arrives here a moment later
         raise InputError(f'a process that read pictures ended early ({e}).') from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _quiet() -> None:
-    # Ctrl-C reaches all processes of the terminal: these end at once and without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Ctrl-C reaches all processes of the terminal: these end at once and without a traceback, unless the one that started
+    # them ignores it, as what runs in a shell's background does.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read(task: list[tuple[str | bytes, str]]) -> list[tuple[str, int, int] | str]:
