@@ -88,6 +88,34 @@ def test_metrics_measures_each_shape(script, tmp_path):
         assert np.isfinite(measured['mAP']) and measured['peak_mib'] >= measured['peak_mib_before']
 
 
+def test_training_is_measured_with_a_recipes_own_settings(script, tmp_path):
+    output = tmp_path / 'train.json'
+    settings = ['--data.train_size=16', '--data.eval_size=4', '--data.image_size=32', '--data.workers=1']
+    arguments = [
+        'train',
+        '--steps',
+        3,
+        '--output',
+        output,
+        *settings,
+        '--optim.batch_size=4',
+        '--optim.max_per_process=2',
+    ]
+    printed = script('benchmark.py', *arguments).stdout
+    measured = json.loads(output.read_text())
+    assert (measured['model'], measured['batch_size'], measured['passes']) == ('msff_test_resnet', 4, 2)
+    turns = measured['turns']
+    assert {name: len(seconds) for name, seconds in turns.items()} == {'run': 3, 'fed': 3, 'bare': 3}
+    for name, seconds in turns.items():
+        assert measured['pictures_per_second'][name] == pytest.approx(4 / sorted(seconds)[1])
+    ratios = sorted(fed / bare for fed, bare in zip(turns['fed'], turns['bare'], strict=True))
+    assert measured['overhead'] == pytest.approx(ratios[1] - 1) and 0 <= measured['waiting_share'] < 1
+    # Convolutions alone, by hand: the first of the backbone, 3 x 3 from 3 to 32 channels at stride 2, and its gradient
+    # for the weights, on 4 pictures; all others come on top.
+    assert measured['flops_per_step'] > 2 * 4 * 2 * 3 * 9 * 32 * 16 * 16
+    assert 'waiting for data' in printed and measured['peak_bytes'] > 50e6
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -99,6 +127,9 @@ def test_metrics_measures_each_shape(script, tmp_path):
         (('data', '--root', '.', '--image_size', 8), '--image_size is 8: must be at least 32.'),
         (('data', '--root', '.', '--seconds', 0), '--seconds is 0.0: must be above 0.'),
         (('annotations', '--num_boxes', 3), '--num_boxes is 3: must be at least 80.'),
+        (('train', '--steps', 0), '--steps is 0: must be at least 1.'),
+        (('train', '--optim.lrr', 1), 'did you mean --optim.lr?'),
+        (('metrics', '--optim.lr', 1), 'unrecognized arguments: --optim.lr 1'),
         (('metrics', '--shapes', '10x'), "--shapes has '10x': must be pictures x labels"),
     ],
 )

@@ -101,8 +101,10 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, capsys, how, re
     assert run.checkpoints.find(str(tmp_path / 'step-00000003')) == tmp_path / 'step-00000003'
     with pytest.raises(InputError, match='resume is .*nowhere: there is no such checkpoint'):
         run.checkpoints.find(str(tmp_path / 'nowhere'))
-    run.save(6)
-    assert run.checkpoints.find('auto') == tmp_path / 'step-00000006'
+    again = Run(tmp_path)
+    again.checkpoints.load(again.checkpoints.find('auto'), {}, force=False)
+    assert names(tmp_path) == ['aside-step-00000006', 'step-00000003']
+    assert again.save(6) and again.checkpoints.find('auto') == tmp_path / 'step-00000006'
 
 
 def test_there_may_be_none(tmp_path):
@@ -178,3 +180,24 @@ def test_a_checkpoint_can_be_moved(tmp_path):
     state = json.loads((tmp_path / 'two' / 'step-00000003' / 'state.json').read_text())
     assert state['progress']['steps_done'] == 3
     assert Run(tmp_path / 'two').checkpoints.find('auto') == tmp_path / 'two' / 'step-00000003'
+
+
+def test_who_goes_back_leaves_the_later_ones_behind(tmp_path):
+    """Or `auto` would go on from the branch that was left."""
+    run = Run(tmp_path, keep=5)
+    for steps_done in (3, 6, 9):
+        run.save(steps_done)
+    again = Run(tmp_path, keep=5)
+    again.checkpoints.load(again.checkpoints.find(str(tmp_path / 'step-00000003')), {}, force=False)
+    assert names(tmp_path) == ['aside-step-00000006', 'aside-step-00000009', 'step-00000003']
+    again.save(6)
+    assert again.checkpoints.find('auto') == tmp_path / 'step-00000006'
+
+
+def test_what_is_saved_as_it_is_stays_untouched(tmp_path):
+    """Steps after which it is saved within an epoch may end with the epoch: the file is not written again."""
+    run = Run(tmp_path)
+    run.save(3)
+    before = (tmp_path / 'step-00000003' / 'whole.json').stat().st_mtime_ns
+    assert run.checkpoints.save(Progress(steps_done=3), {})
+    assert (tmp_path / 'step-00000003' / 'whole.json').stat().st_mtime_ns == before

@@ -155,6 +155,10 @@ def test_without_a_file_the_default_one_is_read():
         (['--data.workers', 'many'], 'data.workers'),
         (['stray'], 'stray'),
         (['--config', 'nowhere.yaml'], 'nowhere.yaml: cannot be read as settings'),
+        (['--trackers', '[tensorbord]'], "unknown trackers 'tensorbord': did you mean tensorboard?"),
+        (['--distill.teacher=local-dir:x', '--data.mixup=0.2'], 'set data.mixup and data.cutmix to 0'),
+        (['--optim.layer_decay=0.5', '--optim.backbone_lr=0.1'], 'set one of them'),
+        (['--model.batch_norm=frozn'], "unknown model.batch_norm 'frozn': did you mean frozen?"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):

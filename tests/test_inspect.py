@@ -139,8 +139,9 @@ def test_ctrl_c_ends_all_processes_without_a_traceback(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     script = tmp_path / 'run.py'
     script.write_text(f"""
-import os, sys
+import os, signal, sys
 from msff_timm import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 from msff_timm.data import inspect as module
 def check(*args):
     task = [[({str(tmp_path / 'pipe')!r}, 'pipe')]] * 2

@@ -165,6 +165,15 @@ def test_a_disk_that_is_full_costs_no_more_than_the_new_checkpoint(undisturbed, 
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_disk_without_room_for_the_weights_is_an_error_at_the_end_alone(tmp_path):
+    run = start(tmp_path / 'run', limit=3_000_000, resume='null')
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 2 and 'the weights could not be written; make room' in printed.splitlines()[-1]
+    assert len(re.findall('run: cannot be written to .*; the run goes on', printed)) == 2 and 'Traceback' not in printed
+    assert len(json.loads((tmp_path / 'run' / 'results.json').read_text())['history']) == 2
+    assert not (tmp_path / 'run' / 'model.safetensors').exists() and not list((tmp_path / 'run').rglob('step-*'))
+
+
 def test_another_number_of_processes_goes_on(undisturbed, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(undisturbed[2], run)

@@ -25,6 +25,10 @@ def to_tensor(image):
     return torch.tensor(image.getpixel((0, 0))[:1])
 
 
+def noisy(image):
+    return torch.cat([to_tensor(image), torch.rand(1), torch.tensor([np.random.rand(), random.random()])])
+
+
 def make(folder, broken=()):
     """Four pictures, each of its own colour, with three labels; a number of them broken."""
     paths = []
@@ -103,6 +107,25 @@ def test_a_stream_never_ends_and_passes_over_what_cannot_be_read(tmp_path):
         next(iter(StreamedSamples(nothing, to_tensor, skip_unreadable=True)))
 
 
+def test_augmentation_depends_on_seed_epoch_and_row_alone(tmp_path):
+    samples = Samples(make(tmp_path), noisy, seed=5)
+    keys = [2, 0, 6, 4, 10]  # rows 2, 0, 2, 0, 2 of epochs 0, 0, 1, 1, 2
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    drawn = [samples[key]['image'] for key in keys]
+    untouched = random.random(), np.random.rand(), torch.rand(1).item()
+    assert [samples[key]['index'] for key in keys] == [2, 0, 2, 0, 2]
+    assert all(torch.equal(samples[key]['image'], image) for key, image in zip(keys[::-1], drawn[::-1], strict=True))
+    values = torch.stack(drawn)[:, 1:].flatten()
+    assert len(values.unique()) == len(values)
+    assert not torch.equal(Samples(make(tmp_path), noisy, seed=6)[2]['image'], drawn[0])
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert untouched == (random.random(), np.random.rand(), torch.rand(1).item())
+
+
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_stream_goes_on_where_it_was(tmp_path, workers):
     paths = []
@@ -111,9 +134,6 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
         Image.new('RGB', (3, 3), (number, 0, 0)).save(paths[-1])
     columns = {'image': paths, 'labels': [[0]] * 12, 'ignore': [[]] * 12, 'area': [[]] * 12, 'image_id': paths}
     dataset = datasets.Dataset.from_dict(columns, features=features(['a']))
-
-    def noisy(image):
-        return torch.cat([to_tensor(image), torch.rand(1), torch.tensor([np.random.rand(), random.random()])])
 
     def batches(epoch, start):
         stream = dataset.to_iterable_dataset(num_shards=4).shuffle(seed=0, buffer_size=3)
@@ -125,7 +145,10 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
     assert len(whole) == 12 and set(range(12)) == set(whole[:6, :, 0].flatten().tolist())
     for start in (2, 4, 10):  # the last is in the second pass through the data
         assert torch.equal(batches(1, start), whole[start:])
-    assert not torch.equal(batches(2, 0)[..., 0], whole[..., 0])
+    other = batches(2, 0)
+    assert not torch.equal(other[..., 0], whole[..., 0])
+    drawn = torch.cat([whole, other])[..., 1:].flatten()
+    assert len(drawn.unique()) == len(drawn)  # each picture of each epoch has its own augmentation
 
 
 def test_too_many_unreadable_pictures_end_the_run(capsys):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import msff_timm.data
-from msff_timm.data import voc
+from msff_timm.data import DIFFICULT, voc
 from msff_timm.errors import InputError
 
 CAT, DOG, PERSON = (voc.LABEL_NAMES.index(name) for name in ('cat', 'dog', 'person'))
@@ -91,9 +91,9 @@ def test_what_a_label_of_difficult_objects_alone_counts_as(root, difficult, labe
 
 
 def test_each_difficult_has_rows_of_its_own_in_the_cache(root, monkeypatch):
-    first = {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in voc.DIFFICULT}
+    first = {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in DIFFICULT}
     monkeypatch.setattr(voc, '_boxes', lambda *_: pytest.fail('parsed again'))
-    assert first == {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in voc.DIFFICULT}
+    assert first == {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in DIFFICULT}
     assert len({str(rows) for rows in first.values()}) == 3
 
 
@@ -289,7 +289,7 @@ def test_any_change_of_a_file_loads_or_is_named(root, file, data):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            dataset = voc.load('voc2012', 'validation', root, data.draw(st.sampled_from(voc.DIFFICULT)))
+            dataset = voc.load('voc2012', 'validation', root, data.draw(st.sampled_from(DIFFICULT)))
     except InputError as e:
         assert_one_line(e)
         assert str(root) in str(e) and (os.path.basename(file) in str(e) or 'val.txt' in str(e))

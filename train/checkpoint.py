@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from config import TrainConfig
-from msff_timm.data.records import file_digest
+from msff_timm.data.records import file_digest, shown
 from msff_timm.errors import InputError
 
 __all__ = ['Checkpoints', 'Progress', 'about_run', 'differences', 'fingerprint']
@@ -71,6 +71,7 @@ class Checkpoints:
         self.accelerator = accelerator
         self.folder = folder
         self.keep = keep
+        self.saved: int | None = None  # steps_done of the newest that this process has saved
         folder.mkdir(parents=True, exist_ok=True)
         # Machines with disks of their own each save everything: whichever starts again finds its own copy.
         accelerator.project_configuration.save_on_each_node = not self._is_shared()
@@ -107,21 +108,25 @@ class Checkpoints:
     def _save_weights(self, models: list, weights: list, folder: str) -> None:
         weights.clear()  # Accelerate would save them with the names that several processes give them
         if self._writes:
-            save_file({name: value.contiguous() for name, value in self.model.state_dict().items()}, _in(folder))
+            save_file(
+                {name: value.contiguous() for name, value in self.model.state_dict().items()}, Path(folder, WEIGHTS)
+            )
 
     def _load_weights(self, models: list, folder: str) -> None:
         models.clear()
-        self.model.load_state_dict(load_file(_in(folder)))
+        self.model.load_state_dict(load_file(Path(folder, WEIGHTS)))
 
     def save(self, progress: Progress, about: dict) -> bool:
-        """Saves the run; returns whether that went well, and says what is wrong if not.
+        """Saves the run, unless it is saved as it is; returns whether that went well, and says what is wrong if not.
 
-        Whatever happens, no whole checkpoint is touched before the new one is whole.
+        Whatever happens, no whole checkpoint of the run is touched before the new one is whole.
 
         Args:
             progress: Where the run is.
             about: What the run is: see `differences`.
         """
+        if progress.steps_done == self.saved:
+            return True
         path = self.folder / f'step-{progress.steps_done:08}'
         temporary = self.folder / f'.saving-{path.name}'
         problem = None
@@ -143,7 +148,7 @@ class Checkpoints:
                 if self._writes:
                     _write(temporary / STATE, {'progress': asdict(progress), 'about': about})
                     _seal(temporary)
-                    shutil.rmtree(path, ignore_errors=True)  # a damaged one, or the same once more
+                    self._set_aside(path)
                     os.replace(temporary, path)
                     _sync(self.folder)
                     self._thin_out(progress)
@@ -155,12 +160,21 @@ class Checkpoints:
                 shutil.rmtree(temporary, ignore_errors=True)
             if self.accelerator.is_main_process:
                 tqdm.write(f'{path}: cannot be saved ({problem}); the run goes on without it.', file=sys.stderr)
-        return problem is None
+            return False
+        self.saved = progress.steps_done
+        return True
 
     def _first(self, problem: Exception | None) -> str | None:
         """Tells every process what went wrong in any of them."""
         told = problem and ' '.join(f'{getattr(problem, "strerror", None) or problem}'.split())
         return next((text for text in gather_object([told]) if text), None)
+
+    def _set_aside(self, path: Path) -> None:
+        """Renames a checkpoint that is damaged, or of what this run does not go on from, so that none finds it."""
+        if path.exists():
+            aside = path.with_name(f'aside-{path.name}')
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
 
     def _thin_out(self, progress: Progress) -> None:
         names = self._names()
@@ -204,6 +218,8 @@ class Checkpoints:
     def load(self, path: Path, about: dict, force: bool) -> Progress:
         """Loads a checkpoint into what was registered, and returns where the run was.
 
+        Later ones, which are damaged or were left behind by naming an earlier one, are renamed to `aside-step-...`.
+
         Raises:
             InputError: It is of another run, and `force` is false.
         """
@@ -215,7 +231,13 @@ class Checkpoints:
                 ' force to true.'
             )
         self.accelerator.load_state(str(path))
-        return Progress(**state['progress'])
+        progress = Progress(**state['progress'])
+        self.accelerator.wait_for_everyone()
+        if self._writes:
+            for name in self._names():
+                if name > f'step-{progress.steps_done:08}':
+                    self._set_aside(self.folder / name)
+        return progress
 
 
 def fingerprint(targets: np.ndarray, image_ids: list[str]) -> str:
@@ -233,11 +255,11 @@ def differences(before: dict, now: dict) -> Iterator[str]:
         if any(setting == free or setting.startswith(f'{free}.') for free in FREE):
             continue
         if before.get(key) != now.get(key):
-            yield f'{setting} was {_short(before.get(key))} and is {_short(now.get(key))}'
+            yield f'{setting} was {shown(before.get(key))} and is {shown(now.get(key))}'
 
 
-def about_run(config: TrainConfig, label_names: list[str], data: str | None) -> dict:
-    """Makes what `differences` compares: all settings, the labels, and the data's fingerprint."""
+def about_run(config: TrainConfig, label_names: list[str], data: dict[str, str]) -> dict:
+    """Makes what `differences` compares: all settings, the labels, and the fingerprints of the data."""
     return json.loads(json.dumps({'config': asdict(config), 'label_names': label_names, 'data': data}))
 
 
@@ -247,15 +269,6 @@ def _flat(content: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
             yield from _flat(value, f'{prefix}{key}.')
         else:
             yield f'{prefix}{key}', value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f'{text[:80]}...'
-
-
-def _in(folder: str) -> str:
-    return os.path.join(folder, WEIGHTS)
 
 
 def _write(path: Path, content: dict) -> None:

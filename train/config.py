@@ -11,6 +11,7 @@ from typing import TypeVar
 import datasets
 import timm
 import yaml
+from accelerate.utils import LoggerType
 from jsonargparse import ArgumentError, ArgumentParser
 
 import msff_timm.data
@@ -335,6 +336,10 @@ class TrainConfig:
             part.validate()
         _at_least('seed', self.seed, 0)
         _at_least('log_every', self.log_every, 1)
+        for tracker in self.trackers or ():
+            _one_of('trackers', tracker, [kind.value for kind in LoggerType if kind != LoggerType.ALL])
+        if self.distill.teacher and (self.data.mixup or self.data.cutmix):
+            raise InputError('distill.teacher sees pictures that are not mixed: set data.mixup and data.cutmix to 0.')
         if self.overwrite and self.resume:
             raise InputError(f'resume is {self.resume} and overwrite is true: set one of them.')
 

@@ -393,7 +393,7 @@ class Learner:
             last = number == len(prepared) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 # Accelerate returns float32 logits and keeps autocast to the model: the loss is in float32 outside it.
-                loss = self._loss(self.model(image), target, teacher_logits) / known
+                loss = self._loss(self.model(image), target, teacher_logits, known, len(prepared))
                 accelerator.backward(loss)
             total += loss.detach()
         grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad)
@@ -418,12 +418,20 @@ class Learner:
         with self.accelerator.autocast():
             return image, target, self.teacher(pixels)
 
-    def _loss(self, logits: torch.Tensor, target: torch.Tensor, teacher_logits: torch.Tensor | None) -> torch.Tensor:
-        loss = known_sum(self.loss_fn, logits, target)
+    def _loss(
+        self,
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        teacher_logits: torch.Tensor | None,
+        known: torch.Tensor,
+        passes: int,
+    ) -> torch.Tensor:
+        loss = known_sum(self.loss_fn, logits, target) / known
         if self.teacher is None:
             return loss
         weight = self.teacher.weight
-        return (1 - weight) * loss + weight * self.teacher.loss(logits, teacher_logits).sum()
+        # The teacher has an answer for every label.
+        return (1 - weight) * loss + weight * self.teacher.loss(logits, teacher_logits).mean() / passes
 
 
 def train_one_epoch(

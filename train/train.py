@@ -25,6 +25,7 @@ from accelerate.utils import (
     set_seed,
 )
 from datasets.distributed import split_dataset_by_node
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
@@ -68,17 +69,19 @@ SHUFFLE_BUFFER = 1000  # pictures of a stream, undecoded, of which the next is d
 def main() -> None:
     config = parse(TrainConfig, sys.argv[1:], default_file=Path(__file__).parent / 'configs' / 'demo.yaml')
     output = Path(config.output)
-    holds_a_run = (output / 'config.json').exists() or (output / 'checkpoints').exists()
+    holds_a_run = (output / 'config.json').exists() or any((output / 'checkpoints').glob('step-*'))
     if holds_a_run and not (config.overwrite or config.resume):
         raise InputError(
             f'{output} holds a run already: choose another --output, --resume auto to go on, or --overwrite true.'
         )
     if config.overwrite:
-        shutil.rmtree(output / 'checkpoints', ignore_errors=True)
+        for part in ('checkpoints', 'tensorboard'):
+            shutil.rmtree(output / part, ignore_errors=True)
 
+    # So far no process has begun to write: they wait for one another here.
     stop = StopRequest()
     accelerator = make_accelerator(config)
-    accelerator.init_trackers('tensorboard')
+    accelerator.init_trackers('tensorboard')  # a folder of TensorBoard's, a project of others
     Run(config, accelerator, stop).train()
     accelerator.end_training()
 
@@ -121,6 +124,10 @@ class Run:
         self.num_pictures = data.train_size if data.streaming else len(self.train_set)
         self.per_pass, self.passes = divide_batch(optim, self.num_pictures, accelerator.num_processes)
         self.steps = self.num_pictures // optim.batch_size  # of an epoch
+        if (data.mixup or data.cutmix) and self.per_pass % 2:
+            raise InputError(f'data.mixup and data.cutmix mix pairs: {self.per_pass} pictures at once are not even.')
+        if config.model.batch_norm == 'sync' and accelerator.device.type == 'cpu':
+            raise InputError('model.batch_norm is sync: PyTorch has that on GPUs only; set it to each or frozen.')
 
         # Model
         self.checkpoints = Checkpoints(accelerator, self.output / 'checkpoints', config.checkpoint.keep)
@@ -177,6 +184,7 @@ class Run:
         self.about = about_run(config, self.label_names, prints)
         self.progress = self.checkpoints.load(found, self.about, config.force) if found else Progress()
         self.seconds_before = self.progress.seconds
+        self.lacks_weights = False  # whether the best epoch's could not be written
 
         # Loaders
         if not data.streaming:
@@ -308,10 +316,23 @@ class Run:
                 fitted = fit_thresholds(scored, config.data.definition(config.data.eval_split))
                 transforms = describe_transforms(self.data_config, config.data.rand_augment, config.data.cutout)
                 training = {'transforms': transforms}
-                hub.save(learner.ema.module, self.output, self.label_names, self.data_config, training, fitted)
+                save = partial(hub.save, learner.ema.module, self.output, self.label_names, self.data_config)
+                self.lacks_weights = not self.attempt(partial(save, training, fitted))
                 progress.best['results'] = self.results(measures, fitted, scored)
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, [0.0, 0.0]
-        self.write_results()
+        if accelerator.is_main_process:
+            self.attempt(partial(write_json, self.run_so_far(), self.output / 'results.json'))
+            self.attempt(partial(plot_curves, progress.history, self.output / 'curves.png'))
+
+    def attempt(self, write: partial) -> bool:
+        """Writes a file that the next epoch writes again; a disk that is full is told, and does not end the run."""
+        try:
+            write()
+            return True
+        except (OSError, SafetensorError) as e:
+            problem = ' '.join(f'{getattr(e, "strerror", None) or e}'.split())
+            tqdm.write(f'{self.output}: cannot be written to ({problem}); the run goes on.', file=sys.stderr)
+            return False
 
     def results(self, measures: dict, fitted: dict | None, scored: Measures) -> dict:
         """Makes the results of the averaged weights as they are now."""
@@ -334,12 +355,6 @@ class Run:
             **self.made_with,
         )
 
-    def write_results(self) -> None:
-        """Writes the results of the weights for use, with the history of all epochs."""
-        if self.accelerator.is_main_process:
-            write_json(self.run_so_far(), self.output / 'results.json')
-            plot_curves(self.progress.history, self.output / 'curves.png')
-
     def run_so_far(self) -> dict:
         """Returns the results of the weights for use, with the history of all epochs."""
         progress = self.progress
@@ -354,9 +369,15 @@ class Run:
         best, name = self.progress.best, f'local-dir:{self.output}'
         if not accelerator.is_main_process:
             return
+        mend = 'make room, and --resume auto does the rest.'
+        if self.lacks_weights:
+            raise InputError(f'{self.output}: the weights could not be written; {mend}')
         run = {**self.run_so_far(), 'raw_weights': raw}
-        write_json(run, self.output / 'results.json')
-        write_report(self.output, run, self.eval_set)
+        try:
+            write_json(run, self.output / 'results.json')
+            write_report(self.output, run, self.eval_set)
+        except OSError as e:
+            raise InputError(f'{self.output}: cannot be written to ({e.strerror or e}); {mend}') from None
         print(
             f'\n{self.output}: {best["line"]}\n'
             f'Measured on {data.name} {data.eval_split}, averaged weights of epoch {best["epoch"]};'

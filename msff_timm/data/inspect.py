@@ -419,8 +419,10 @@ def _spread(tasks: Iterator[list], workers: int) -> Iterator[tuple[int, list]]:
 
 
 def _quiet() -> None:
-    # Ctrl-C reaches all processes of the terminal: these end at once and without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Ctrl-C reaches all processes of the terminal: these end at once and without a traceback, unless their parent
+    # ignores it, as what runs in a shell's background does.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read(task: list[tuple[str | bytes, str]]) -> list[tuple[str, int, int] | str]:

@@ -48,7 +48,6 @@ LABEL_NAMES = (
 NUMBER_OF = {name: label for label, name in enumerate(LABEL_NAMES)}
 SPLITS = {'train': 'train', 'validation': 'val', 'trainval': 'trainval', 'test': 'test'}
 STATES = {'1': 1, '-1': -1, '0': 0}  # present, absent, present in difficult objects only
-DIFFICULT = ('ignore', 'negative', 'positive')
 MOST_PIXELS = 1_000_000  # of a coordinate: more is a slip
 NUMBER = re.compile(r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?')
 MOST_LINE = 1024  # bytes of a submission's line, so that no archive unpacks to more than the memory holds
@@ -76,8 +75,6 @@ def load(name: str, split: str, root: str | None, difficult: str = 'ignore') -> 
     year = name.removeprefix('voc')
     if split not in SPLITS:
         raise unknown(f'split of {name}', split, SPLITS)
-    if difficult not in DIFFICULT:
-        raise unknown('value of difficult', difficult, DIFFICULT)
     if not root:
         raise InputError(f'{name} needs data.root: the folder VOC{year}, or VOCdevkit.')
     base = _base(year, root)
