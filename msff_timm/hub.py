@@ -139,6 +139,8 @@ def load(name: str, **model_args) -> nn.Module:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
         model.thresholds = _stored_thresholds(source, where, model.num_classes)
         return model
+    except InputError:
+        raise
     except Exception as e:
         # A damaged config.json or weights file and an unreachable Hub show themselves in many types of exception.
         origin = f' from {constants.ENDPOINT}' if source == 'hf-hub' else ''
