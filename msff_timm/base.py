@@ -140,7 +140,8 @@ def _no_weights(cfg: PretrainedCfg, error: Exception, cache_dir: str | None) -> 
         why = f'{asked} cannot be reached ({reason})'
         if constants.HF_HUB_OFFLINE:
             why = f'{asked} was not asked, since HF_HUB_OFFLINE is set'
-        why += f', and the cache {cache_dir or constants.HF_HUB_CACHE} holds no copy; maybe nobody has published weights there yet'
+        why += f', and the cache {cache_dir or constants.HF_HUB_CACHE} holds no copy'
+        why += '; maybe nobody has published weights there yet'
     elif isinstance(error, GatedRepoError):
         why = f'{asked} is gated: ask for access on its page and set HF_TOKEN'
     elif isinstance(error, RepositoryNotFoundError):
