@@ -214,7 +214,7 @@ def _render(
             template_path=str(HUB_CARDS / 'template.md'),
             title=escape(title),
             name=repo_id or 'ORG/NAME',
-            architecture=escape(cfg.architecture),
+            architecture=cfg.architecture,  # a registered name
             paper_name=escape(of_architecture.paper_name or ''),
             paper_url=of_architecture.origin_url or '',
             is_msff=cfg.architecture.startswith('msff_'),
@@ -255,6 +255,7 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
         'difficult': data.get('difficult'),
         'keep_unlabelled': data.get('keep_unlabelled'),
         'is_coco': str(data['name']).startswith('coco'),
+        'was_trained_on': _holds(data.get('trained_on'), data['split']),
         'definition': str(named['mAP']),
         'threshold': float(threshold) if isinstance(threshold, int | float) else None,
         'num_images': int(results['num_images']),
@@ -313,7 +314,7 @@ def _recipe(results: dict) -> dict | None:
         'num_processes': int(results.get('num_processes') or 1),
         'devices': list(Counter(map(str, results.get('devices') or ())).items()),
         'mixed_precision': results.get('mixed_precision'),
-        'minutes': float(results['seconds']) / 60 if results.get('seconds') is not None else None,
+        'seconds': float(results['seconds']) if results.get('seconds') is not None else None,
         'versions': [pair for pair in (results.get('versions') or {}).items() if pair[1]],
         'git_commit': results.get('git_commit'),
         'git_dirty': bool(results.get('git_dirty')),
@@ -371,6 +372,11 @@ def _title(data: dict) -> str:
     if root is None:
         return 'own photos'
     return str(root) if name == 'hub' and '/' in str(root) else f'own photos ({Path(str(root)).name})'
+
+
+def _holds(trained_on: str | None, split: str) -> bool:
+    """Tells whether a training split holds the images of another split."""
+    return trained_on == split or (trained_on == 'trainval' and split in ('train', 'validation', 'val'))
 
 
 def _source(name: str | None) -> str | None:
