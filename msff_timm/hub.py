@@ -9,7 +9,6 @@ from pathlib import Path
 import timm
 import torch.nn as nn
 from huggingface_hub import constants
-from huggingface_hub.errors import EntryNotFoundError
 from timm.models import get_model_args, parse_model_name, save_for_hf
 from timm.models._hub import download_from_hf
 
@@ -138,7 +137,7 @@ def load(name: str, **model_args) -> nn.Module:
         raise unknown('model', name, list_models())
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **model_args).eval()
-        model.thresholds = _stored_thresholds(model, source, where, model_args.get('cache_dir'))
+        model.thresholds = _stored_thresholds(source, where, model.num_classes)
         return model
     except InputError:
         raise
@@ -172,15 +171,12 @@ def load_for(
     return model, {}
 
 
-def _stored_thresholds(model: nn.Module, source: str | None, where: str, cache_dir: str | None) -> list[float] | None:
+def _stored_thresholds(source: str, where: str, num_classes: int) -> list[float] | None:
     """Reads what `set_thresholds` stored: timm keeps of a config.json only the keys that it knows."""
     if source == 'local-dir':
         path = Path(where, 'config.json')
-    elif repo_id := model.pretrained_cfg.get('hf_hub_id'):  # of a tag too
-        try:
-            path = Path(download_from_hf(repo_id, 'config.json', cache_dir))
-        except EntryNotFoundError:
-            return None
+    elif source == 'hf-hub':
+        path = Path(download_from_hf(where, 'config.json'))
     else:
         return None
     thresholds = json.loads(path.read_text(encoding='utf-8')).get('thresholds')
@@ -190,7 +186,7 @@ def _stored_thresholds(model: nn.Module, source: str | None, where: str, cache_d
     if not all(0 <= threshold < 1 for threshold in per_class):
         raise ValueError('thresholds in config.json must be from 0 to below 1')
     # A model that was loaded with another number of labels has none of its own.
-    return per_class if len(per_class) == model.num_classes else None
+    return per_class if len(per_class) == num_classes else None
 
 
 def _reason(error: Exception) -> str:
