@@ -4,9 +4,19 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from timm.layers import get_device_dtype
-from timm.models import build_model_with_cfg, named_apply
+from timm.models import PretrainedCfg, build_model_with_cfg, named_apply, resolve_pretrained_cfg
 
+from .errors import InputError
 from .layers import create_backbone, first_conv_of_backbone, no_weight_decay_of_backbone
 
 __all__ = ['BackboneModel', 'create_on_backbone']
@@ -89,16 +99,62 @@ def create_on_backbone(
         pretrained: Load its weights.
         num_maps: How many maps, the last ones, its `features_only` form gives.
         **kwargs: As for `build_model_with_cfg`.
+
+    Raises:
+        InputError: The weights are on a Hub and cannot be had from there.
     """
-    # The fused weights hold the backbone's: fetching timm's as well would download what is overwritten at once.
     if pretrained:
+        # The fused weights hold the backbone's: fetching timm's as well would download what is overwritten at once.
         kwargs['backbone_pretrained'] = False
+        # Where no file is named, timm asks for a pickle when there is no safetensors file.
+        overlay = {'hf_hub_filename': 'model.safetensors', **(kwargs.get('pretrained_cfg_overlay') or {})}
+        kwargs['pretrained_cfg_overlay'] = overlay
     feature_cfg = {'feature_cls': 'getter', 'out_indices': num_maps}
-    model = build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    try:
+        model = build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    except (OSError, HFValidationError) as e:
+        cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+        if not pretrained or cfg.file or not cfg.hf_hub_id:
+            raise
+        # Not chained: the Hub's answer, a traceback and ten lines, is in the message as far as it says anything.
+        raise InputError(_no_weights(cfg, e, kwargs.get('cache_dir'))) from None
     if not kwargs.get('features_only') and not isinstance(kwargs.get('pretrained_cfg'), dict):
         # A registered configuration speaks of the registered backbone; `backbone` may have asked for another.
         of_backbone = model.backbone.pretrained_cfg
         model.pretrained_cfg.update(
             mean=of_backbone['mean'], std=of_backbone['std'], first_conv=model._traits['first_conv']
         )
+        if not pretrained:
+            # Nor are its weights those of a tag, which its checkpoints would claim to come from.
+            model.pretrained_cfg.update(tag=None, label_names=None)
+    if model.pretrained_cfg.get('num_classes') != getattr(model, 'num_classes', None):
+        model.pretrained_cfg['label_names'] = None  # they are those of the logits that were loaded
     return model
+
+
+def _no_weights(cfg: PretrainedCfg, error: Exception, cache_dir: str | None) -> str:
+    """Says in one line why weights did not come from the Hub, and what to do."""
+    asked = f'{cfg.hf_hub_id} at {constants.ENDPOINT}'
+    reason = ' '.join(str(error.__cause__ or error).split()) or type(error).__name__
+    if isinstance(error, LocalEntryNotFoundError):  # before its base, EntryNotFoundError
+        why = f'{asked} cannot be reached ({reason})'
+        if constants.HF_HUB_OFFLINE:
+            why = f'{asked} was not asked, since HF_HUB_OFFLINE is set'
+        why += f', and the cache {cache_dir or constants.HF_HUB_CACHE} holds no copy'
+        why += '; maybe nobody has published weights there yet'
+    elif isinstance(error, GatedRepoError):
+        why = f'{asked} is gated: ask for access on its page and set HF_TOKEN'
+    elif isinstance(error, RepositoryNotFoundError):
+        why = f'{asked} holds no weights yet: there is no such repository, or none that HF_TOKEN opens'
+    elif isinstance(error, RevisionNotFoundError):
+        why = f'{asked} has no such revision'
+    elif isinstance(error, EntryNotFoundError):
+        why = f'{asked} holds no weights yet: it has no {cfg.hf_hub_filename}'
+    else:
+        why = f'{asked} cannot be read ({reason})'
+    mend = 'Mend what is named, or use --model local-dir:FOLDER.'
+    if cfg.source != 'hf-hub':
+        mend = (
+            "Train it (README.md, 'Train') and use --model local-dir:FOLDER, or set MSFF_HUB_NAMESPACE to who has it."
+        )
+    return f'{cfg.architecture}{"." if cfg.tag else ""}{cfg.tag or ""}: {why}. {mend}'

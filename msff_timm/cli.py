@@ -4,10 +4,11 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
 import torch
 
-from . import __version__, hub
+from . import __version__, card, hub
 from .errors import InputError
 from .explain import LAYERS, explain
 from .export import FORMATS, export
@@ -66,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--photos', nargs='+', default=[], metavar='PHOTO', help='to compare on (default: noise)')
     command.add_argument('-o', '--output', required=True, metavar='FILE')
     command.set_defaults(run=_export)
+
+    command = commands.add_parser('card', help='print the model card that a run, or a tag, has on the Hub')
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument('folder', nargs='?', metavar='RUN_FOLDER', help='with config.json and results.json')
+    what.add_argument('--tag', help=', '.join(card.tags()))
+    command.add_argument('--repo', metavar='ORG/NAME', help='where the run is to be published')
+    command.add_argument('-o', '--output', metavar='FILE', help='to write it to, README.md say (default: print it)')
+    command.set_defaults(run=_card)
 
     command = commands.add_parser('push', help='publish a run folder on the Hub, and check what got there')
     command.add_argument('folder', metavar='RUN_FOLDER')
@@ -149,6 +158,19 @@ def _export(args: argparse.Namespace) -> int:
         f'{exported.path}: {exported.format}, {exported.num_bytes / 1e6:.1f} MB, for pictures (B, {channels}, {height},'
         f" {width}); its logits differ from the model's by {exported.max_difference:.1g} at most."
     )
+    return 0
+
+
+def _card(args: argparse.Namespace) -> int:
+    text = card.render_tag(args.tag) if args.tag else card.render(Path(args.folder), args.repo)
+    if not args.output:
+        print(text)
+        return 0
+    try:
+        Path(args.output).write_text(text, encoding='utf-8')
+    except OSError as e:
+        raise InputError(f'{args.output}: cannot be written ({e.strerror}).') from e
+    print(args.output)
     return 0
 
 

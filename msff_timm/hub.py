@@ -156,6 +156,8 @@ def load(name: str, cache_dir: str | Path | None = None, **model_args) -> nn.Mod
         ).eval()
         model.thresholds = None if saved is None else _stored_thresholds(saved, model.num_classes)
         return model
+    except InputError:
+        raise
     except Exception as e:
         # A damaged config.json or weights file and an unreachable Hub show themselves in many types of exception.
         origin = f' from {constants.ENDPOINT}' if source == 'hf-hub' else ''

@@ -7,7 +7,31 @@ import torch.nn as nn
 
 from .errors import InputError
 
-__all__ = ['match_labels', 'names_of', 'relabel']
+__all__ = ['COCO_LABELS', 'SCENES_LABELS', 'VOC_LABELS', 'match_labels', 'names_of', 'relabel']
+
+# COCO's 80 in the order of their ids, which run from 1 to 90 with gaps
+COCO_LABELS: tuple[str, ...] = tuple(
+    (
+        'person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, '
+        'parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, '
+        'handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, '
+        'skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, '
+        'sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, '
+        'dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, '
+        'refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush'
+    ).split(', ')
+)
+# VOC's 20 in the order of their names
+VOC_LABELS: tuple[str, ...] = tuple(
+    (
+        'aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant '
+        'sheep sofa train tvmonitor'
+    ).split()
+)
+# The shapes of the demo's scenes
+SCENES_LABELS: tuple[str, ...] = tuple(
+    'arrow bolt crescent cross dumbbell heart hourglass pill ring square star triangle'.split()
+)
 
 # COCO's name for VOC's; case, spaces and punctuation are left aside: `dining table` is `diningtable`.
 SYNONYMS = {'aeroplane': 'airplane', 'motorbike': 'motorcycle', 'sofa': 'couch', 'tvmonitor': 'tv'}

@@ -9,6 +9,7 @@ speak of it, and a class-wise linear layer scores each label. The files in `laye
 paper.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 
 from .base import BackboneModel, create_on_backbone
+from .labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS
 from .layers import (
     FUSION_MODES,
     INTERPOLATIONS,
@@ -35,6 +37,9 @@ from .layers import (
 )
 
 __all__ = ['MSFF']
+
+# Who publishes the weights of the tags below on the Hub: `msff_resnet101.coco2014_448` lies in NAMESPACE/that name.
+HUB_NAMESPACE = os.environ.get('MSFF_HUB_NAMESPACE') or 'msff-timm'
 
 
 class MSFF(BackboneModel):
@@ -310,14 +315,30 @@ def _cfg(url: str = '', **kwargs) -> dict:
         'license': 'apache-2.0',
         'paper_name': 'Multi-Scale Feature Fusion and Advanced Representation Learning'
         ' for Multi Label Image Classification',
+        'paper_ids': 'doi:10.32604/cmc.2025.059102',
         'origin_url': 'https://doi.org/10.32604/cmc.2025.059102',
         **kwargs,
     }
 
 
+def _published(name: str, label_names: Sequence[str], **kwargs) -> dict:
+    """Configures a tag: weights on the Hub, in the repository of its name."""
+    return _cfg(
+        hf_hub_id=f'{HUB_NAMESPACE}/{name}', num_classes=len(label_names), label_names=tuple(label_names), **kwargs
+    )
+
+
+TEST_RESNET = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), first_conv='backbone.conv1.0')
+
+# Of an architecture with several tags, the first that has weights is the one that `pretrained=True` takes.
 default_cfgs = generate_default_cfgs(
     {
-        'msff_resnet101.untrained': _cfg(),
+        'msff_resnet101.coco2014_448': _published('msff_resnet101.coco2014_448', COCO_LABELS),
+        'msff_resnet101.coco2014_576': _published(
+            'msff_resnet101.coco2014_576', COCO_LABELS, input_size=(3, 576, 576), pool_size=(36, 36)
+        ),
+        'msff_resnet101.voc2007_448': _published('msff_resnet101.voc2007_448', VOC_LABELS),
+        'msff_resnet101.voc2012_448': _published('msff_resnet101.voc2012_448', VOC_LABELS),
         'msff_resnet50.untrained': _cfg(),
         'msff_resnet34.untrained': _cfg(),
         'msff_resnet18.untrained': _cfg(),
@@ -327,12 +348,8 @@ default_cfgs = generate_default_cfgs(
         'msff_mobilenetv4_small.untrained': _cfg(
             input_size=(3, 224, 224), pool_size=(14, 14), first_conv='backbone.conv_stem'
         ),
-        'msff_test_resnet.untrained': _cfg(
-            input_size=(3, 128, 128),
-            pool_size=(8, 8),
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            first_conv='backbone.conv1.0',
+        'msff_test_resnet.scenes': _published(
+            'msff_test_resnet.scenes', SCENES_LABELS, input_size=(3, 96, 96), pool_size=(6, 6), **TEST_RESNET
         ),
     }
 )

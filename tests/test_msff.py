@@ -46,7 +46,7 @@ def parts(channels: tuple[int, int], d: int, ffn: int, labels: int) -> int:
 
 @pytest.mark.parametrize('name', MODELS)
 def test_parameter_counts(name):
-    model = timm.create_model(name, device='meta')
+    model = timm.create_model(name, num_classes=80, device='meta')
     assert count(model) == count(model.backbone) + parts(
         model.backbone.feature_info.channels(), *WIDTHS.get(name, (512, 2048)), labels=80
     )

@@ -1,7 +1,6 @@
 """What a run leaves behind: results with all that they were measured on, the training curves, and a report of both."""
 
 import dataclasses
-import html
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from accelerate.utils import gather_object
 from matplotlib.figure import Figure
 
 import msff_timm
+from msff_timm.card import escape
 from msff_timm.data.sheet import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
 from msff_timm.metrics import FEW, SIZES
 
@@ -275,7 +275,7 @@ def write_report(output: str | Path, run: dict, dataset: datasets.Dataset) -> Pa
 
 def _lines(run: dict) -> Iterator[str]:
     data, named = run['data'], run['definitions']
-    model, split = _escape(run['model']), _escape(f'{data["name"]} {data["split"]}')
+    model, split = escape(run['model']), escape(f'{data["name"]} {data["split"]}')
     weights = 'averaged weights' + (f' of epoch {run["epoch"]}' if 'epoch' in run else '')
     few = sum(0 < label['num_positives'] < FEW for label in run['labels'].values())
     counts = run['num_images'], run['num_classes_with_positives'], run['num_classes'], few
@@ -287,7 +287,7 @@ def _lines(run: dict) -> Iterator[str]:
     )
     others = {key: value for key, value in data.items() if key not in ('name', 'split') and value is not None}
     if others:
-        yield f'Data: {", ".join(f"{_escape(key)} {_escape(value)}" for key, value in others.items())}.'
+        yield f'Data: {", ".join(f"{escape(key)} {escape(value)}" for key, value in others.items())}.'
     yield ''
     rows = [(weights, run['measures'])]
     if run.get('raw_weights'):
@@ -329,7 +329,7 @@ def _lines(run: dict) -> Iterator[str]:
             yield from _table(
                 ['image', 'label', 'probability'],
                 [
-                    [_escape(entry['image_id']), _escape(entry['label']), _probability(entry['probability'])]
+                    [escape(entry['image_id']), escape(entry['label']), _probability(entry['probability'])]
                     for entry in run['mistakes'][kind]
                 ],
                 texts=2,
@@ -343,13 +343,13 @@ def _made_with(run: dict) -> Iterator[str]:
     yield ''
     yield from (f'{fence}bash', run['command'], fence, '')
     state = {None: '', False: '', True: ', with changes that are not committed'}[run['git_dirty']]
-    devices = ', '.join(f'{count} × {_escape(name)}' for name, count in Counter(run['devices']).items())
+    devices = ', '.join(f'{count} × {escape(name)}' for name, count in Counter(run['devices']).items())
     facts = {
         'git commit': f'{run["git_commit"] or "none: not a checkout"}{state}',
         'processes and their devices': devices,
-        **{name: _escape(found or 'none') for name, found in run['versions'].items()},
+        **{name: escape(found or 'none') for name, found in run['versions'].items()},
     }
-    yield from _table(['', ''], [[_escape(name), value] for name, value in facts.items()], texts=2)
+    yield from _table(['', ''], [[escape(name), value] for name, value in facts.items()], texts=2)
 
 
 def _table(head: list[str], rows: list[list[str]], texts: int = 1) -> Iterator[str]:
@@ -366,14 +366,6 @@ def _figure(value: float | None) -> str:
 def _probability(value: float) -> str:
     """Shows three digits, and more near 0 and 1, where they would all be 0 or 9."""
     return f'{value:.3f}' if 0.0005 <= value < 0.9995 else f'{value:.3g}' if value < 0.5 else f'{value:.6f}'
-
-
-def _escape(value: object) -> str:
-    """Makes text that Markdown shows as it is, in one line."""
-    text = html.escape(' '.join(str(value).split()), quote=False)
-    # Links and mathematics by entities, since not all of Markdown's dialects know these characters behind a backslash.
-    text = re.sub(r'[:~$@]', lambda found: f'&#{ord(found[0])};', text)
-    return re.sub(r'([\\`*_\[\]|])', r'\\\1', text)
 
 
 MISTAKES = {

@@ -18,13 +18,12 @@ from datasets.features.features import register_feature
 from PIL import Image, ImageDraw
 
 from ..errors import InputError
+from ..labels import SCENES_LABELS
 from . import records
 
 __all__ = ['LABEL_NAMES', 'Scene', 'SceneObject', 'draw', 'layout', 'load']
 
-LABEL_NAMES: tuple[str, ...] = tuple(
-    'arrow bolt crescent cross dumbbell heart hourglass pill ring square star triangle'.split()
-)
+LABEL_NAMES = SCENES_LABELS
 SPLITS: tuple[str, ...] = ('train', 'validation', 'test')
 PAIRS: tuple[tuple[str, str], ...] = (('arrow', 'ring'), ('bolt', 'star'), ('crescent', 'heart'), ('cross', 'pill'))
 

@@ -19,32 +19,12 @@ import numpy as np
 from datasets import Dataset
 
 from ..errors import InputError, unknown
+from ..labels import VOC_LABELS
 from .records import Records, cached, found_in, shown
 
 __all__ = ['LABEL_NAMES', 'check_submission', 'load', 'write_submission']
 
-LABEL_NAMES = (
-    'aeroplane',
-    'bicycle',
-    'bird',
-    'boat',
-    'bottle',
-    'bus',
-    'car',
-    'cat',
-    'chair',
-    'cow',
-    'diningtable',
-    'dog',
-    'horse',
-    'motorbike',
-    'person',
-    'pottedplant',
-    'sheep',
-    'sofa',
-    'train',
-    'tvmonitor',
-)
+LABEL_NAMES = VOC_LABELS
 NUMBER_OF = {name: label for label, name in enumerate(LABEL_NAMES)}
 SPLITS = {'train': 'train', 'validation': 'val', 'trainval': 'trainval', 'test': 'test'}
 STATES = {'1': 1, '-1': -1, '0': 0}  # present, absent, present in difficult objects only

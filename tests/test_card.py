@@ -1,0 +1,360 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard, metadata_load
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import msff_timm
+import report
+from msff_timm import card, cli, hub, metrics, thresholds
+from msff_timm.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+LABELS = ['cat', 'dog', 'chair', 'never seen', 'rare']
+HOSTILE = [
+    '<script>alert(1)</script>',
+    '</details><img src=x onerror=alert(1)>',
+    '![x](http://evil.example/x.png)',
+    '[click](javascript:alert(1))',
+    'a | b | c',
+    '{{ 7 * 7 }}{% raw %}',
+    'x\n---\nlicense: mit\n---\n# Mine',
+    '``` ` ~~~ **b** _i_ $x^2$ @someone',
+    'lone \ud800 and \x00\x1b[31m and \u2028 line',
+    'www.evil.example :smile: 猫 é',
+]
+
+
+def make_folder(folder: Path, label_names: list[str], **context) -> Path:
+    """Saves a model with the results of scores that are drawn; the last label has 2 positives, the one before none."""
+    torch.manual_seed(0)
+    model = timm.create_model('msff_test_resnet', num_classes=len(label_names))
+    data_config = timm.data.resolve_model_data_config(model) | {'input_size': (3, 64, 96)}
+    rng = np.random.default_rng(0)
+    targets = rng.random((60, len(label_names))) < 0.4
+    targets[:, -2], targets[2:, -1], targets[:2, -1] = False, False, True
+    scores = (0.5 * rng.random(targets.shape) + 0.5 * targets * rng.random(targets.shape)).astype(np.float32)
+    measures = metrics.evaluate(scores, targets, bootstrap=20, areas=np.where(targets, rng.random(targets.shape), 0))
+    fitted = thresholds.fit(scores, targets)
+    stored = {'per_class': fitted.per_class, 'overall': fitted.overall, 'out_of_fold': fitted.out_of_fold}
+    stored |= {'folds': 5, 'data': {'name': 'scenes', 'split': 'validation'}, 'num_images': 60}
+    hub.save(model, folder, label_names, data_config, thresholds=stored)
+    config = {
+        'output': '/home/someone/runs/secret',
+        'model': {'name': 'msff_test_resnet', 'init_from': 'local-dir:/home/someone/teacher', 'drop_rate': 0.0},
+        'data': {'name': 'scenes', 'root': '/home/someone/photos', 'train_split': 'train', 'image_size': 64},
+        'optim': {'epochs': 3, 'batch_size': 16, 'lr': 0.002, 'loss': 'asl'},
+    }
+    run = report.results(
+        measures,
+        label_names,
+        **{
+            'model': 'msff_test_resnet',
+            'data': {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'},
+            'config': config,
+            'command': 'HF_TOKEN=hf_aaaaaaaaaaaaaaaaaaaaaaaaaaaa train.py --output /home/someone/runs/secret',
+            'epoch': 3,
+            'seconds': 75.0,
+            'devices': ['cpu (x86_64)', 'cpu (x86_64)'],
+            'raw_weights': {'epoch': 3, **report.summary(measures), 'mAP': 12.345},
+            'mistakes': {'misses': [{'row': 0, 'image_id': '/home/someone/photos/me.jpg', 'label': label_names[0]}]},
+            **context,
+        },
+    )
+    report.write_json(run, folder / 'results.json')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp('card') / 'run', LABELS)
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / 'copy'))
+
+
+@pytest.fixture(scope='module')
+def text(folder):
+    return card.render(folder, 'org/name')
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / 'results.json').read_text())
+
+
+def section(text: str, heading: str) -> str:
+    return re.split(r'^## ', text.split(f'\n## {heading}\n')[1], flags=re.MULTILINE)[0]
+
+
+def table_row(text: str, first: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f'| {first} |')]
+    return [cell.strip() for cell in line.strip('|').split('|')][1:]
+
+
+def check(text: str, path: Path) -> dict:
+    """Reads a card as huggingface_hub does. What its `validate` asks besides, the Hub itself answers: not here."""
+    path.write_text(text, encoding='utf-8')
+    data = metadata_load(path)
+    loaded = ModelCard.load(path)
+    assert loaded.data.to_dict() == data and str(loaded) == text
+    assert data['library_name'] == 'timm' and data['pipeline_tag'] == 'image-classification'
+    assert data['license'] == 'apache-2.0' and 'multi-label-classification' in data['tags']
+    assert text.count('\n---\n') == 1 and text.startswith('---\n')
+    # What a template leaves behind where something is missing; `[None]` is code, and two sentences begin so.
+    assert not re.search(r'\{\{|\{%|(?<!\[)\bNone\b(?!:| are stored)|\n\n\n', text)
+    return data
+
+
+@pytest.mark.parametrize('tag', card.tags())
+def test_the_card_of_each_tag_is_valid_and_claims_no_figure_that_nobody_measured(tag, tmp_path):
+    text = card.render_tag(tag)
+    data = check(text, tmp_path / 'README.md')
+    measured = (ROOT / 'hub_cards' / 'results' / f'{tag}.json').is_file()
+    assert ('model-index' in data) == measured == ('**No results.**' not in text)
+    cfg = timm.get_pretrained_cfg(tag)
+    assert cfg.hf_hub_id in text and f'{cfg.input_size[2]} × {cfg.input_size[1]} pixels' in text
+    assert ', '.join(cfg.label_names) in text
+    about = yaml.safe_load((ROOT / 'hub_cards' / 'tags' / f'{tag}.yaml').read_text())
+    assert (ROOT / about['recipe']).is_file() and about['recipe'] in text
+    if 'paper' in about:
+        (line,) = [line for line in text.splitlines() if "paper's own figures" in line]
+        assert all(f'{name} {value}' in line for name, value in about['paper']['measures'].items())
+        assert 'They are not of these weights.' in line
+
+
+def test_there_is_a_card_for_each_tag_with_weights_and_for_no_other():
+    published = timm.list_models('msff_*', module='msff', pretrained=True)
+    assert card.tags() == sorted(published)
+
+
+def test_figures_are_those_of_the_results(folder, text, tmp_path):
+    data, run = check(text, tmp_path / 'README.md'), results_of(folder)
+    evaluated = {result.metric_type: result for result in ModelCard(text).data.eval_results}
+    assert sorted(evaluated) == ['CF1', 'OF1', 'mAP']
+    for name, result in evaluated.items():
+        assert result.metric_value == pytest.approx(run['measures'][name], abs=0.005)
+        assert (result.dataset_type, result.dataset_split) == ('scenes', 'validation')
+        assert result.dataset_args == {'num_images': 60, 'num_classes': 4}
+    assert evaluated['mAP'].metric_name == 'mAP in percent (all-points)'
+    assert data['model-index'][0]['name'] == 'name'
+
+    names = ['mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1']
+    part = section(text, 'Results')
+    assert table_row(part, 'these weights') == [f'{run["measures"][name]:.2f}' for name in names]
+    raw = ['12.35' if name == 'mAP' else f'{run["raw_weights"][name]:.2f}' for name in names]
+    assert table_row(part, 'without averaging (not these weights)') in (raw, ['12.35', *raw[1:]], ['12.34', *raw[1:]])
+    assert table_row(part, 'these weights, top 3 labels') == ['–', *(f'{run["top3"][n]:.2f}' for n in names[1:])]
+    assert '60 images, 4 of 5 labels' in part and 'all-points' in part and 'a probability of 0.5' in part
+    low, high = run['mAP_interval_95']
+    assert f'resampling the images: {low:.2f} to {high:.2f}' in part
+    stored = json.loads((folder / 'config.json').read_text())['thresholds']
+    for name, threshold in zip(LABELS, stored['per_class'], strict=True):
+        ap = run['labels'][name]['AP']
+        shown = ['–' if ap is None else f'{ap:.2f}', str(run['labels'][name]['num_positives']), f'{threshold:.3f}']
+        assert table_row(part, name) == shown
+    for kind, row in (('per_class', 'one for each label'), ('overall', 'one for all'), ('default', '0.5')):
+        figures = stored['out_of_fold'][kind]
+        assert table_row(section(text, 'Thresholds'), row) == [
+            f'{figures[name]:.2f}' for name in ('CF1', 'OF1', 'macro_F1')
+        ]
+    assert 'their figures say little: rare.' in text and 'for want of positives: never seen.' in text
+
+
+def test_no_figure_of_quality_is_in_no_file(folder, text):
+    def leaves(value):
+        if isinstance(value, dict | list):
+            for inner in value.values() if isinstance(value, dict) else value:
+                yield from leaves(inner)
+        elif isinstance(value, float):
+            yield value
+
+    files = [*leaves(results_of(folder)), *leaves(json.loads((folder / 'config.json').read_text()))]
+    known = {f'{value:.{digits}f}' for value in files for digits in (2, 3)}
+    parts = section(text, 'Results') + section(text, 'Thresholds')
+    found = set(re.findall(r'\d+\.\d{2,3}\b', parts))
+    assert len(found) > 30 and found <= known
+
+
+def test_size_is_that_of_the_model(folder, text):
+    model = timm.create_model(f'local-dir:{folder}').eval()
+    # Attention as matrix products, since the counter does not know the processor's own kernel.
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(torch.zeros(1, 3, 64, 96))
+    assert f'| {counter.get_total_flops() / 1e9:.3g} GFLOPs for' in text
+    assert f'({sum(p.numel() for p in model.parameters()):,})' in text
+    assert f'{(folder / "model.safetensors").stat().st_size / 1e6:.1f} MB' in text
+    assert '96 × 64 pixels, 3 channels' in text
+
+
+def test_the_recipe_is_the_runs_without_paths_commands_and_tokens(text):
+    settings = yaml.safe_load(re.search(r'```yaml\n(.*?)```', text, re.DOTALL)[1])
+    assert settings['optim'] == {'epochs': 3, 'batch_size': 16, 'lr': 0.002, 'loss': 'asl'}
+    assert settings['data'] == {'image_size': 64} and settings['model'] == {'drop_rate': 0.0}
+    assert 'from another run (a local folder); 3 epochs' in text and '2 × cpu (x86\\_64), in 75 seconds' in text
+    assert '/home' not in text and 'hf_a' not in text and 'secret' not in text and 'me.jpg' not in text
+
+
+@pytest.mark.parametrize(
+    ('data', 'dataset', 'more'),
+    [
+        ({'name': 'hub', 'root': 'org/shop'}, 'org/shop', {'datasets': ['org/shop'], 'base_model': 'org/start'}),
+        ({'name': 'table', 'root': 'photos'}, 'own photos (photos)', {'base_model': 'org/start'}),
+        ({'name': 'coco2014', 'keep_unlabelled': None}, 'COCO 2014', {'base_model': 'org/start'}),
+    ],
+)
+def test_where_model_and_data_come_from_is_metadata(copied, data, dataset, more):
+    run = results_of(copied)
+    run['data'] = {**data, 'split': 'validation', 'trained_on': 'validation'}
+    run['config']['model']['init_from'] = 'hf-hub:org/start@v1'
+    run['config']['data']['name'] = data['name']
+    (copied / 'results.json').write_text(json.dumps(run))
+    text = card.render(copied)
+    found = ModelCard(text).data
+    assert {key: found.get(key) for key in ('datasets', 'base_model') if found.get(key)} == more
+    assert found.eval_results[0].dataset_name == dataset
+    assert '**The model was trained on these images**' in text
+    assert ('Images without a label are left out.' in text) == (data['name'] == 'coco2014')
+
+
+def test_texts_of_others_are_shown_as_they_are_and_do_nothing(tmp_path):
+    names = [*HOSTILE, 'never', 'rare']
+    data = {'name': 'table', 'root': '](x) <b> `', 'split': 'val\n---\nlicense: mit', 'trained_on': 'train'}
+    folder = make_folder(tmp_path / 'run', names, data=data, devices=['<b>GPU</b>'], git_commit='```\n# x')
+    config = results_of(folder)['config']
+    config['optim']['loss'] = '```\n# broken out\n```'
+    run = {**results_of(folder), 'config': config}
+    (folder / 'results.json').write_text(json.dumps(run))
+    text = card.render(folder, 'org/name')
+    metadata = check(text.replace('{{ 7', '( 7').replace('{%', '('), tmp_path / 'README.md')
+    assert metadata['model-index'][0]['results'][0]['dataset']['split'] == 'val --- license: mit'
+    body = text.split('\n---\n', 1)[1]
+    assert set(re.findall(r'<(?!/)[^>]*>', body)) == {'<details>', '<summary>'} and body.count('</details>') == 2
+    assert not re.search(r'(?<!\\)\]\((?!architecture|#results|https://(doi|github))', body)
+    assert re.findall(r'^# .*', re.sub(r'^````+yaml.*?^````+$', '', body, flags=re.M | re.S), re.M) == ['# name']
+    assert 'alert(1)&lt;/script&gt;' in body and '{{ 7 \\* 7 }}' in body
+    rows = [line for line in section(text, 'Results').splitlines() if line.startswith('| ')]
+    columns = {len(re.findall(r'(?<!\\)\|', line)) for line in rows}
+    assert columns == {9, 5, 4}  # of the three tables, whatever the names hold
+    assert '\x00' not in text and '\x1b' not in text and '猫 é' in text
+    text.encode()
+
+
+def test_escaping_keeps_what_is_harmless():
+    assert card.escape('traffic light') == 'traffic light' and card.escape('naïve 猫') == 'naïve 猫'
+    assert card.escape('a_b') == 'a\\_b' and card.escape(7) == '7'
+
+
+def test_without_results_a_card_says_so(copied, tmp_path):
+    (copied / 'results.json').unlink()
+    text = card.render(copied, 'org/name')
+    data = check(text, tmp_path / 'README.md')
+    assert 'model-index' not in data and '> **No results.** Nobody has measured this model' in text
+    assert 'None: there is no `results.json`.' in section(text, 'Results')
+    assert table_row(section(text, 'Thresholds'), 'cat')  # these come from config.json
+
+
+def test_results_of_a_measurement_alone_tell_no_recipe(copied):
+    run = results_of(copied)
+    for key in ('config', 'epoch', 'seconds', 'devices', 'raw_weights', 'mAP_by_size', 'num_positives_by_size'):
+        run.pop(key)
+    (copied / 'results.json').write_text(json.dumps(run))
+    text = card.render(copied)
+    assert 'does not tell how it was trained' in section(text, 'Training') and 'hf-hub:ORG/NAME' in text
+
+
+def test_a_run_that_is_published_as_a_tag_has_what_is_known_of_the_tag(tmp_path):
+    scenes = list(timm.get_pretrained_cfg('msff_test_resnet.scenes').label_names)
+    tag, other = make_folder(tmp_path / 'tag', scenes), make_folder(tmp_path / 'other', scenes[::-1])
+    text = card.render(tag, 'me/msff_test_resnet.scenes')
+    assert "It is the demo's model" in text and '**No results.**' not in text
+    assert "It is the demo's model" not in card.render(other, 'me/msff_test_resnet.scenes')
+
+
+def test_the_pictures_of_a_card_are_known(copied):
+    assert sorted(card.pictures(copied)) == ['architecture.svg']
+    for name in ('curves.png', 'ap.png', 'mistakes.png'):
+        (copied / name).write_bytes(b'')
+    found = card.pictures(copied)
+    assert set(re.findall(r'!\[[^]]*\]\(([^)]*)\)', card.render(copied))) == set(found)
+    assert sorted(found) == ['ap.png', 'architecture.svg', 'curves.png'] and all(p.is_file() for p in found.values())
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda f: (f / 'config.json').unlink(), 'holds no config.json'),
+        (lambda f: (f / 'config.json').write_text('{"architecture": "nothing"}'), 'config.json: is of no model'),
+        (lambda f: (f / 'config.json').write_text('[' * 100_000), 'config.json: cannot be read'),
+        (lambda f: (f / 'results.json').write_text('[]'), 'results.json: holds no JSON object.'),
+        (lambda f: (f / 'results.json').write_text('{"labels": 3}'), 'results.json: is not of this model, or not as'),
+        (lambda f: _change(f, labels={'bird': {'AP': 1.0, 'num_positives': 3}}), "its label 'bird' is not in config"),
+        (lambda f: _change(f, num_images='many'), 'results.json: is not of this model, or not as'),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(copied, damage, message, capsys):
+    damage(copied)
+    assert cli.main(['card', str(copied)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count('\n') == 1 and captured.out == ''
+
+
+def _change(folder: Path, **values) -> None:
+    (folder / 'results.json').write_text(json.dumps({**results_of(folder), **values}))
+
+
+def test_the_command_prints_or_writes(folder, text, tmp_path, capsys):
+    assert cli.main(['card', str(folder), '--repo', 'org/name']) == 0
+    assert capsys.readouterr().out == text + '\n'
+    assert cli.main(['card', str(folder), '--repo', 'org/name', '-o', str(tmp_path / 'README.md')]) == 0
+    assert (tmp_path / 'README.md').read_text(encoding='utf-8') == text
+    assert cli.main(['card', '--tag', 'msff_resnet101.coco2014_44']) == 2
+    assert 'did you mean msff_resnet101.coco2014_448?' in capsys.readouterr().err
+    assert cli.main(['card', str(folder), '--repo', 'a/b/c']) == 2
+    assert cli.main(['card', str(folder), '-o', str(tmp_path / 'gone' / 'README.md')]) == 2
+    with pytest.raises(InputError, match='is no id of a repository'):
+        card.render(folder, 'org/na me')
+
+
+def test_a_wheel_renders_without_the_clone(folder, tmp_path):
+    for name in ('pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, tmp_path)
+    ignore = shutil.ignore_patterns('__pycache__')
+    for name in ('msff_timm', 'hub_cards'):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
+    build = 'from setuptools import build_meta; print(build_meta.build_wheel("dist"))'
+    subprocess.run([sys.executable, '-c', build], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / 'dist').glob('*.whl')
+    installed = tmp_path / 'elsewhere' / 'site'
+    zipfile.ZipFile(wheel).extractall(installed)
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / 'msff_timm').rglob('*.py')}
+    assert modules <= {str(path.relative_to(installed)) for path in installed.rglob('*.py')}
+    code = f"""
+import msff_timm, sys
+from pathlib import Path
+from msff_timm import card
+assert Path(msff_timm.__file__).is_relative_to({str(installed)!r}), msff_timm.__file__
+assert card.tags() == {card.tags()!r}
+assert card.render_tag('msff_test_resnet.scenes') == {card.render_tag('msff_test_resnet.scenes')!r}
+found = card.pictures({str(folder)!r})
+assert found['architecture.svg'].is_file() and found['architecture.svg'].is_relative_to({str(installed)!r})
+sys.stdout.write(card.render({str(folder)!r}, 'org/name'))
+"""
+    environment = {**os.environ, 'PYTHONPATH': str(installed)}
+    command = [sys.executable, '-P', '-c', code]
+    result = subprocess.run(command, cwd=tmp_path / 'elsewhere', env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == card.render(folder, 'org/name') and msff_timm.__version__ in result.stdout

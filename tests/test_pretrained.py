@@ -1,0 +1,167 @@
+"""Tags: `pretrained=True` for weights that lie on a Hub, or do not yet."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hub_server import HubServer
+
+from msff_timm import hub, msff
+from msff_timm.data import scenes, voc
+from msff_timm.labels import COCO_LABELS, VOC_LABELS
+
+NOWHERE = {'HF_ENDPOINT': 'http://127.0.0.1:9'}
+TAGS = {
+    'msff_resnet101.coco2014_448': (COCO_LABELS, 448),
+    'msff_resnet101.coco2014_576': (COCO_LABELS, 576),
+    'msff_resnet101.voc2007_448': (VOC_LABELS, 448),
+    'msff_resnet101.voc2012_448': (VOC_LABELS, 448),
+    'msff_test_resnet.scenes': (scenes.LABEL_NAMES, 96),
+}
+TAG = 'msff_test_resnet.scenes'
+
+
+def python(code: str, environment: dict[str, str], home: Path) -> list[str]:
+    """Runs code in another process, without the pauses between the Hub client's own retries; returns what it prints."""
+    code = f'import time; time.sleep = lambda seconds: None\nimport timm, msff_timm, torch\n{code}'
+    environment = {**os.environ, 'HF_HOME': str(home), **environment}
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def attempt(name: str, **arguments: object) -> str:
+    """Code that prints the type and message of what creating a pretrained model raises."""
+    return f"""
+try: timm.create_model({name!r}, pretrained=True, **{arguments!r})
+except Exception as e: print(type(e).__name__, e)
+"""
+
+
+@pytest.mark.parametrize('name', TAGS)
+def test_a_tag_tells_labels_preprocessing_licence_and_origin(name):
+    (label_names, side), cfg = TAGS[name], timm.get_pretrained_cfg(name)
+    assert cfg.hf_hub_id == f'{msff.HUB_NAMESPACE}/{name}' and cfg.label_names == label_names
+    assert cfg.num_classes == len(label_names) and cfg.input_size == (3, side, side)
+    assert cfg.pool_size == (side // 16, side // 16)
+    assert (cfg.crop_mode, cfg.crop_pct, cfg.interpolation) == ('squash', 1.0, 'bilinear')
+    backbone = timm.get_pretrained_cfg('test_resnet' if 'test' in name else 'resnet101')
+    assert (cfg.mean, cfg.std) == (backbone.mean, backbone.std)
+    assert cfg.license == 'apache-2.0' and cfg.paper_ids == 'doi:10.32604/cmc.2025.059102'
+    assert timm.is_model_pretrained(name) and name in timm.list_pretrained('msff_*')
+
+
+def test_the_first_tag_is_the_default():
+    assert timm.get_pretrained_cfg('msff_resnet101').tag == 'coco2014_448'
+    assert not timm.is_model_pretrained('msff_resnet50')
+
+
+def test_label_names_are_those_of_the_data(coco_root):
+    content = json.loads((coco_root / 'annotations' / 'instances_val2014.json').read_text())
+    categories = sorted(content['categories'], key=lambda category: category['id'])
+    assert list(COCO_LABELS) == [category['name'] for category in categories]
+    assert VOC_LABELS == voc.LABEL_NAMES == tuple(sorted(VOC_LABELS)) and len(VOC_LABELS) == 20
+
+
+def test_a_model_without_weights_does_not_claim_a_tag_and_one_with_other_classes_not_its_labels(tmp_path):
+    model = timm.create_model('msff_test_resnet', num_classes=3)
+    hub.save(model, tmp_path, ['a', 'b', 'c'], timm.data.resolve_model_data_config(model))
+    saved = json.loads((tmp_path / 'config.json').read_text())
+    assert 'tag' not in saved['pretrained_cfg'] and saved['label_names'] == ['a', 'b', 'c']
+    again = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert again.pretrained_cfg['label_names'] == ['a', 'b', 'c']
+    for name, arguments in ((f'local-dir:{tmp_path}', {'pretrained': True, 'num_classes': 5}), (TAG, {})):
+        assert timm.create_model(name, **arguments).pretrained_cfg['label_names'] is None
+
+
+def line_of(namespace: str, why: str, home: Path) -> str:
+    return (
+        f'{TAG}: {namespace}/{TAG} at http://127.0.0.1:9 {why}, and the cache {home / "hub"} holds no copy; maybe'
+        " nobody has published weights there yet. Train it (README.md, 'Train') and use --model local-dir:FOLDER, or"
+        ' set MSFF_HUB_NAMESPACE to who has it.'
+    )
+
+
+def test_without_network_one_line_tells_what_was_asked_where_and_what_to_do(tmp_path):
+    environment = {**NOWHERE, 'HF_HUB_OFFLINE': '0', 'MSFF_HUB_NAMESPACE': 'me'}
+    lines = python(attempt('msff_test_resnet'), environment, tmp_path)
+    assert lines == ['InputError ' + line_of('me', 'cannot be reached ([Errno 111] Connection refused)', tmp_path)]
+
+
+def test_offline_it_says_so_and_the_command_says_it_once(tmp_path):
+    environment = {**NOWHERE, 'HF_HUB_OFFLINE': '1', 'MSFF_HUB_NAMESPACE': ''}
+    command = ['predict', 'photo.jpg', '--model', TAG]
+    code = attempt('msff_test_resnet') + attempt(TAG, pretrained_cfg_overlay={'hf_hub_id': 'not/valid/name'})
+    code += f'import sys; from msff_timm import cli; sys.stderr = sys.stdout; cli.main({command})'
+    by_timm, invalid, by_command = python(code, environment, tmp_path)
+    line = line_of('msff-timm', 'was not asked, since HF_HUB_OFFLINE is set', tmp_path)
+    assert by_timm == f'InputError {line}' and by_command == f'msff-timm: error: {line}'
+    assert invalid.startswith(f'InputError {TAG}: not/valid/name at http://127.0.0.1:9 cannot be read (Repo id must be')
+
+
+@pytest.fixture(scope='module')
+def published(tmp_path_factory):
+    """A Hub that has the weights of a tag, a repository without any, and one with a pickle."""
+    root = tmp_path_factory.mktemp('hub')
+    torch.manual_seed(0)
+    model = timm.create_model(TAG).eval()
+    folder = root / 'models' / 'msff-timm' / TAG
+    hub.save(model, folder, list(scenes.LABEL_NAMES), timm.data.resolve_model_data_config(model))
+    for namespace in ('empty', 'gated'):
+        (root / 'models' / namespace / TAG).mkdir(parents=True)
+    (root / 'models' / 'empty' / TAG / 'README.md').write_text('nothing yet')
+    pickled = root / 'models' / 'pickled' / TAG
+    pickled.mkdir(parents=True)
+    (pickled / 'config.json').write_bytes((folder / 'config.json').read_bytes())
+    (pickled / 'pytorch_model.bin').write_bytes(pickle.dumps({'this': 'is never read'}))
+    with HubServer(root) as server:
+        yield server, model
+
+
+CREATE = f"""
+torch.set_num_threads(1)
+model = timm.create_model({TAG!r}, pretrained=True, cache_dir='CACHE').eval()
+torch.manual_seed(1)
+with torch.inference_mode():
+    print(model(torch.randn(2, 3, 96, 96)).numpy().tobytes().hex())
+print(*model.pretrained_cfg['label_names'])
+"""
+
+
+def test_a_tag_is_downloaded_once_and_what_a_hub_lacks_is_told_apart(published, tmp_path):
+    server, model = published
+    commit = server.repository('models', f'msff-timm/{TAG}').commit
+    server.gated.add(f'gated/{TAG}')
+    create = CREATE.replace('CACHE', str(tmp_path / 'cache'))
+    code = create + f'timm.create_model("hf-hub:msff-timm/{TAG}@{commit}", pretrained=True)\n'
+    for repo_id in (f'nobody/{TAG}', f'empty/{TAG}', f'gated/{TAG}', f'msff-timm/{TAG}@v7'):
+        code += attempt(TAG, pretrained_cfg_overlay={'hf_hub_id': repo_id})
+    code += attempt(f'hf-hub:pickled/{TAG}')
+    environment = {**server.environment(tmp_path / 'home'), 'MSFF_HUB_NAMESPACE': ''}
+    *created, nobody, empty, gated, revision, pickled = python(code, environment, tmp_path / 'home')
+    at = f'at {server.url}'
+    assert f'nobody/{TAG} {at} holds no weights yet: there is no such repository, or none that HF_TOKEN' in nobody
+    assert f'empty/{TAG} {at} holds no weights yet: it has no model.safetensors. Train it' in empty
+    assert f'gated/{TAG} {at} is gated: ask for access on its page and set HF_TOKEN. Train it' in gated
+    assert f'msff-timm/{TAG}@v7 {at} has no such revision. Train it' in revision
+    assert f'pickled/{TAG} {at} holds no weights yet: it has no model.safetensors. Mend what is named' in pickled
+    assert all(line.startswith('InputError msff_test_resnet') for line in (nobody, empty, gated, revision, pickled))
+    asked = {path.rpartition('/')[2] for _, path in server.requests}
+    assert asked == {'config.json', 'model.safetensors'}  # the first for names with hf-hub: alone, and no pickle
+
+    server.requests.clear()
+    assert python(create, {**environment, 'HF_HUB_OFFLINE': '1'}, tmp_path / 'home') == created
+    assert not server.requests and len(list((tmp_path / 'cache').rglob('*.safetensors'))) == 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    with torch.inference_mode():
+        logits = model(torch.randn(2, 3, 96, 96))
+    torch.set_num_threads(threads)
+    assert created == [logits.numpy().tobytes().hex(), ' '.join(scenes.LABEL_NAMES)]
