@@ -74,8 +74,13 @@ def save(
             safe_serialization=True,
             data_config=data_config,
         )
+        path = Path(temporary, 'config.json')
+        config = json.loads(path.read_text(encoding='utf-8'))
+        # transformers' wrapper, as timm, takes the number from beside the arguments, and fails when it is told twice.
+        config['model_args'].pop('num_classes')
+        path.write_text(json.dumps(config, indent=2), encoding='utf-8')
         # safetensors leaves its file to the owner alone, whatever the umask says.
-        shutil.copymode(Path(temporary, 'config.json'), Path(temporary, 'model.safetensors'))
+        shutil.copymode(path, Path(temporary, 'model.safetensors'))
         for name in ('model.safetensors', 'config.json'):
             os.replace(Path(temporary, name), folder / name)
 
