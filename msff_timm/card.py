@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .errors import InputError, unknown
 from .metrics import FEW, SIZES
 
-__all__ = ['escape', 'pictures', 'render', 'render_tag', 'tags']
+__all__ = ['RUN_PICTURES', 'escape', 'pictures', 'render', 'render_tag', 'tags']
 
 # In a wheel, hub_cards/ lies within the package; in a clone, beside it.
 INSTALLED = Path(__file__).parent / 'hub_cards'
@@ -208,28 +208,25 @@ def _render(
         **more,
     )
     of_architecture = timm.get_pretrained_cfg(cfg.architecture)
-    try:
-        card = ModelCard.from_template(
-            data,
-            template_path=str(HUB_CARDS / 'template.md'),
-            title=escape(title),
-            name=repo_id or 'ORG/NAME',
-            architecture=cfg.architecture,  # a registered name
-            paper_name=escape(of_architecture.paper_name or ''),
-            paper_url=of_architecture.origin_url or '',
-            is_msff=cfg.architecture.startswith('msff_'),
-            preprocessing=_escaped({**cfg.to_dict(), 'label_names': None}),
-            labels=[{'name': escape(name), **figures} for name, figures in labels.items()],
-            size=size,
-            measured=_escaped(measured),
-            recipe=_escaped(recipe),
-            settings=_settings(results),
-            thresholds=_escaped(fitted),
-            about=about,
-            shown=shown,
-        )
-    except ImportError:
-        raise InputError("a card needs jinja2: pip install 'msff-timm[card]'") from None
+    card = ModelCard.from_template(
+        data,
+        template_path=str(HUB_CARDS / 'template.md'),
+        title=escape(title),
+        name=repo_id or 'ORG/NAME',
+        architecture=cfg.architecture,  # a registered name
+        paper_name=escape(of_architecture.paper_name or ''),
+        paper_url=of_architecture.origin_url or '',
+        is_msff=cfg.architecture.startswith('msff_'),
+        preprocessing=_escaped({**cfg.to_dict(), 'label_names': None}),
+        labels=[{'name': escape(name), **figures} for name, figures in labels.items()],
+        size=size,
+        measured=_escaped(measured),
+        recipe=_escaped(recipe),
+        settings=_settings(results),
+        thresholds=_escaped(fitted),
+        about=about,
+        shown=shown,
+    )
     return str(card)
 
 

@@ -1,6 +1,5 @@
 """What a run folder publishes, without what speaks of the machine, and how it is sent to the Hub."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, ge
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import HfHubHTTPError, validate_repo_id
 
-from . import __version__
+from . import __version__, card
 from .errors import InputError
 
 __all__ = ['check_target', 'gather', 'patiently', 'reason', 'send']
@@ -24,7 +23,6 @@ __all__ = ['check_target', 'gather', 'patiently', 'reason', 'send']
 log = logging.getLogger(__name__)
 T = TypeVar('T')
 
-CARD = 'msff_timm.card'
 PICTURES = ('.png', '.jpg', '.svg')
 LABELS = ('labels', 'label', 'label_names', 'label_columns', 'label_descriptions', 'kept_labels')  # keys in JSON
 # A slash or a drive that begins a word, and is not that of a URL
@@ -42,7 +40,7 @@ CLIENTS = ('httpx', 'httpx2', 'requests', 'urllib3')  # whose errors huggingface
 
 
 def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
-    """Collects what a run folder publishes: weights, configuration, results, card and pictures, and nothing else.
+    """Collects what a run folder publishes: weights, configuration, results, card and its pictures, and nothing else.
 
     In the configuration, the results and the card, absolute paths keep their last part only, and secrets nothing:
     tokens of the Hub, passwords in addresses, and the values of variables such as `WANDB_API_KEY`. Label names stay.
@@ -65,29 +63,25 @@ def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
                 content = (json.dumps(cleaned, indent=2, ensure_ascii=False) + '\n').encode()
             found[name] = _without_secrets(content)
     pictures = (path for path in sorted(folder.iterdir()) if path.suffix in PICTURES and not path.name.startswith('.'))
-    found |= {path.name: path for path in pictures if path.is_file() and not path.is_symlink()}
-    card = _card(folder, found, repo_id)
-    if card is not None:
-        found['README.md'] = _without_secrets(_replaced(card, paths, folder).encode())
-        if importlib.util.find_spec(CARD):  # some of what it shows lies elsewhere
-            shown = importlib.import_module(CARD).pictures(folder)
-            found |= {name: path for name, path in shown.items() if name in card}
-    return found
+    pictures = {path.name: path for path in pictures if path.is_file() and not path.is_symlink()}
+    text = _card(folder, found | pictures, repo_id)
+    found['README.md'] = _without_secrets(_replaced(text, paths, folder).encode())
+    # Others stay here: photos in them may be nobody's to publish.
+    shown = {**pictures, **card.pictures(folder)}
+    return found | {name: path for name, path in shown.items() if name in card.RUN_PICTURES or name in text}
 
 
-def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str) -> str | None:
+def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str) -> str:
     """Reads the folder's card, or renders one from what is to be published."""
     if (folder / 'README.md').is_file():
         return (folder / 'README.md').read_text(encoding='utf-8')
-    if not importlib.util.find_spec(CARD):
-        return None
     with tempfile.TemporaryDirectory(prefix='msff-timm-card-') as clean:
         for name, file in files.items():
             if isinstance(file, bytes):
                 Path(clean, name).write_bytes(file)
             else:
                 Path(clean, name).symlink_to(file.absolute())
-        return importlib.import_module(CARD).render(Path(clean), repo_id)
+        return card.render(Path(clean), repo_id)
 
 
 def _without_paths(value: object, paths: dict[str, str], key: str = '') -> object:

@@ -118,6 +118,7 @@ def run(weights, tmp_path):
     (folder / '.ap.png.saving.png').write_bytes(b'half')
     (folder / 'link.png').symlink_to('/etc/hostname')
     for name in (
+        'mistakes.png',
         'checkpoints/step/model.bin',
         'tensorboard/events',
         'pytorch_model.bin',
@@ -224,8 +225,14 @@ def test_other_text_loses_paths_however_they_are_written_and_keeps_the_rest(run)
     ]
 
 
+def test_pictures_go_where_the_card_shows_them(run):
+    (run / 'own.png').write_bytes(b'x')
+    assert set(gather(run, 'org/x')) == SENT
+    (run / 'README.md').write_text('![](own.png) ![](architecture.svg)')
+    assert set(gather(run, 'org/x')) == SENT | {'own.png', 'architecture.svg'}
+
+
 def test_a_run_without_a_card_gets_one_of_what_is_published(run, tmp_path):
-    pytest.importorskip('msff_timm.card')
     (run / 'README.md').unlink()
     files = gather(run, 'org/x')
     card = files['README.md'].decode()
