@@ -18,7 +18,7 @@ from huggingface_hub.utils import HfHubHTTPError, validate_repo_id
 from . import __version__, card
 from .errors import InputError
 
-__all__ = ['check_target', 'gather', 'patiently', 'reason', 'send']
+__all__ = ['check_access', 'check_target', 'gather', 'patiently', 'reason', 'send']
 
 log = logging.getLogger(__name__)
 T = TypeVar('T')
@@ -168,13 +168,7 @@ def send(
     Raises:
         InputError: It cannot be done, and why.
     """
-    if constants.HF_HUB_OFFLINE:
-        raise InputError(f'{repo_id}: HF_HUB_OFFLINE is set: unset it to push.')
-    if not get_token():
-        raise InputError(
-            f'{repo_id}: pushing to {constants.ENDPOINT} needs a token: set HF_TOKEN, or run `hf auth login`, with one'
-            f' that may write ({constants.ENDPOINT}/settings/tokens).'
-        )
+    check_access(repo_id)
     api = HfApi(endpoint=constants.ENDPOINT, library_name='msff-timm', library_version=__version__)
     try:
         patiently(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
@@ -199,7 +193,7 @@ def send(
         raise InputError(f'{repo_id}: cannot be pushed to {constants.ENDPOINT}: {reason(e, repo_id)}') from e
 
 
-def check_target(repo_id: str, revision: str | None, create_pr: bool) -> None:
+def check_target(repo_id: str, revision: str | None = None, create_pr: bool = False) -> None:
     """Raises InputError for a name, branch or both that no Hub takes."""
     try:
         validate_repo_id(repo_id)
@@ -211,6 +205,17 @@ def check_target(repo_id: str, revision: str | None, create_pr: bool) -> None:
         raise InputError(f'{repo_id}: a pull request is made to main: give a revision or --create-pr, not both.')
     if revision is not None and re.fullmatch('[0-9a-f]{40}', revision):
         raise InputError(f'{repo_id}: {revision} is a commit, which nothing can be added to: give a branch.')
+
+
+def check_access(repo_id: str) -> None:
+    """Raises InputError where nothing can be sent, for want of a token or because of `HF_HUB_OFFLINE`; asks nobody."""
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f'{repo_id}: HF_HUB_OFFLINE is set: unset it to push.')
+    if not get_token():
+        raise InputError(
+            f'{repo_id}: pushing to {constants.ENDPOINT} needs a token: set HF_TOKEN, or run `hf auth login`, with one'
+            f' that may write ({constants.ENDPOINT}/settings/tokens).'
+        )
 
 
 def patiently(call: Callable[[], T], temporary: Iterable[int] | None = None) -> T:
