@@ -191,11 +191,12 @@ def test_the_weights_that_the_package_brings_give_the_recorded_measures(monkeypa
     recorded = json.loads(RESULTS.read_text())
     dataset = msff_timm.data.load('scenes', recorded['data']['split'], size=recorded['num_images'], image_size=96)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    logits, targets = [], np.zeros((len(dataset), 12), int)
-    for i, row in enumerate(dataset):
-        targets[i, row['labels']] = 1
-        with torch.inference_mode():
-            logits.append(model(transform(row['image'])[None]))
+    targets = np.zeros((len(dataset), 12), int)
+    for i, labels in enumerate(dataset['labels']):
+        targets[i, labels] = 1
+    pictures = torch.stack([transform(row['image']) for row in dataset])
+    with torch.inference_mode():
+        logits = [model(part) for part in pictures.split(125)]
     AP = average_precision_score(targets, torch.cat(logits).numpy(), average=None)
     assert 100 * AP.mean() == pytest.approx(recorded['measures']['mAP'], abs=1e-3) and recorded['measures']['mAP'] >= 90
     assert model.pretrained_cfg['label_names'] == tuple(recorded['labels']) == scenes.LABEL_NAMES
@@ -205,7 +206,7 @@ def test_the_weights_that_the_package_brings_give_the_recorded_measures(monkeypa
 
 
 def test_what_the_package_brings_is_used_and_trained_on_like_any_other(tmp_path, capsys):
-    scenes.draw(scenes.layout('test', 3), 96).save(tmp_path / 'scene.png')
+    msff_timm.data.load('scenes', 'test', size=1, image_size=96)[0]['image'].save(tmp_path / 'scene.png')
     assert main(['predict', str(tmp_path / 'scene.png'), '--model', 'msff_test_resnet', '--json']) == 0
     (photo,) = json.loads(capsys.readouterr().out)
     recorded = json.loads(RESULTS.read_text())
