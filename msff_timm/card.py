@@ -108,6 +108,7 @@ def render(folder: Path, repo_id: str | None = None) -> str:
         thresholds=config.get('thresholds'),
         about=about,
         repo_id=repo_id,
+        source=f'hf-hub:{repo_id or "ORG/NAME"}',
         shown=sorted(pictures(folder)),
     )
 
@@ -140,6 +141,7 @@ def render_tag(tag: str) -> str:
         thresholds=(results or {}).get('thresholds'),
         about=_about(tag),
         repo_id=cfg.hf_hub_id,
+        source=tag if cfg.file else f'hf-hub:{cfg.hf_hub_id}',  # a file is one that the package brings
         shown=[FIGURE],
     )
 
@@ -177,6 +179,7 @@ def _render(
     thresholds: dict | None,
     about: dict,
     repo_id: str | None,
+    source: str,
     shown: list[str],
 ) -> str:
     """Puts together what the template shows: texts that others have written are escaped here, all of them."""
@@ -213,6 +216,7 @@ def _render(
         template_path=str(HUB_CARDS / 'template.md'),
         title=escape(title),
         name=repo_id or 'ORG/NAME',
+        source=source,
         architecture=cfg.architecture,  # a registered name
         paper_name=escape(of_architecture.paper_name or ''),
         paper_url=of_architecture.origin_url or '',
