@@ -1,6 +1,7 @@
 """What MSFF and its peers share: a model on the maps of a timm backbone, on timm's contract."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -15,9 +16,11 @@ from huggingface_hub.errors import (
 )
 from timm.layers import get_device_dtype
 from timm.models import PretrainedCfg, build_model_with_cfg, named_apply, resolve_pretrained_cfg
+from timm.models._hub import download_from_hf
 
 from .errors import InputError
 from .layers import create_backbone, first_conv_of_backbone, no_weight_decay_of_backbone
+from .verify import check_digest
 
 __all__ = ['BackboneModel', 'create_on_backbone']
 
@@ -102,6 +105,7 @@ def create_on_backbone(
 
     Raises:
         InputError: The weights are on a Hub and cannot be had from there.
+        ValueError: The Hub's weights are not those that it states the digest of.
     """
     if pretrained:
         # The fused weights hold the backbone's: fetching timm's as well would download what is overwritten at once.
@@ -110,11 +114,17 @@ def create_on_backbone(
         overlay = {'hf_hub_filename': 'model.safetensors', **(kwargs.get('pretrained_cfg_overlay') or {})}
         kwargs['pretrained_cfg_overlay'] = overlay
     feature_cfg = {'feature_cls': 'getter', 'out_indices': num_maps}
+    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
+    is_on_hub = pretrained and cfg.hf_hub_id and (cfg.source == 'hf-hub' or not (cfg.file or cfg.state_dict))
     try:
+        if is_on_hub:
+            found = Path(download_from_hf(cfg.hf_hub_id, cfg.hf_hub_filename, kwargs.get('cache_dir')))
+            check_digest(found)
+            # What was checked is what is loaded, whatever has been pushed since.
+            overlay['hf_hub_id'] = f'{cfg.hf_hub_id.partition("@")[0]}@{found.parent.name}'
         model = build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
     except (OSError, HFValidationError) as e:
-        cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
-        if not pretrained or cfg.file or not cfg.hf_hub_id:
+        if not is_on_hub:
             raise
         # Not chained: the Hub's answer, a traceback and ten lines, is in the message as far as it says anything.
         raise InputError(_no_weights(cfg, e, kwargs.get('cache_dir'))) from None

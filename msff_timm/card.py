@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .errors import InputError, unknown
 from .metrics import FEW, SIZES
 
-__all__ = ['escape', 'pictures', 'render', 'render_tag', 'tags']
+__all__ = ['RUN_PICTURES', 'escape', 'pictures', 'render', 'render_tag', 'tags']
 
 # In a wheel, hub_cards/ lies within the package; in a clone, beside it.
 INSTALLED = Path(__file__).parent / 'hub_cards'
@@ -108,6 +108,7 @@ def render(folder: Path, repo_id: str | None = None) -> str:
         thresholds=config.get('thresholds'),
         about=about,
         repo_id=repo_id,
+        source=f'hf-hub:{repo_id or "ORG/NAME"}',
         shown=sorted(pictures(folder)),
     )
 
@@ -140,6 +141,7 @@ def render_tag(tag: str) -> str:
         thresholds=(results or {}).get('thresholds'),
         about=_about(tag),
         repo_id=cfg.hf_hub_id,
+        source=tag if cfg.file else f'hf-hub:{cfg.hf_hub_id}',  # a file is one that the package brings
         shown=[FIGURE],
     )
 
@@ -177,6 +179,7 @@ def _render(
     thresholds: dict | None,
     about: dict,
     repo_id: str | None,
+    source: str,
     shown: list[str],
 ) -> str:
     """Puts together what the template shows: texts that others have written are escaped here, all of them."""
@@ -208,28 +211,26 @@ def _render(
         **more,
     )
     of_architecture = timm.get_pretrained_cfg(cfg.architecture)
-    try:
-        card = ModelCard.from_template(
-            data,
-            template_path=str(HUB_CARDS / 'template.md'),
-            title=escape(title),
-            name=repo_id or 'ORG/NAME',
-            architecture=cfg.architecture,  # a registered name
-            paper_name=escape(of_architecture.paper_name or ''),
-            paper_url=of_architecture.origin_url or '',
-            is_msff=cfg.architecture.startswith('msff_'),
-            preprocessing=_escaped({**cfg.to_dict(), 'label_names': None}),
-            labels=[{'name': escape(name), **figures} for name, figures in labels.items()],
-            size=size,
-            measured=_escaped(measured),
-            recipe=_escaped(recipe),
-            settings=_settings(results),
-            thresholds=_escaped(fitted),
-            about=about,
-            shown=shown,
-        )
-    except ImportError:
-        raise InputError("a card needs jinja2: pip install 'msff-timm[card]'") from None
+    card = ModelCard.from_template(
+        data,
+        template_path=str(HUB_CARDS / 'template.md'),
+        title=escape(title),
+        name=repo_id or 'ORG/NAME',
+        source=source,
+        architecture=cfg.architecture,  # a registered name
+        paper_name=escape(of_architecture.paper_name or ''),
+        paper_url=of_architecture.origin_url or '',
+        is_msff=cfg.architecture.startswith('msff_'),
+        preprocessing=_escaped({**cfg.to_dict(), 'label_names': None}),
+        labels=[{'name': escape(name), **figures} for name, figures in labels.items()],
+        size=size,
+        measured=_escaped(measured),
+        recipe=_escaped(recipe),
+        settings=_settings(results),
+        thresholds=_escaped(fitted),
+        about=about,
+        shown=shown,
+    )
     return str(card)
 
 

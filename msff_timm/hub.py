@@ -192,6 +192,8 @@ def load(name: str, cache_dir: str | Path | None = None, **model_args) -> nn.Mod
         model = timm.create_model(
             found, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **model_args
         ).eval()
+        if saved is None:
+            saved = _folder_of_tag(model.pretrained_cfg, cache_dir)
         model.thresholds = None if saved is None else _stored_thresholds(saved, model.num_classes)
         return model
     except InputError:
@@ -200,6 +202,17 @@ def load(name: str, cache_dir: str | Path | None = None, **model_args) -> nn.Mod
         # A damaged config.json or weights file and an unreachable Hub show themselves in many types of exception.
         origin = f' from {constants.ENDPOINT}' if source == 'hf-hub' else ''
         raise InputError(f'{name}: cannot be loaded{origin} ({_reason(e)})') from e
+
+
+def _folder_of_tag(pretrained_cfg: dict, cache_dir: str | Path | None) -> Path | None:
+    """Finds the folder that a registered model's weights came from; None where it is of timm's own zoo."""
+    if pretrained_cfg.get('architecture') not in list_models():
+        return None
+    if pretrained_cfg.get('file'):
+        return Path(pretrained_cfg['file']).parent
+    config = Path(download_from_hf(pretrained_cfg['hf_hub_id'], 'config.json', cache_dir))
+    check_digest(config)
+    return config.parent
 
 
 def _pull(where: str, cache_dir: str | Path | None) -> Path:

@@ -11,6 +11,7 @@ paper.
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -40,6 +41,8 @@ __all__ = ['MSFF']
 
 # Who publishes the weights of the tags below on the Hub: `msff_resnet101.coco2014_448` lies in NAMESPACE/that name.
 HUB_NAMESPACE = os.environ.get('MSFF_HUB_NAMESPACE') or 'msff-timm'
+# Those that the package itself brings, so that they are there without network
+WEIGHTS = Path(__file__).parent / 'weights'
 
 
 class MSFF(BackboneModel):
@@ -328,8 +331,6 @@ def _published(name: str, label_names: Sequence[str], **kwargs) -> dict:
     )
 
 
-TEST_RESNET = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), first_conv='backbone.conv1.0')
-
 # Of an architecture with several tags, the first that has weights is the one that `pretrained=True` takes.
 default_cfgs = generate_default_cfgs(
     {
@@ -349,7 +350,14 @@ default_cfgs = generate_default_cfgs(
             input_size=(3, 224, 224), pool_size=(14, 14), first_conv='backbone.conv_stem'
         ),
         'msff_test_resnet.scenes': _published(
-            'msff_test_resnet.scenes', SCENES_LABELS, input_size=(3, 96, 96), pool_size=(6, 6), **TEST_RESNET
+            'msff_test_resnet.scenes',
+            SCENES_LABELS,
+            file=str(WEIGHTS / 'msff_test_resnet.scenes' / 'model.safetensors'),
+            input_size=(3, 96, 96),
+            pool_size=(6, 6),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            first_conv='backbone.conv1.0',
         ),
     }
 )

@@ -1,6 +1,5 @@
 """What a run folder publishes, without what speaks of the machine, and how it is sent to the Hub."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -16,15 +15,14 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, ge
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import HfHubHTTPError, validate_repo_id
 
-from . import __version__
+from . import __version__, card
 from .errors import InputError
 
-__all__ = ['check_target', 'gather', 'patiently', 'reason', 'send']
+__all__ = ['check_access', 'check_target', 'gather', 'patiently', 'reason', 'send']
 
 log = logging.getLogger(__name__)
 T = TypeVar('T')
 
-CARD = 'msff_timm.card'
 PICTURES = ('.png', '.jpg', '.svg')
 LABELS = ('labels', 'label', 'label_names', 'label_columns', 'label_descriptions', 'kept_labels')  # keys in JSON
 # A slash or a drive that begins a word, and is not that of a URL
@@ -42,7 +40,7 @@ CLIENTS = ('httpx', 'httpx2', 'requests', 'urllib3')  # whose errors huggingface
 
 
 def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
-    """Collects what a run folder publishes: weights, configuration, results, card and pictures, and nothing else.
+    """Collects what a run folder publishes: weights, configuration, results, card and its pictures, and nothing else.
 
     In the configuration, the results and the card, absolute paths keep their last part only, and secrets nothing:
     tokens of the Hub, passwords in addresses, and the values of variables such as `WANDB_API_KEY`. Label names stay.
@@ -65,29 +63,25 @@ def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
                 content = (json.dumps(cleaned, indent=2, ensure_ascii=False) + '\n').encode()
             found[name] = _without_secrets(content)
     pictures = (path for path in sorted(folder.iterdir()) if path.suffix in PICTURES and not path.name.startswith('.'))
-    found |= {path.name: path for path in pictures if path.is_file() and not path.is_symlink()}
-    card = _card(folder, found, repo_id)
-    if card is not None:
-        found['README.md'] = _without_secrets(_replaced(card, paths, folder).encode())
-        if importlib.util.find_spec(CARD):  # some of what it shows lies elsewhere
-            shown = importlib.import_module(CARD).pictures(folder)
-            found |= {name: path for name, path in shown.items() if name in card}
-    return found
+    pictures = {path.name: path for path in pictures if path.is_file() and not path.is_symlink()}
+    text = _card(folder, found | pictures, repo_id)
+    found['README.md'] = _without_secrets(_replaced(text, paths, folder).encode())
+    # Others stay here: photos in them may be nobody's to publish.
+    shown = {**pictures, **card.pictures(folder)}
+    return found | {name: path for name, path in shown.items() if name in card.RUN_PICTURES or name in text}
 
 
-def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str) -> str | None:
+def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str) -> str:
     """Reads the folder's card, or renders one from what is to be published."""
     if (folder / 'README.md').is_file():
         return (folder / 'README.md').read_text(encoding='utf-8')
-    if not importlib.util.find_spec(CARD):
-        return None
     with tempfile.TemporaryDirectory(prefix='msff-timm-card-') as clean:
         for name, file in files.items():
             if isinstance(file, bytes):
                 Path(clean, name).write_bytes(file)
             else:
                 Path(clean, name).symlink_to(file.absolute())
-        return importlib.import_module(CARD).render(Path(clean), repo_id)
+        return card.render(Path(clean), repo_id)
 
 
 def _without_paths(value: object, paths: dict[str, str], key: str = '') -> object:
@@ -174,13 +168,7 @@ def send(
     Raises:
         InputError: It cannot be done, and why.
     """
-    if constants.HF_HUB_OFFLINE:
-        raise InputError(f'{repo_id}: HF_HUB_OFFLINE is set: unset it to push.')
-    if not get_token():
-        raise InputError(
-            f'{repo_id}: pushing to {constants.ENDPOINT} needs a token: set HF_TOKEN, or run `hf auth login`, with one'
-            f' that may write ({constants.ENDPOINT}/settings/tokens).'
-        )
+    check_access(repo_id)
     api = HfApi(endpoint=constants.ENDPOINT, library_name='msff-timm', library_version=__version__)
     try:
         patiently(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
@@ -205,7 +193,7 @@ def send(
         raise InputError(f'{repo_id}: cannot be pushed to {constants.ENDPOINT}: {reason(e, repo_id)}') from e
 
 
-def check_target(repo_id: str, revision: str | None, create_pr: bool) -> None:
+def check_target(repo_id: str, revision: str | None = None, create_pr: bool = False) -> None:
     """Raises InputError for a name, branch or both that no Hub takes."""
     try:
         validate_repo_id(repo_id)
@@ -217,6 +205,17 @@ def check_target(repo_id: str, revision: str | None, create_pr: bool) -> None:
         raise InputError(f'{repo_id}: a pull request is made to main: give a revision or --create-pr, not both.')
     if revision is not None and re.fullmatch('[0-9a-f]{40}', revision):
         raise InputError(f'{repo_id}: {revision} is a commit, which nothing can be added to: give a branch.')
+
+
+def check_access(repo_id: str) -> None:
+    """Raises InputError where nothing can be sent, for want of a token or because of `HF_HUB_OFFLINE`; asks nobody."""
+    if constants.HF_HUB_OFFLINE:
+        raise InputError(f'{repo_id}: HF_HUB_OFFLINE is set: unset it to push.')
+    if not get_token():
+        raise InputError(
+            f'{repo_id}: pushing to {constants.ENDPOINT} needs a token: set HF_TOKEN, or run `hf auth login`, with one'
+            f' that may write ({constants.ENDPOINT}/settings/tokens).'
+        )
 
 
 def patiently(call: Callable[[], T], temporary: Iterable[int] | None = None) -> T:

@@ -1,6 +1,7 @@
 """Checks of what comes from elsewhere, before any of it is used: content against its digest, a model against itself."""
 
 import contextlib
+import functools
 import math
 import re
 from pathlib import Path
@@ -33,18 +34,23 @@ def check_digest(path: str | Path) -> None:
     if not path.is_symlink():
         return
     kept = path.resolve()
-    if re.fullmatch('[0-9a-f]{64}', kept.name):  # in the large file storage
-        with kept.open('rb') as file:
-            found = sha_fileobj(file).hex()
-    elif re.fullmatch('[0-9a-f]{40}', kept.name):  # in git
-        found = git_hash(kept.read_bytes())
-    else:
+    if not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', kept.name):
         raise ValueError(f'{path.name}: the Hub states no digest to check it with, but {kept.name!r:.99}')
+    found = _digest(kept, kept.stat().st_mtime_ns)
     if found != kept.name:
         with contextlib.suppress(OSError):  # a cache that only others may write to
             path.unlink()
             kept.unlink()
         raise ValueError(f'{path.name} is damaged: its digest is {found}, not {kept.name} as the Hub states. Try again')
+
+
+@functools.lru_cache  # loading a model looks at its weights more than once
+def _digest(path: Path, changed: int) -> str:
+    """Computes what git, or for a longer name the large file storage, digests a file to."""
+    if len(path.name) == 40:
+        return git_hash(path.read_bytes())
+    with path.open('rb') as file:
+        return sha_fileobj(file).hex()
 
 
 def check_model(folder: str | Path) -> None:

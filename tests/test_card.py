@@ -343,9 +343,10 @@ def test_a_wheel_renders_without_the_clone(folder, tmp_path):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / 'msff_timm').rglob('*.py')}
     assert modules <= {str(path.relative_to(installed)) for path in installed.rglob('*.py')}
     code = f"""
-import msff_timm, sys
+import msff_timm, sys, timm
 from pathlib import Path
 from msff_timm import card
+assert timm.create_model('msff_test_resnet', pretrained=True).pretrained_cfg['label_names'][0] == 'arrow'
 assert Path(msff_timm.__file__).is_relative_to({str(installed)!r}), msff_timm.__file__
 assert card.tags() == {card.tags()!r}
 assert card.render_tag('msff_test_resnet.scenes') == {card.render_tag('msff_test_resnet.scenes')!r}

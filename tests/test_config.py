@@ -119,6 +119,7 @@ def test_the_command_line_overrides_the_file_which_overrides_the_defaults(tmp_pa
     assert (config.output, config.optim.lr, config.optim.epochs, config.data.root) == ('here', 3e-4, 9, 'photos')
     assert (config.optim.batch_size, config.optim.gamma_neg, config.optim.weight_decay) == (128, 4, 1e-2)  # the paper's
     assert parse(TrainConfig, [f'--config={file}']).optim.epochs == 7
+    assert parse(TrainConfig, [f'--config={file}', '--optim.ema-decay=0.5', '--data.root=a-b']).optim.ema_decay == 0.5
 
 
 @pytest.mark.parametrize('name', ['q2l_resnet101', 'mldecoder_resnet101'])
@@ -158,10 +159,14 @@ def test_without_a_file_the_default_one_is_read():
         (['--trackers', '[tensorbord]'], "unknown trackers 'tensorbord': did you mean tensorboard?"),
         (['--distill.teacher=local-dir:x', '--data.mixup=0.2'], 'set data.mixup and data.cutmix to 0'),
         (['--optim.layer_decay=0.5', '--optim.backbone_lr=0.1'], 'set one of them'),
+        (['--push-to', 'name'], "'name' is no name of a repository: give ORGANISATION/NAME"),
+        (['--push-to', 'org/name'], 'org/name: pushing to https://huggingface.co needs a token: set HF_TOKEN'),
+        (['--push_private=true'], 'push_private is true: it needs push_to'),
         (['--model.batch_norm=frozn'], "unknown model.batch_norm 'frozn': did you mean frozen?"),
     ],
 )
-def test_wrong_settings_are_named(arguments, message):
+def test_wrong_settings_are_named(arguments, message, monkeypatch):
+    monkeypatch.setattr('msff_timm.publish.get_token', lambda: None)
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, arguments, default_file=DEMO)
     assert message in str(caught.value) and '\n' not in str(caught.value)

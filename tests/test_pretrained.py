@@ -5,14 +5,19 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
-from hub_server import HubServer
+from hub_server import Fault, HubServer
+from sklearn.metrics import average_precision_score
 
+import msff_timm.data
 from msff_timm import hub, msff
+from msff_timm.cli import main
 from msff_timm.data import scenes, voc
 from msff_timm.labels import COCO_LABELS, VOC_LABELS
 
@@ -24,7 +29,9 @@ TAGS = {
     'msff_resnet101.voc2012_448': (VOC_LABELS, 448),
     'msff_test_resnet.scenes': (scenes.LABEL_NAMES, 96),
 }
-TAG = 'msff_test_resnet.scenes'
+TAG = 'msff_test_resnet.scenes'  # brings its weights along; without them, what the Hub has is small enough for tests
+ON_HUB = {'file': None}
+RESULTS = Path(__file__).parents[1] / 'hub_cards' / 'results' / f'{TAG}.json'
 
 
 def python(code: str, environment: dict[str, str], home: Path) -> list[str]:
@@ -36,10 +43,10 @@ def python(code: str, environment: dict[str, str], home: Path) -> list[str]:
     return result.stdout.splitlines()
 
 
-def attempt(name: str, **arguments: object) -> str:
-    """Code that prints the type and message of what creating a pretrained model raises."""
+def attempt(name: str, **overlay: object) -> str:
+    """Code that prints the type and message of what creating a pretrained model of the Hub raises."""
     return f"""
-try: timm.create_model({name!r}, pretrained=True, **{arguments!r})
+try: timm.create_model({name!r}, pretrained=True, pretrained_cfg_overlay={ON_HUB | overlay!r})
 except Exception as e: print(type(e).__name__, e)
 """
 
@@ -80,9 +87,9 @@ def test_a_model_without_weights_does_not_claim_a_tag_and_one_with_other_classes
         assert timm.create_model(name, **arguments).pretrained_cfg['label_names'] is None
 
 
-def line_of(namespace: str, why: str, home: Path) -> str:
+def line_of(namespace: str, why: str, home: Path, tag: str = TAG) -> str:
     return (
-        f'{TAG}: {namespace}/{TAG} at http://127.0.0.1:9 {why}, and the cache {home / "hub"} holds no copy; maybe'
+        f'{tag}: {namespace}/{tag} at http://127.0.0.1:9 {why}, and the cache {home / "hub"} holds no copy; maybe'
         " nobody has published weights there yet. Train it (README.md, 'Train') and use --model local-dir:FOLDER, or"
         ' set MSFF_HUB_NAMESPACE to who has it.'
     )
@@ -96,12 +103,13 @@ def test_without_network_one_line_tells_what_was_asked_where_and_what_to_do(tmp_
 
 def test_offline_it_says_so_and_the_command_says_it_once(tmp_path):
     environment = {**NOWHERE, 'HF_HUB_OFFLINE': '1', 'MSFF_HUB_NAMESPACE': ''}
-    command = ['predict', 'photo.jpg', '--model', TAG]
-    code = attempt('msff_test_resnet') + attempt(TAG, pretrained_cfg_overlay={'hf_hub_id': 'not/valid/name'})
+    command = ['predict', 'photo.jpg', '--model', 'msff_resnet101']
+    code = attempt('msff_test_resnet') + attempt(TAG, hf_hub_id='not/valid/name')
     code += f'import sys; from msff_timm import cli; sys.stderr = sys.stdout; cli.main({command})'
     by_timm, invalid, by_command = python(code, environment, tmp_path)
-    line = line_of('msff-timm', 'was not asked, since HF_HUB_OFFLINE is set', tmp_path)
-    assert by_timm == f'InputError {line}' and by_command == f'msff-timm: error: {line}'
+    line = partial(line_of, 'msff-timm', 'was not asked, since HF_HUB_OFFLINE is set', tmp_path)
+    assert by_timm == f'InputError {line()}'
+    assert by_command == f'msff-timm: error: {line("msff_resnet101.coco2014_448")}'
     assert invalid.startswith(f'InputError {TAG}: not/valid/name at http://127.0.0.1:9 cannot be read (Repo id must be')
 
 
@@ -126,7 +134,7 @@ def published(tmp_path_factory):
 
 CREATE = f"""
 torch.set_num_threads(1)
-model = timm.create_model({TAG!r}, pretrained=True, cache_dir='CACHE').eval()
+model = timm.create_model({TAG!r}, pretrained=True, pretrained_cfg_overlay={ON_HUB}, cache_dir='CACHE').eval()
 torch.manual_seed(1)
 with torch.inference_mode():
     print(model(torch.randn(2, 3, 96, 96)).numpy().tobytes().hex())
@@ -136,12 +144,12 @@ print(*model.pretrained_cfg['label_names'])
 
 def test_a_tag_is_downloaded_once_and_what_a_hub_lacks_is_told_apart(published, tmp_path):
     server, model = published
-    commit = server.repository('models', f'msff-timm/{TAG}').commit
+    commit = server.repository(f'msff-timm/{TAG}').refs['main']
     server.gated.add(f'gated/{TAG}')
     create = CREATE.replace('CACHE', str(tmp_path / 'cache'))
     code = create + f'timm.create_model("hf-hub:msff-timm/{TAG}@{commit}", pretrained=True)\n'
     for repo_id in (f'nobody/{TAG}', f'empty/{TAG}', f'gated/{TAG}', f'msff-timm/{TAG}@v7'):
-        code += attempt(TAG, pretrained_cfg_overlay={'hf_hub_id': repo_id})
+        code += attempt(TAG, hf_hub_id=repo_id)
     code += attempt(f'hf-hub:pickled/{TAG}')
     environment = {**server.environment(tmp_path / 'home'), 'MSFF_HUB_NAMESPACE': ''}
     *created, nobody, empty, gated, revision, pickled = python(code, environment, tmp_path / 'home')
@@ -152,7 +160,7 @@ def test_a_tag_is_downloaded_once_and_what_a_hub_lacks_is_told_apart(published, 
     assert f'msff-timm/{TAG}@v7 {at} has no such revision. Train it' in revision
     assert f'pickled/{TAG} {at} holds no weights yet: it has no model.safetensors. Mend what is named' in pickled
     assert all(line.startswith('InputError msff_test_resnet') for line in (nobody, empty, gated, revision, pickled))
-    asked = {path.rpartition('/')[2] for _, path in server.requests}
+    asked = {path.rpartition('/')[2] for _, path in server.requests if '/resolve/' in path}
     assert asked == {'config.json', 'model.safetensors'}  # the first for names with hf-hub: alone, and no pickle
 
     server.requests.clear()
@@ -165,3 +173,46 @@ def test_a_tag_is_downloaded_once_and_what_a_hub_lacks_is_told_apart(published, 
         logits = model(torch.randn(2, 3, 96, 96))
     torch.set_num_threads(threads)
     assert created == [logits.numpy().tobytes().hex(), ' '.join(scenes.LABEL_NAMES)]
+
+
+def test_weights_that_do_not_have_the_hubs_digest_are_not_used(published, tmp_path):
+    server, _ = published
+    server.faults.append(Fault('/resolve/.*/model.safetensors|/storage/', 'corrupt', method='GET'))
+    (line,) = python(attempt(TAG), {**server.environment(tmp_path), 'MSFF_HUB_NAMESPACE': ''}, tmp_path)
+    assert server.faults.pop().times == 0
+    assert line.startswith('ValueError model.safetensors is damaged: its digest is') and 'Try again' in line
+
+
+def test_the_weights_that_the_package_brings_give_the_recorded_measures(monkeypatch):
+    """Measured anew without our loader and metrics: timm's transform, scikit-learn's average precision."""
+    monkeypatch.setattr('socket.socket.connect', None)  # nothing is asked of anybody
+    model = timm.create_model('msff_test_resnet', pretrained=True).eval()
+    assert Path(model.pretrained_cfg['file']).stat().st_size < 6e6
+    recorded = json.loads(RESULTS.read_text())
+    dataset = msff_timm.data.load('scenes', recorded['data']['split'], size=recorded['num_images'], image_size=96)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    targets = np.zeros((len(dataset), 12), int)
+    for i, labels in enumerate(dataset['labels']):
+        targets[i, labels] = 1
+    pictures = torch.stack([transform(row['image']) for row in dataset])
+    with torch.inference_mode():
+        logits = [model(part) for part in pictures.split(125)]
+    AP = average_precision_score(targets, torch.cat(logits).numpy(), average=None)
+    assert 100 * AP.mean() == pytest.approx(recorded['measures']['mAP'], abs=1e-3) and recorded['measures']['mAP'] >= 90
+    assert model.pretrained_cfg['label_names'] == tuple(recorded['labels']) == scenes.LABEL_NAMES
+    by_label = [label['AP'] for label in recorded['labels'].values()]
+    assert 100 * AP == pytest.approx(np.array(by_label), abs=1e-2)
+    assert recorded['command'] == 'accelerate launch train/train.py' and not recorded['git_dirty']
+
+
+def test_what_the_package_brings_is_used_and_trained_on_like_any_other(tmp_path, capsys):
+    msff_timm.data.load('scenes', 'test', size=1, image_size=96)[0]['image'].save(tmp_path / 'scene.png')
+    assert main(['predict', str(tmp_path / 'scene.png'), '--model', 'msff_test_resnet', '--json']) == 0
+    (photo,) = json.loads(capsys.readouterr().out)
+    recorded = json.loads(RESULTS.read_text())
+    assert hub.load('msff_test_resnet').thresholds == pytest.approx(recorded['thresholds']['per_class'])
+    with torch.inference_mode():
+        fine = timm.create_model('msff_test_resnet', pretrained=True, num_classes=3).eval()
+        assert fine(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+    hub.save(fine, tmp_path, ['a', 'b', 'c'], timm.data.resolve_model_data_config(fine))
+    assert 'weights' not in (tmp_path / 'config.json').read_text()

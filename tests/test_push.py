@@ -102,7 +102,7 @@ def run(weights, tmp_path):
     folder.mkdir(parents=True)
     for name, content in weights.items():
         (folder / name).write_bytes(content)
-    results = json.loads((ROOT / 'hub_cards/results/demo.json').read_text())
+    results = json.loads((ROOT / 'hub_cards/results/msff_test_resnet.scenes.json').read_text())
     results['config'] |= {'output': str(folder)}
     results['config']['data'] |= {'root': f'{tmp_path}/all photos', 'label_columns': ['/m/01g317']}
     results |= {'init_from': {'model': f'local-dir:{tmp_path}/older', 'kept_labels': {'/m/01g317': '/m/01g317'}}}
@@ -118,6 +118,7 @@ def run(weights, tmp_path):
     (folder / '.ap.png.saving.png').write_bytes(b'half')
     (folder / 'link.png').symlink_to('/etc/hostname')
     for name in (
+        'mistakes.png',
         'checkpoints/step/model.bin',
         'tensorboard/events',
         'pytorch_model.bin',
@@ -224,8 +225,14 @@ def test_other_text_loses_paths_however_they_are_written_and_keeps_the_rest(run)
     ]
 
 
+def test_pictures_go_where_the_card_shows_them(run):
+    (run / 'own.png').write_bytes(b'x')
+    assert set(gather(run, 'org/x')) == SENT
+    (run / 'README.md').write_text('![](own.png) ![](architecture.svg)')
+    assert set(gather(run, 'org/x')) == SENT | {'own.png', 'architecture.svg'}
+
+
 def test_a_run_without_a_card_gets_one_of_what_is_published(run, tmp_path):
-    pytest.importorskip('msff_timm.card')
     (run / 'README.md').unlink()
     files = gather(run, 'org/x')
     card = files['README.md'].decode()
@@ -539,3 +546,26 @@ def test_a_push_that_is_killed_leaves_the_repository_and_goes_on(server, client,
     server.faults.clear()
     assert client(command, 'push', run, repo_id)[0] == 0
     assert puts(server) == before + 1 and set(server.repository(repo_id).files()) == SENT
+
+
+def test_training_publishes_what_it_has_made(server, client, environment, script, repo_id, tmp_path, monkeypatch):
+    for name, value in (environment | {'HF_TOKEN': OWNER}).items():
+        monkeypatch.setenv(name, value)
+    settings = {'output': tmp_path / 'run', 'data.train_size': 16, 'data.eval_size': 8, 'data.image_size': 64}
+    settings |= {'data.workers': 0, 'optim.epochs': 1, 'optim.batch_size': 16, 'push-to': repo_id, 'push-private': True}
+    arguments = [f'--{key}={value}' for key, value in settings.items()]
+    server.faults.append(Fault('/commit/main', 403, FOREVER, message='not today'))
+    failed = script('train.py', *arguments, check=False)
+    assert failed.returncode == 2 and 'Traceback' not in failed.stderr and server.repository(repo_id).private
+    command = f'`msff-timm push {tmp_path}/run {repo_id} --private`'
+    assert (
+        'not today' in failed.stderr
+        and f'The run in {tmp_path}/run is whole; {command} publishes it.' in failed.stderr
+    )
+    server.faults.clear()
+    again = script('train.py', *arguments, '--resume=auto')
+    commit = server.repository(repo_id).refs['main']
+    assert f'Published at {server.url}/{repo_id}/commit/{commit}' in again.stdout
+    local = client(pulled_logits, f'local-dir:{tmp_path}/run', None)
+    assert client(pulled_logits, f'hf-hub:{repo_id}', tmp_path / 'cache') == local
+    assert {'README.md', 'results.json', 'curves.png'} <= set(server.repository(repo_id).files())

@@ -27,8 +27,9 @@ MANIFEST = 'whole.json'  # written last: names every other file with its size an
 STATE = 'state.json'
 WEIGHTS = 'model.safetensors'
 # Settings that change neither what is computed nor what it is measured on, as far as a run that goes on is concerned
-FREE = ('output', 'overwrite', 'resume', 'force', 'trackers', 'log_every', 'checkpoint', 'data.root', 'data.image_root')
-FREE += ('data.workers', 'optim.max_per_process', 'optim.early_stop', 'model.compile', 'model.channels_last')
+FREE = ('output', 'overwrite', 'resume', 'force', 'trackers', 'log_every', 'push_to', 'push_private', 'checkpoint')
+FREE += ('data.root', 'data.image_root', 'data.workers', 'optim.max_per_process', 'optim.early_stop')
+FREE += ('model.compile', 'model.channels_last')
 
 
 @dataclass

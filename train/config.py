@@ -18,6 +18,7 @@ import msff_timm.data
 from msff_timm import hub
 from msff_timm.errors import InputError, unknown
 from msff_timm.metrics import DEFINITIONS
+from msff_timm.publish import check_access, check_target
 
 __all__ = [
     'CheckpointConfig',
@@ -316,6 +317,8 @@ class TrainConfig:
         seed: Of weights, order and augmentation.
         trackers: Of Accelerate: tensorboard, wandb, ...; null for tensorboard where it is installed.
         log_every: Steps between two entries of loss and learning rate.
+        push_to: Where on the Hub the run is published when it is over, ORG/NAME; null for nowhere.
+        push_private: Whether a repository that is made for it is private.
     """
 
     output: str
@@ -325,6 +328,8 @@ class TrainConfig:
     seed: int = 0
     trackers: list[str] | None = None
     log_every: int = 10
+    push_to: str | None = None
+    push_private: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -342,6 +347,11 @@ class TrainConfig:
             raise InputError('distill.teacher sees pictures that are not mixed: set data.mixup and data.cutmix to 0.')
         if self.overwrite and self.resume:
             raise InputError(f'resume is {self.resume} and overwrite is true: set one of them.')
+        if self.push_to is not None:
+            check_target(self.push_to)
+            check_access(self.push_to)
+        elif self.push_private:
+            raise InputError('push_private is true: it needs push_to, the repository on the Hub.')
 
 
 @dataclass
@@ -433,7 +443,7 @@ class EvaluateConfig:
 
 
 def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | None = None) -> ConfigT:
-    """Reads settings from `--config FILE` (or the default file) with overrides `--key value`.
+    """Reads settings from `--config FILE` (or the default file) with overrides `--key value`, or `--the-key value`.
 
     Raises:
         InputError: A key is unknown, a value is not of its type or outside of its range, or a file cannot be read.
@@ -442,6 +452,7 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
     file_parser.add_argument('--config', type=Path, default=default_file)
     found, overrides = file_parser.parse_known_args(argv)
     known = list(_keys(config_class))
+    overrides = [_underscored(override) for override in overrides]
     for override in overrides:
         key = override.partition('=')[0]
         if key.startswith('--') and key[2:] not in [*known, 'help', 'print_config']:
@@ -477,6 +488,12 @@ def _keys(config_class: type) -> Iterator[str]:
             yield from (f'{f.name}.{key}' for key in _keys(f.type))
         else:
             yield f.name
+
+
+def _underscored(argument: str) -> str:
+    """Writes a key of the command line as YAML has it: `--push-to=a-b` as `--push_to=a-b`."""
+    key, equals, value = argument.partition('=')
+    return f'--{key[2:].replace("-", "_")}{equals}{value}' if key.startswith('--') else argument
 
 
 def _flatten(content: dict) -> Iterator[str]:

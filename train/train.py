@@ -3,6 +3,7 @@
 Without arguments it trains the demo of `train/configs/demo.yaml`.
 """
 
+import shlex
 import shutil
 import sys
 import time
@@ -84,6 +85,23 @@ def main() -> None:
     accelerator.init_trackers('tensorboard')  # a folder of TensorBoard's, a project of others
     Run(config, accelerator, stop).train()
     accelerator.end_training()
+    if config.push_to and accelerator.is_main_process:
+        publish(config)
+
+
+def publish(config: TrainConfig) -> None:
+    """Publishes the run that is over.
+
+    Raises:
+        InputError: It cannot be published; the run itself is whole.
+    """
+    try:
+        pushed = hub.push(config.output, config.push_to, private=config.push_private)
+    except InputError as e:
+        private = ' --private' if config.push_private else ''
+        command = f'msff-timm push {shlex.quote(config.output)} {config.push_to}{private}'
+        raise InputError(f'{e} The run in {config.output} is whole; `{command}` publishes it.') from e
+    print(f'\nPublished at {pushed.url}; pulled into a clean cache it gives the same logits.')
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
