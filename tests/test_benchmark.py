@@ -3,7 +3,9 @@ import shutil
 
 import numpy as np
 import pytest
+import timm
 
+import msff_timm  # noqa: F401  registers the models
 from benchmark import main, write_annotations
 from engine import run_command
 
@@ -116,6 +118,25 @@ def test_training_is_measured_with_a_recipes_own_settings(script, tmp_path):
     assert 'waiting for data' in printed and measured['peak_bytes'] > 50e6
 
 
+@pytest.mark.slow
+def test_loading_is_measured_beside_creating_and_reading(script, tmp_path):
+    output = tmp_path / 'load.json'
+    printed = script('benchmark.py', 'load', '--model', 'msff_test_resnet', '--turns', 2, '--output', output).stdout
+    measured = json.loads(output.read_text())
+    turns = measured['turns']
+    assert {name: len(seconds) for name, seconds in turns.items()} == dict.fromkeys(
+        ('create', 'read', 'pretrained', 'hub.load'), 2
+    )
+    parameters = sum(p.numel() for p in timm.create_model('msff_test_resnet').parameters())
+    assert measured['num_parameters'] == parameters and measured['file_mib'] * 2**20 > 4 * parameters
+    for way in ('pretrained', 'hub.load'):
+        ratios = [a / (b + c) for a, b, c in zip(turns[way], turns['create'], turns['read'], strict=True)]
+        assert measured['ratio'][way] == pytest.approx(np.median(ratios))
+        assert f'{way:10} {measured["ratio"][way]:7.3f} times create and read' in printed
+        assert measured['peak_mib'][way] > 100
+    assert len(measured['import_turns']) == 2 and measured['import_seconds']['timm'] > 0
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -127,6 +148,7 @@ def test_training_is_measured_with_a_recipes_own_settings(script, tmp_path):
         (('data', '--root', '.', '--image_size', 8), '--image_size is 8: must be at least 32.'),
         (('data', '--root', '.', '--seconds', 0), '--seconds is 0.0: must be above 0.'),
         (('annotations', '--num_boxes', 3), '--num_boxes is 3: must be at least 80.'),
+        (('load', '--turns', 0), '--turns is 0: must be at least 1.'),
         (('train', '--steps', 0), '--steps is 0: must be at least 1.'),
         (('train', '--optim.lrr', 1), 'did you mean --optim.lr?'),
         (('metrics', '--optim.lr', 1), 'unrecognized arguments: --optim.lr 1'),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from hub_server import HubServer
 from PIL import Image
 
-from msff_timm import hub
+from msff_timm import card, hub
 
 # Older ones do not hand the model_args of config.json to timm.
 transformers = pytest.importorskip('transformers', '4.53', reason='needs the extra `transformers`')
@@ -64,8 +65,8 @@ def folder(root):
 @pytest.fixture(scope='module')
 def photo(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 3), dtype=np.uint8)
-    path = tmp_path_factory.mktemp('photo') / 'photo.png'
-    Image.fromarray(pixels).resize((130, 110), Image.Resampling.BICUBIC).save(path)
+    path = tmp_path_factory.mktemp('photo') / 'photo.jpg'
+    Image.fromarray(pixels).resize((130, 110), Image.Resampling.BICUBIC).save(path, quality=95)
     return path
 
 
@@ -86,6 +87,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 torch.set_num_threads(1)
 classify = pipeline('image-classification', model='org/name', function_to_apply='sigmoid')
 found = classify(sys.argv[1], top_k=99)
+for snippet in json.loads(sys.argv[2]):
+    exec(snippet, {})
 processor = AutoImageProcessor.from_pretrained('org/name')
 model = AutoModelForImageClassification.from_pretrained('org/name')
 by_timm = timm.create_model('hf-hub:org/name', pretrained=True).eval()
@@ -94,7 +97,7 @@ with torch.inference_mode():
     logits = {'transformers': model(pixels).logits, 'timm': by_timm(pixels), 'pipeline': classify.model(pixels).logits}
 print(json.dumps({
     'found': found,
-    'predicted': list(predict.predict(hub.load('hf-hub:org/name'), sys.argv[1:], threshold=0))[0].labels,
+    'predicted': list(predict.predict(hub.load('hf-hub:org/name'), sys.argv[1:2], threshold=0))[0].labels,
     'logits': {name: values.numpy().tobytes().hex() for name, values in logits.items()},
     'labels': [model.config.id2label[k] for k in range(model.config.num_labels)],
     'ids': model.config.label2id,
@@ -107,8 +110,10 @@ print(json.dumps({
 def test_another_process_pulls_it_from_the_hub_and_gets_timms_logits_and_labels(model, root, photo, tmp_path):
     with HubServer(root) as server:
         environment = {**os.environ, **server.environment(tmp_path / 'home')}
-        command = [sys.executable, '-c', PULL, str(photo)]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        snippets = re.findall('```python\n(.*?)```', card.render(root / 'models' / 'org' / 'name', 'org/name'), re.S)
+        command = [sys.executable, '-c', PULL, photo.name, json.dumps(snippets)]
+        settings = dict(capture_output=True, text=True, env=environment, cwd=photo.parent, timeout=300)
+        result = subprocess.run(command, **settings)
         assert result.returncode == 0, result.stderr
         pulled = json.loads(result.stdout.splitlines()[-1])
     logits = logits_of(model, photo)
@@ -120,6 +125,10 @@ def test_another_process_pulls_it_from_the_hub_and_gets_timms_logits_and_labels(
     expected = sorted(zip(logits.sigmoid()[0].tolist(), LABELS, strict=True), reverse=True)
     assert [row['label'] for row in pulled['found']] == [name for _, name in expected]
     assert [row['score'] for row in pulled['found']] == pytest.approx([p for p, _ in expected], rel=1e-5)
+    # The card's own code, for timm and for transformers, word for word.
+    assert len(snippets) == 2 and f'{pulled["found"][:5]}\n' in result.stdout
+    by_logit = zip(LABELS, logits.sigmoid()[0].tolist(), strict=True)
+    assert ''.join(f'{name:20} {p:.3f}\n' for name, p in by_logit) in result.stdout
     assert pulled['predicted'] == {name: pytest.approx(p, rel=1e-5) for p, name in expected}
     assert abs(sum(row['score'] for row in pulled['found']) - 1) > 0.1
     asked = {path for method, path in server.requests if '/resolve/' in path}
