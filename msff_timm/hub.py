@@ -74,10 +74,48 @@ def save(
             safe_serialization=True,
             data_config=data_config,
         )
+        path = Path(temporary, 'config.json')
+        config = json.loads(path.read_text(encoding='utf-8'))
+        # transformers' wrapper, as timm, takes the number from beside the arguments, and fails when it is told twice.
+        config['model_args'].pop('num_classes')
+        path.write_text(json.dumps(config, indent=2), encoding='utf-8')
+        _align(Path(temporary, 'model.safetensors'))
         # safetensors leaves its file to the owner alone, whatever the umask says.
-        shutil.copymode(Path(temporary, 'config.json'), Path(temporary, 'model.safetensors'))
+        shutil.copymode(path, Path(temporary, 'model.safetensors'))
         for name in ('model.safetensors', 'config.json'):
             os.replace(Path(temporary, name), folder / name)
+
+
+def _align(path: Path) -> None:
+    """Lays the tensors of a safetensors file out anew, so that matrices begin at multiples of 64 bytes.
+
+    transformers computes on the file as it is mapped into memory, and on a CPU the last bit of a product depends on
+    where its matrix begins: elsewhere than in memory that torch has reserved, the logits would not be timm's.
+    """
+    other = path.with_suffix('.aligned')
+    with path.open('rb') as source, other.open('wb') as target:
+        header = json.loads(source.read(int.from_bytes(source.read(8), 'little')))
+        start, end = source.tell(), 0
+        tensors = {name: header.pop(name) for name in list(header) if name != '__metadata__'}
+        spans = {name: tensor['data_offsets'] for name, tensor in tensors.items()}
+
+        def multiple(name: str) -> int:
+            """The largest power of two, 64 at most, that divides the tensor's size in bytes."""
+            size = spans[name][1] - spans[name][0]
+            return min(64, size & -size)
+
+        # Each then begins at a multiple of its own: what precedes it is of as large a multiple, or a larger one.
+        order = sorted(tensors, key=multiple, reverse=True)
+        for name in order:
+            begin, end = end, end + spans[name][1] - spans[name][0]
+            header[name] = {**tensors[name], 'data_offsets': [begin, end]}
+        text = json.dumps(header, separators=(',', ':')).encode()
+        text += b' ' * (-(8 + len(text)) % 64)
+        target.write(len(text).to_bytes(8, 'little') + text)
+        for name in order:
+            source.seek(start + spans[name][0])
+            target.write(source.read(spans[name][1] - spans[name][0]))
+    os.replace(other, path)
 
 
 def set_thresholds(name: str, thresholds: dict) -> Path:

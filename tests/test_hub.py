@@ -5,6 +5,7 @@ import sys
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 import msff_timm  # noqa: F401  registers the models
 from msff_timm import hub
@@ -65,6 +66,23 @@ def test_the_folder_holds_safetensors_and_what_multi_label_readers_need(folder):
     assert config['architecture'] == 'msff_test_resnet' and config['label_names'] == LABELS
     assert config['problem_type'] == 'multi_label_classification'
     assert config['model_args']['ffn_dim'] == 64 and config['model_args']['decoder_depth'] == 2
+    # transformers gives both to one call.
+    assert config['num_classes'] == 3 and 'num_classes' not in config['model_args']
+
+
+def test_matrices_begin_where_torch_would_let_them_begin(model, folder):
+    content = (folder / 'model.safetensors').read_bytes()
+    length = int.from_bytes(content[:8], 'little')
+    header = json.loads(content[8 : 8 + length])
+    begins = {name: (8 + length + tensor['data_offsets'][0]) for name, tensor in header.items()}
+    weights = model.state_dict()
+    assert begins.keys() == weights.keys()
+    for name, begin in begins.items():
+        size = weights[name].numel() * weights[name].element_size()
+        assert begin % 64 == 0 or size % 64  # a size that is no multiple of 64 comes after all that are
+        assert begin % weights[name].element_size() == 0
+    for name, tensor in load_file(folder / 'model.safetensors').items():
+        assert torch.equal(tensor, weights[name])
 
 
 def test_a_saved_model_never_asks_for_the_backbones_weights(monkeypatch, tmp_path):

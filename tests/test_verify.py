@@ -91,6 +91,7 @@ def test_what_is_sound_is_loaded(folder):
         ('model_args.cache_dir', '/tmp/evil', 'asks for weights from elsewhere'),
         ('model_args.nothing', 1, 'cannot be loaded'),
         ('num_classes', 7, '3 label names for'),
+        ('num_classes', 10**9, '3 label names for'),
         ('label_names', 'cat', 'label_names is no list of text'),
         ('label_names', [1, 2, 3], 'label_names is no list of text'),
         ('label_names', ['cat'] * 10**5, 'label names for 3 logits'),
@@ -108,7 +109,6 @@ def test_what_is_sound_is_loaded(folder):
 )
 def test_a_hostile_configuration(folder, path, value, part):
     config = json.loads((folder / 'config.json').read_text())
-    config['model_args'].pop('num_classes') if path == 'num_classes' else None
     changed(config, path, value)
     (folder / 'config.json').write_text(json.dumps(config))
     refused(folder, part)

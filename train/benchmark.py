@@ -1,4 +1,4 @@
-"""Measures speed and memory: `python train/benchmark.py {data,annotations,metrics,train} [--output results.json]`."""
+"""Measures speed and memory: `python train/benchmark.py {data,annotations,metrics,train,load} [--output results.json]`."""
 
 import argparse
 import json
@@ -17,12 +17,14 @@ import timm
 import torch
 import torchvision
 from accelerate import Accelerator
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from config import DataConfig, TrainConfig, parse
 from engine import StopRequest, grouped, peak_memory, run_command
+from msff_timm import hub
 from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError
 from report import write_json
@@ -62,6 +64,36 @@ measures = evaluate(scores, targets)
 seconds = time.perf_counter() - start
 print(json.dumps({'seconds': seconds, 'peak_mib': peak_mib(), 'peak_mib_before': before, 'mAP': measures['mAP']}))
 """
+IMPORT = """
+start = time.perf_counter()
+import timm
+between = time.perf_counter()
+import msff_timm
+print(json.dumps({'timm': between - start, 'msff_timm': time.perf_counter() - between}))
+"""
+# One turn more than asked for, which is not counted: it is the one that meets what a process does once.
+WAYS = """
+import timm, msff_timm
+from msff_timm import hub, verify
+asked = json.loads(sys.argv[1])
+name, repo_id, names = asked['model'], asked['repo_id'], asked['ways']
+overlay = {'hf_hub_id': repo_id, 'file': None}
+ways = {
+    'create': lambda: timm.create_model(name),
+    'read': lambda: open(asked['weights'], 'rb').read(),
+    'pretrained': lambda: timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay),
+    'hub.load': lambda: hub.load(f'hf-hub:{repo_id}'),
+}
+seconds = {way: [] for way in names}
+for turn in range(asked['turns'] + 1):
+    for way in names[turn % len(names):] + names[:turn % len(names)]:
+        verify._digest.cache_clear()  # as in a process that loads it for the first time
+        start = time.perf_counter()
+        kept = ways[way]()
+        seconds[way].append(time.perf_counter() - start)
+        del kept
+print(json.dumps({'seconds': {way: values[1:] for way, values in seconds.items()}, 'peak_mib': peak_mib()}))
+"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,7 +121,11 @@ def main() -> None:
     train = commands.add_parser('train', help='training of a recipe, all its settings included', allow_abbrev=False)
     train.add_argument('--steps', type=int, default=10, help='that are measured of each loop')
     train.set_defaults(run=benchmark_train)
-    for command in (data, annotations, metrics, train):
+    load = commands.add_parser('load', help='loading a model from the cache, and importing', allow_abbrev=False)
+    load.add_argument('--model', default='msff_resnet101', help='registered name')
+    load.add_argument('--turns', type=int, default=9, help='that each way is measured')
+    load.set_defaults(run=benchmark_load)
+    for command in (data, annotations, metrics, train, load):
         command.add_argument('--output', type=Path, help='JSON file for the results')
     arguments, arguments.settings = parser.parse_known_args()
     if arguments.settings and arguments.command != 'train':
@@ -366,6 +402,79 @@ def wait_for(accelerator: Accelerator) -> None:
     """Waits until the device has done all that it was given."""
     if accelerator.device.type == 'cuda':
         torch.cuda.synchronize()
+
+
+def benchmark_load(arguments: argparse.Namespace) -> dict:
+    """Measures what loading a model costs whose weights lie in the Hub's cache, and what importing this package costs.
+
+    Four ways take turns in one process: `create`, the model with weights that are drawn; `read`, its file's bytes;
+    `pretrained`, timm's `create_model(..., pretrained=True)`; and `hub.load`, which checks the configuration as well.
+    Each peak of memory is that of a process which does this alone.
+    """
+    if arguments.turns < 1:
+        raise InputError(f'--turns is {arguments.turns}: must be at least 1.')
+    model = hub.create(arguments.model)
+    with tempfile.TemporaryDirectory() as folder:
+        repo_id, cache = f'benchmark/{arguments.model}', Path(folder)
+        weights = cache_model(model, cache, repo_id)
+        mib = weights.stat().st_size / 2**20
+        num_parameters = sum(p.numel() for p in model.parameters())
+        del model
+        asked = {'model': arguments.model, 'repo_id': repo_id, 'weights': str(weights)}
+        environment = {'HF_HUB_CACHE': folder, 'HF_HUB_OFFLINE': '1'}
+
+        def measure(ways: list[str], turns: int) -> dict:
+            return in_subprocess(WAYS, json.dumps({**asked, 'ways': ways, 'turns': turns}), **environment)
+
+        turns = measure(['create', 'read', 'pretrained', 'hub.load'], arguments.turns)['seconds']
+        peaks = {way: measure([way], 0)['peak_mib'] for way in ('create', 'pretrained', 'hub.load')}
+        imports = [in_subprocess(IMPORT, '') for _ in range(arguments.turns)]
+
+    bound = np.add(turns['create'], turns['read'])
+    ratios = {way: float(np.median(np.divide(turns[way], bound))) for way in ('pretrained', 'hub.load')}
+    copies = {way: (peaks[way] - peaks['create']) / mib for way in ratios}
+    median = {way: float(np.median(seconds)) for way, seconds in turns.items()}
+    print(f'{arguments.model}, {num_parameters / 1e6:.1f} M parameters, {mib:.0f} MiB in the cache:')
+    for way, seconds in median.items():
+        print(f'{way:10} {seconds:7.3f} s' + (f', peak {peaks[way]:.0f} MiB' if way in peaks else ''))
+    for way, ratio in ratios.items():
+        print(f'{way:10} {ratio:7.3f} times create and read, {copies[way]:.2f} state dicts above the peak of create')
+    importing = {name: float(np.median([turn[name] for turn in imports])) for name in ('timm', 'msff_timm')}
+    print(f'import timm {importing["timm"]:.3f} s, then import msff_timm {1000 * importing["msff_timm"]:.0f} ms')
+    return {
+        'model': arguments.model,
+        'num_parameters': num_parameters,
+        'file_mib': mib,
+        'seconds': median,
+        'ratio': ratios,
+        'peak_mib': peaks,
+        'state_dicts_above_create': copies,
+        'import_seconds': importing,
+        'turns': turns,
+        'import_turns': imports,
+    }
+
+
+def cache_model(model: torch.nn.Module, cache: Path, repo_id: str) -> Path:
+    """Saves a model into a cache as huggingface_hub would after having fetched it.
+
+    Returns:
+        The weights' file.
+    """
+    repository = cache / f'models--{repo_id.replace("/", "--")}'
+    commit = '0' * 40
+    snapshot = repository / 'snapshots' / commit
+    (repository / 'blobs').mkdir(parents=True)
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'main').write_text(commit)
+    hub.save(model, snapshot, list(map(str, range(model.num_classes))), timm.data.resolve_model_data_config(model))
+    config, weights = snapshot / 'config.json', snapshot / 'model.safetensors'
+    with weights.open('rb') as file:
+        digests = {config: git_hash(config.read_bytes()), weights: sha_fileobj(file).hex()}
+    for path, digest in digests.items():
+        path.rename(repository / 'blobs' / digest)
+        path.symlink_to(Path('..', '..', 'blobs', digest))
+    return weights.resolve()
 
 
 def in_subprocess(code: str, argument: str, **environment: str) -> dict:
