@@ -197,9 +197,9 @@ def _shares(calls: list[Call], labels: Sequence[int] | None, grid: tuple[int, in
 def overlay(photo: Image.Image, shares: torch.Tensor) -> Image.Image:
     """Lays one label's map at one scale over a photo, which turns grey.
 
-    Colours run from black at 0 to yellow at the map's own greatest share, which `caption` tells: 784 cells share what 49
-    share elsewhere, so one range for all would leave most maps black. Cells keep their edges, since smooth ones would
-    show places that the model does not tell apart.
+    Colours run from black at 0 to yellow at the map's own greatest share, which `caption` tells: 784 cells share what
+    49 share elsewhere, so one range for all would leave most maps black. Cells keep their edges, since smooth ones
+    would show places that the model does not tell apart.
 
     Args:
         photo: The picture that the grid divides.

@@ -32,7 +32,8 @@ KEPT = 3600  # seconds that uploads are kept
 CLEANED = 600  # from one cleaning to the next
 SESSIONS = 200  # whose last photo is kept in memory
 
-INVITATION = 'Drop a photo on the left, or paste one, to see its labels.'
+TITLE = 'What is in this photo?'
+INVITATION = 'Drop a photo into the frame, or paste one, to see its labels.'
 NOWHERE = 'Once there is a photo, its attention is shown here.'
 HOW_TO_READ = (
     'Each map shows how a label shares its attention among the regions of the photo at one scale: black is none, yellow'
@@ -40,10 +41,10 @@ HOW_TO_READ = (
 )
 
 CSS = """
-.gradio-container {max-width: 1280px !important; margin: 0 auto !important}
+.gradio-container {width: 100%; max-width: 1280px !important; margin: 0 auto !important}
 .gradio-container .html-container {padding: 0}
 #photo img {width: 100%; height: 100%; object-fit: contain}
-#label {max-width: 28rem}
+.form:has(#label) {max-width: 28rem}
 .msff-head h1 {font-size: 1.6rem; line-height: 1.25; margin: .5rem 0 .25rem; font-weight: 650}
 .msff-head p, .msff-lead {color: var(--body-text-color-subdued); margin: 0; max-width: 75ch; line-height: 1.5}
 .msff-head code {font-size: .9em; overflow-wrap: anywhere}
@@ -59,7 +60,8 @@ CSS = """
 .msff-labels li.above .msff-name {font-weight: 600}
 .msff-name {overflow-wrap: anywhere; line-height: 1.25}
 .msff-bar {position: relative; height: .8rem; border-radius: .4rem; background: var(--border-color-primary)}
-.msff-bar i {position: absolute; inset: 0 auto 0 0; border-radius: .4rem; background: var(--neutral-400); min-width: 2px}
+.msff-bar i {position: absolute; inset: 0 auto 0 0; border-radius: .4rem;
+  background: var(--neutral-400); min-width: 2px}
 .msff-labels li.above i {background: var(--primary-500)}
 .msff-bar b {position: absolute; top: -.2rem; bottom: -.2rem; width: 2px; margin-left: -1px; border-radius: 1px;
   background: var(--body-text-color)}
@@ -69,9 +71,13 @@ CSS = """
 .msff-labels summary {cursor: pointer; padding: .5rem 0; color: var(--body-text-color-subdued)}
 .msff-maps {display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .75rem; margin-top: .25rem}
 .msff-maps figure {margin: 0; min-width: 0}
-.msff-maps img {width: 100%; height: auto; margin: 0; display: block; border-radius: var(--radius-md)}
+.msff-maps img {width: 100%; height: auto; max-height: 26rem; object-fit: contain; margin: 0; display: block;
+  border-radius: var(--radius-md)}
 .msff-maps figcaption {color: var(--body-text-color-subdued); font-size: .85rem; line-height: 1.35; padding: .4rem 0}
 .msff-maps figcaption strong {color: var(--body-text-color); display: block}
+@media (min-width: 761px) {
+  #labels {max-height: 34rem; overflow: hidden auto !important; padding-right: .5rem}
+}
 @media (max-width: 760px) {
   .msff-maps {grid-template-columns: repeat(2, minmax(0, 1fr))}
   .msff-labels li {grid-template-columns: minmax(5rem, 7.5rem) 1fr 3rem; gap: .5rem}
@@ -163,21 +169,21 @@ def attention_html(seen: Look, index: int, label_name: str) -> str:
     """
     if not seen.maps:
         return _note(f'No attention to show: {seen.why_no_maps}')
-    figures = [_figure(seen.picture, 'What the model saw', 'the photo as it was given to the model')]
+    figures = [_figure(seen.picture, 'What the model saw', 'as sharp and as much as it was given', 'The photo')]
     for scale, of_scale in zip(('Fine', 'Middle', 'Coarse'), seen.maps, strict=True):
         shares = of_scale[index]
-        figures.append(_figure(overlay(seen.picture, shares), f'{scale} scale: {label_name}', caption(shares)))
+        alt = f'Where {label_name} looked, {scale.lower()} scale'
+        figures.append(_figure(overlay(seen.picture, shares), f'{scale} scale', caption(shares), alt))
     return f'<div class="msff-maps">{"".join(figures)}</div>'
 
 
-def _figure(picture: Image.Image, title: str, text: str) -> str:
+def _figure(picture: Image.Image, title: str, text: str, alt: str) -> str:
     with io.BytesIO() as buffer:
         picture.save(buffer, 'WEBP', quality=90)
         data = base64.b64encode(buffer.getvalue()).decode()
-    title, text = _escape(title), _escape(text)
     return (
         f'<figure><img src="data:image/webp;base64,{data}" width="{picture.width}" height="{picture.height}"'
-        f' alt="{title}"><figcaption><strong>{title}</strong>{text}</figcaption></figure>'
+        f' alt="{_escape(alt)}"><figcaption><strong>{_escape(title)}</strong>{_escape(text)}</figcaption></figure>'
     )
 
 
@@ -252,12 +258,12 @@ def build(model: nn.Module, name: str):
         return False, list_labels(seen, False, threshold)
 
     with gr.Blocks(
-        title=f'{name} · msff-timm', analytics_enabled=False, delete_cache=(CLEANED, KEPT), fill_width=True
+        title=f'{TITLE} {name}', analytics_enabled=False, delete_cache=(CLEANED, KEPT), fill_width=True
     ) as page:
         seen = gr.State()
         gr.HTML(
-            f'<div class="msff-head"><h1>What is in this photo?</h1><p><code>{_escape(name)}</code> knows'
-            f' {len(label_names):,} labels. Each has a probability of its own: a photo may have several, or none.</p></div>'
+            f'<div class="msff-head"><h1>{TITLE}</h1><p><code>{_escape(name)}</code> knows {len(label_names):,} labels.'
+            ' Each has a probability of its own: a photo may have several, or none.</p></div>'
         )
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
@@ -286,7 +292,7 @@ def build(model: nn.Module, name: str):
                         value=0.5,
                         step=0.01,
                         label='One threshold for all labels',
-                        info='A label counts as present when its probability is above. Lower finds more, and errs more.',
+                        info='Above it, a label counts as present.',
                         elem_id='threshold',
                     )
                 listed = gr.HTML(_note(INVITATION), elem_id='labels', elem_classes='msff-labels')
