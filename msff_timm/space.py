@@ -6,8 +6,13 @@
 import base64
 import html
 import io
+import logging
+import os
 import re
+import signal
 import socket
+import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -317,14 +322,13 @@ def build(model: nn.Module, name: str):
     return page
 
 
-def launch(page, host: str | None = None, port: int | None = None, wait: bool = True) -> str:
+def launch(page, host: str | None = None, port: int | None = None) -> str:
     """Starts a page, without a public link and without anything that is fetched from elsewhere.
 
     Args:
         page: What `build` gave.
         host: To listen at; None for `GRADIO_SERVER_NAME`, or this machine alone.
         port: None for `GRADIO_SERVER_PORT`, or the first that is free from 7860 on.
-        wait: Go on until Ctrl-C.
 
     Returns:
         Its address.
@@ -357,9 +361,6 @@ def launch(page, host: str | None = None, port: int | None = None, wait: bool = 
         # uvicorn, httpx behind a proxy and Gradio itself have exceptions of their own.
         reason = ' '.join(str(e).split()) or type(e).__name__
         raise InputError(f'the page cannot be started ({reason})') from e
-    if wait:
-        print(f'{address} shows it; Ctrl-C ends it.', flush=True)
-        page.block_thread()
     return address
 
 
@@ -376,7 +377,7 @@ def _check_address(host: str, port: int) -> None:
 
 
 def serve(name: str, host: str | None = None, port: int | None = None) -> None:
-    """Loads a model and shows its page until Ctrl-C.
+    """Loads a model and shows its page until Ctrl-C or SIGTERM; then no photo is left behind.
 
     Args:
         name: As for `msff_timm.hub.load`.
@@ -389,4 +390,18 @@ def serve(name: str, host: str | None = None, port: int | None = None) -> None:
     _gradio()
     _check_address(host or '127.0.0.1', port or 0)
     model = hub.load(name).to('cuda' if torch.cuda.is_available() else 'cpu')
-    launch(build(model, name), host, port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        # Gradio itself leaves uploads where they are when a page is still open at the end.
+        with tempfile.TemporaryDirectory(prefix='msff-timm-space-') as uploads:
+            os.environ['GRADIO_TEMP_DIR'] = uploads
+            page = build(model, name)
+            print(f'{launch(page, host, port)} shows it; Ctrl-C ends it.', flush=True)
+            try:
+                threading.Event().wait()
+            finally:
+                page.server.force_exit = True  # waits for no page that is open, and would tell of it in a traceback
+                logging.getLogger('uvicorn.error').disabled = True
+                page.close(verbose=False)
+    except KeyboardInterrupt:
+        pass  # the one way to end it

@@ -1,12 +1,14 @@
 """Headless Chromium, driven over a pipe by its own protocol: https://chromedevtools.github.io/devtools-protocol/."""
 
 import base64
+import fcntl
 import itertools
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,15 @@ def find() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
+def _pipe() -> tuple[int, int]:
+    """Makes a pipe whose ends have numbers from 10 on."""
+    ends = os.pipe()
+    moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
+    for end in ends:
+        os.close(end)
+    return moved[0], moved[1]
+
+
 class Chromium:
     """One page.
 
@@ -27,17 +38,18 @@ class Chromium:
     """
 
     def __init__(self, profile: Path):
-        to_browser, self.writer = os.pipe()
-        self.reader, from_browser = os.pipe()
         options = ['--headless=new', '--remote-debugging-pipe', f'--user-data-dir={profile}', '--disable-gpu']
         options += ['--no-sandbox', '--disable-dev-shm-usage', '--no-first-run', '--disable-background-networking']
         options += ['--hide-scrollbars', '--force-color-profile=srgb', 'about:blank']
 
-        # The browser reads commands from descriptor 3 and answers on 4. The copies out of the way come first: any of
-        # the pipes' ends may itself be 3 or 4.
-        command = ['sh', '-c', f'exec 8<&{to_browser} 9>&{from_browser}; exec 3<&8 4>&9 8<&- 9>&-; exec "$@"', 'sh']
+        # The browser reads commands from descriptor 3 and answers on 4; ends that are above both overwrite none.
+        to_browser, self.writer = _pipe()
+        self.reader, from_browser = _pipe()
+        become = 'import os, sys; _, r, w, *command = sys.argv; os.dup2(int(r), 3); os.dup2(int(w), 4)'
+        become += '; os.execv(command[0], command)'
+        command = [sys.executable, '-c', become, str(to_browser), str(from_browser), find(), *options]
         self.process = subprocess.Popen(
-            [*command, find(), *options],
+            command,
             pass_fds=(to_browser, from_browser),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
