@@ -174,7 +174,7 @@ def attention_html(seen: Look, index: int, label_name: str) -> str:
     """
     if not seen.maps:
         return _note(f'No attention to show: {seen.why_no_maps}')
-    figures = [_figure(seen.picture, 'What the model saw', 'as sharp and as much as it was given', 'The photo')]
+    figures = [_figure(seen.picture, 'What the model saw', 'as sharp, and as much of it', 'The photo')]
     for scale, of_scale in zip(('Fine', 'Middle', 'Coarse'), seen.maps, strict=True):
         shares = of_scale[index]
         alt = f'Where {label_name} looked, {scale.lower()} scale'
@@ -308,13 +308,13 @@ def build(model: nn.Module, name: str):
         attention = gr.HTML(_note(NOWHERE), elem_id='attention')
 
         quiet = dict(show_progress='hidden', api_visibility='private')
-        # One photo at a time, Gradio's default, is what `attention_maps` needs: it watches calls of the model.
         photo.change(
             see,
             [photo, is_own, threshold],
             [seen, listed, label, attention],
             api_visibility='private',
             show_progress_on=[listed],
+            concurrency_limit=1,  # `attention_maps` watches the model's calls: those for two photos at once would mix
         )
         threshold.input(one_for_all, [seen, threshold], [is_own, listed], trigger_mode='always_last', **quiet)
         is_own.input(list_labels, [seen, is_own, threshold], listed, trigger_mode='always_last', **quiet)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import chromium
 import numpy as np
@@ -192,6 +194,21 @@ def test_a_host_that_is_not_here_is_one_line(monkeypatch, capsys):
     assert captured.startswith('msff-timm: error: cannot listen at 203.0.113.1, port any') and captured.count('\n') == 1
 
 
+def test_whatever_keeps_the_page_from_starting_is_one_line(monkeypatch):
+    def refuse(**_):
+        raise ValueError('localhost is\nnot accessible')
+
+    monkeypatch.setattr(space, '_gradio', MagicMock())
+    with pytest.raises(InputError, match=r'^the page cannot be started \(localhost is not accessible\)$'):
+        space.launch(SimpleNamespace(launch=refuse))
+
+
+def test_a_model_without_labels_is_refused(monkeypatch):
+    monkeypatch.setattr(space, '_gradio', MagicMock())
+    with pytest.raises(InputError, match='^it: has no labels to show'):
+        space.build(timm.create_model('msff_test_resnet', num_classes=0), 'it')
+
+
 @pytest.mark.parametrize('port', ['0', '65536', '-1', 'http'])
 def test_what_is_no_port_is_refused(port, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -234,41 +251,36 @@ def test_the_card_of_the_space_is_what_the_hub_reads():
 
 
 @pytest.fixture
-def page(folder, tmp_path):
-    """A browser at the page of `msff-timm space`, which runs by itself."""
+def browser(tmp_path):
     pytest.importorskip('gradio', reason="the page needs gradio: pip install 'msff-timm[space]'")
     if not chromium.find():
         pytest.skip('no Chromium is installed (apt install chromium)')
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = free.getsockname()[1]
-    code = 'import sys; from msff_timm.cli import main; sys.exit(main())'
-    temporary = tmp_path / 'temporary'
-    temporary.mkdir()
-    command = [sys.executable, '-c', code, 'space', '--model', f'local-dir:{folder}', '--port', str(port)]
-    environment = {**os.environ, 'TMPDIR': str(temporary)}
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    browser = None
-    try:
-        browser = chromium.Chromium(tmp_path / 'profile')
-        line = server.stdout.readline()
-        assert line == f'http://127.0.0.1:{port}/ shows it; Ctrl-C ends it.\n', server.stderr.read()
-        browser.resize(1440, 900)
-        browser.open(f'http://127.0.0.1:{port}/')
-        browser.wait("!!document.querySelector('#photo input[type=file]')")
-        yield browser
-        assert list(temporary.rglob('*.jpg'))
-        server.send_signal(signal.SIGINT)
-        assert server.wait(20) == 0 and server.stderr.read() == ''
-        assert not list(temporary.rglob('*.jpg'))  # though the page is still open
-        outside = [r for r in browser.requests if not r.startswith((f'http://127.0.0.1:{port}/', 'data:', 'blob:'))]
-        assert browser.complaints == [] and outside == []
-    finally:
-        if browser:
-            browser.close()
-        server.kill()
-        server.communicate()
+    browser = chromium.Chromium(tmp_path / 'profile')
+    browser.resize(1440, 900)
+    yield browser
+    browser.close()
 
 
+def check_nothing_went_wrong(browser: chromium.Chromium, address: str) -> None:
+    assert browser.complaints == []
+    assert [r for r in browser.requests if not r.startswith((address, 'data:', 'blob:'))] == []
+
+
+@pytest.fixture
+def page(browser, model, tmp_path, monkeypatch):
+    """A browser at the page of a model, and what it must have seen of the network in the end."""
+    monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path / 'uploads'))
+    blocks = space.build(model, 'a model')
+    address = space.launch(blocks)
+    browser.open(address)
+    browser.wait("!!document.querySelector('#photo input[type=file]')")
+    yield browser
+    check_nothing_went_wrong(browser, address)
+    browser.open('about:blank')  # Gradio waits for pages that are open
+    blocks.close(verbose=False)
+
+
+@pytest.mark.filterwarnings('ignore:::gradio')  # of what it calls in pandas
 def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model, coco_root, tmp_path):
     photo = sorted((coco_root / 'val2014').iterdir())[0]
     predicted = next(predict(model, [str(photo)], threshold=0.0)).labels
@@ -331,3 +343,32 @@ def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model,
     told = page.wait("document.querySelector('#labels .msff-error')?.textContent")
     assert told.startswith('This photo cannot be used. broken.jpg: cannot be read as a picture')
     assert page.evaluate("document.querySelectorAll('#attention img').length") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('end', [signal.SIGINT, signal.SIGTERM], ids=lambda end: end.name)
+def test_the_command_shows_the_page_and_leaves_no_photo_behind(end, browser, folder, coco_root, tmp_path):
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    code = 'import sys; from msff_timm.cli import main; sys.exit(main())'
+    command = [sys.executable, '-c', code, 'space', '--model', f'local-dir:{folder}', '--port', str(port)]
+    temporary = tmp_path / 'temporary'
+    temporary.mkdir()
+    environment = {**os.environ, 'TMPDIR': str(temporary)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
+        try:
+            address = f'http://127.0.0.1:{port}/'
+            assert server.stdout.readline() == f'{address} shows it; Ctrl-C ends it.\n', server.stderr.read()
+            browser.open(address)
+            browser.wait("!!document.querySelector('#photo input[type=file]')")
+            browser.upload('#photo input[type=file]', sorted((coco_root / 'val2014').iterdir())[0])
+            browser.wait("document.querySelectorAll('#labels li').length", lambda n: n == len(LABELS))
+            assert list(temporary.rglob('*.jpg'))
+            check_nothing_went_wrong(browser, address)
+            server.send_signal(end)  # while the page is open
+            assert server.wait(20) == 0 and server.stderr.read() == ''
+            assert not list(temporary.rglob('*.jpg'))
+        finally:
+            server.kill()
