@@ -8,7 +8,6 @@ import html
 import io
 import logging
 import os
-import re
 import signal
 import socket
 import tempfile
@@ -149,7 +148,7 @@ def labels_html(label_names: Sequence[str], probabilities: Sequence[float], thre
     for index, (name, p, threshold) in enumerate(rows):
         kind = 'above' if index < above else 'below msff-line' if index == above > 0 else 'below'
         items.append(
-            f'<li class="{kind}"><span class="msff-name">{_escape(name)}</span>'
+            f'<li class="{kind}"><span class="msff-name">{html.escape(name)}</span>'
             f'<span class="msff-bar" title="{p:.4f}, threshold {threshold:.3f}"><i style="width:{100 * p:.2f}%"></i>'
             f'<b style="left:{100 * threshold:.2f}%"></b></span><span class="msff-value">{p:.3f}</span></li>'
         )
@@ -186,19 +185,15 @@ def _figure(picture: Image.Image, title: str, text: str, alt: str) -> str:
     with io.BytesIO() as buffer:
         picture.save(buffer, 'WEBP', quality=90)
         data = base64.b64encode(buffer.getvalue()).decode()
+    title, text, alt = map(html.escape, (title, text, alt))
     return (
         f'<figure><img src="data:image/webp;base64,{data}" width="{picture.width}" height="{picture.height}"'
-        f' alt="{_escape(alt)}"><figcaption><strong>{_escape(title)}</strong>{_escape(text)}</figcaption></figure>'
+        f' alt="{alt}"><figcaption><strong>{title}</strong>{text}</figcaption></figure>'
     )
 
 
 def _note(text: str, is_error: bool = False) -> str:
-    return f'<div class="msff-note{" msff-error" if is_error else ""}">{_escape(text)}</div>'
-
-
-def _escape(text: object) -> str:
-    """Makes text that HTML shows as it is, without the signs that begin something in Gradio's templates."""
-    return re.sub('[{}$]', lambda found: f'&#{ord(found[0])};', html.escape(str(text)))
+    return f'<div class="msff-note{" msff-error" if is_error else ""}">{html.escape(text)}</div>'
 
 
 def _gradio():
@@ -259,16 +254,17 @@ def build(model: nn.Module, name: str):
         chosen = gr.Dropdown(choices=choices, value=ranked[0], interactive=bool(seen.maps))
         return seen, list_labels(seen, is_own, threshold), chosen, show_attention(seen, ranked[0])
 
-    def one_for_all(seen: Look | None, threshold: float):
-        return False, list_labels(seen, False, threshold)
+    def one_for_all(seen: Look | None, is_own: bool, threshold: float):
+        # Where it is off already it stays as it is: it may have been turned on since.
+        return False if is_own else gr.skip(), list_labels(seen, False, threshold)
 
     with gr.Blocks(
         title=f'{TITLE} {name}', analytics_enabled=False, delete_cache=(CLEANED, KEPT), fill_width=True
     ) as page:
         seen = gr.State()
         gr.HTML(
-            f'<div class="msff-head"><h1>{TITLE}</h1><p><code>{_escape(name)}</code> knows {len(label_names):,} labels.'
-            ' Each has a probability of its own: a photo may have several, or none.</p></div>'
+            f'<div class="msff-head"><h1>{TITLE}</h1><p><code>{html.escape(name)}</code> knows {len(label_names):,}'
+            ' labels. Each has a probability of its own: a photo may have several, or none.</p></div>'
         )
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
@@ -316,7 +312,7 @@ def build(model: nn.Module, name: str):
             show_progress_on=[listed],
             concurrency_limit=1,  # `attention_maps` watches the model's calls: those for two photos at once would mix
         )
-        threshold.input(one_for_all, [seen, threshold], [is_own, listed], trigger_mode='always_last', **quiet)
+        threshold.input(one_for_all, [seen, is_own, threshold], [is_own, listed], trigger_mode='always_last', **quiet)
         is_own.input(list_labels, [seen, is_own, threshold], listed, trigger_mode='always_last', **quiet)
         label.input(show_attention, [seen, label], attention, trigger_mode='always_last', **quiet)
     return page

@@ -1,6 +1,5 @@
 """Headless Chromium, driven over a pipe by its own protocol: https://chromedevtools.github.io/devtools-protocol/."""
 
-import base64
 import fcntl
 import itertools
 import json
@@ -151,15 +150,5 @@ class Chromium:
         for kind in ('mousePressed', 'mouseReleased'):
             self.send('Input.dispatchMouseEvent', type=kind, **at)
 
-    def press(self, key: str, code: int) -> None:
-        for kind in ('keyDown', 'keyUp'):
-            self.send('Input.dispatchKeyEvent', type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
     def type(self, text: str) -> None:
         self.send('Input.insertText', text=text)
-
-    def picture(self, path: Path) -> None:
-        """Saves the whole page as a PNG."""
-        size = self.send('Page.getLayoutMetrics')['cssContentSize']
-        data = self.send('Page.captureScreenshot', captureBeyondViewport=True, clip={**size, 'scale': 1})['data']
-        path.write_bytes(base64.b64decode(data))

@@ -44,6 +44,8 @@ def folder(tmp_path_factory) -> Path:
     """An untrained model of 20 labels whose thresholds are all different, some above and some below what it says."""
     torch.manual_seed(0)
     model = timm.create_model('msff_test_resnet', num_classes=len(LABELS))
+    for layer in model.selection.branches[0]:  # so that labels look at different places
+        layer.attn.q.weight.data *= 300
     data_config = timm.data.resolve_model_data_config(model) | {'input_size': (3, 96, 96)}
     folder = tmp_path_factory.mktemp('space') / 'model'
     hub.save(model, folder, LABELS, data_config, thresholds={'per_class': np.linspace(0.2, 0.8, len(LABELS)).tolist()})
@@ -272,6 +274,7 @@ def page(browser, model, tmp_path, monkeypatch):
     monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path / 'uploads'))
     blocks = space.build(model, 'a model')
     address = space.launch(blocks)
+    assert not blocks.analytics_enabled and not blocks.share
     browser.open(address)
     browser.wait("!!document.querySelector('#photo input[type=file]')")
     yield browser
@@ -293,6 +296,8 @@ def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model,
     assert page.evaluate(names) == list(own) and 0 < len(own) < len(LABELS)
     values = page.evaluate("[...document.querySelectorAll('#labels li.above .msff-value')].map(e => +e.textContent)")
     assert values == pytest.approx(list(own.values()), abs=6e-4)
+    shown = page.evaluate("[...document.querySelectorAll('#labels .msff-name')].map(e => e.textContent)")
+    assert sorted(shown) == sorted(LABELS)
     assert page.evaluate("document.querySelectorAll('#labels :is(img, script, a)').length") == 0
     assert page.evaluate("document.querySelector('#own input').checked") is True
 
@@ -307,8 +312,6 @@ def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model,
     page.click('#threshold input[type=range]')  # in its middle
     above = [name for name, p in predicted.items() if p > 0.5]
     page.wait(names, lambda shown: shown == above)
-    page.press('ArrowLeft', 37)
-    page.wait("document.querySelector('#threshold input[type=number]').value", lambda value: value == '0.49')
     # Back to thresholds of their own.
     page.click('#own input')
     page.wait(names, lambda shown: shown == list(own))
@@ -325,24 +328,25 @@ def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model,
     seen, *shown = pictures_in(page.wait(sources, lambda found: len(found) == 4))
     square = Image.open(photo).convert('RGB').resize((96, 96), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.asarray(square) / 255).float().permute(2, 0, 1)[None]
-    _, maps = attention_maps(model, (pixels - 0.5) / 0.5, labels=[last])
+    _, maps = attention_maps(model, (pixels - 0.5) / 0.5)
     for picture, of_scale in zip(shown, maps, strict=True):
-        expected = np.asarray(overlay(seen, of_scale[0, 0]), float)
-        assert np.abs(np.asarray(picture, float) - expected).mean() < 4  # compressed, both
-        assert expected.std() > 10
+        overlays = np.stack([np.asarray(overlay(seen, shares), float) for shares in of_scale[0]])
+        differences = np.abs(overlays - np.asarray(picture, float)).mean((1, 2, 3))  # both are compressed
+        assert differences.argmin() == last and 2 * differences[last] < np.median(differences)
 
     # A narrow window shows all of it, too, without scrolling sideways.
     page.resize(390, 844)
     assert page.wait('document.documentElement.scrollWidth', lambda width: width == 390)
 
     # A file that is no picture is told in the page, and the old labels go.
-    (tmp_path / 'broken.jpg').write_bytes(photo.read_bytes()[:1000])
-    page.click('#photo button[aria-label="Remove Image"]')
-    page.wait("document.querySelectorAll('#labels li').length", lambda n: n == 0)
-    page.upload('#photo input[type=file]', tmp_path / 'broken.jpg')
-    told = page.wait("document.querySelector('#labels .msff-error')?.textContent")
-    assert told.startswith('This photo cannot be used. broken.jpg: cannot be read as a picture')
-    assert page.evaluate("document.querySelectorAll('#attention img').length") == 0
+    for name, content in (('cut.jpg', photo.read_bytes()[:1000]), ('text.jpg', b'text')):
+        page.click('#photo button[aria-label="Remove Image"]')
+        page.wait("document.querySelectorAll('#labels :is(li, .msff-error)').length", lambda n: n == 0)
+        (tmp_path / name).write_bytes(content)
+        page.upload('#photo input[type=file]', tmp_path / name)
+        told = page.wait("document.querySelector('#labels .msff-error')?.textContent")
+        assert told.startswith(f'This photo cannot be used. {name}: cannot be read as a picture')
+        assert page.evaluate("document.querySelectorAll('#attention img').length") == 0
 
 
 @pytest.mark.slow
