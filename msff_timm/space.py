@@ -340,7 +340,7 @@ def launch(page, host: str | None = None, port: int | None = None) -> str:
     theme.set(**greys, **{f'{name}_dark': '*neutral_400' for name in greys})
     try:
         _, address, _ = page.launch(
-            server_name=host,
+            server_name=f'[{host}]' if host and ':' in host else host,  # as in an address
             server_port=port,
             share=False,
             quiet=True,
@@ -362,7 +362,7 @@ def launch(page, host: str | None = None, port: int | None = None) -> str:
 
 def _check_address(host: str, port: int) -> None:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host.strip('[]'), port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
