@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, card, hub
+from . import __version__, card, hub, space
 from .errors import InputError
 from .explain import LAYERS, explain
 from .export import FORMATS, export
@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('-o', '--output', required=True, metavar='FILE')
     command.set_defaults(run=_export)
 
+    command = commands.add_parser('space', help='show a page where one drops a photo and sees labels and attention')
+    command.add_argument('--model', required=True, help='as for predict; attention is that of an msff_* model')
+    command.add_argument('--host', help='to listen at; 0.0.0.0 for other machines, too (default: this one alone)')
+    command.add_argument('--port', type=_port, help='(default: the first that is free from 7860 on)')
+    command.set_defaults(run=_space)
+
     command = commands.add_parser('card', help='print the model card that a run, or a tag, has on the Hub')
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument('folder', nargs='?', metavar='RUN_FOLDER', help='with config.json and results.json')
@@ -121,6 +127,12 @@ def _probability(text: str) -> float:
     return value
 
 
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a port from 1 to {2**16 - 1}')
+    return int(text)
+
+
 def _predict(args: argparse.Namespace) -> int:
     photos = find_photos(args.photos)
     model = hub.load(args.model).to('cuda' if torch.cuda.is_available() else 'cpu')
@@ -158,6 +170,11 @@ def _export(args: argparse.Namespace) -> int:
         f'{exported.path}: {exported.format}, {exported.num_bytes / 1e6:.1f} MB, for pictures (B, {channels}, {height},'
         f" {width}); its logits differ from the model's by {exported.max_difference:.1g} at most."
     )
+    return 0
+
+
+def _space(args: argparse.Namespace) -> int:
+    space.serve(args.model, args.host, args.port)
     return 0
 
 

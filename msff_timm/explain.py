@@ -17,11 +17,12 @@ from .labels import names_of
 from .layers import MultiHeadAttention
 from .msff import MSFF
 
-__all__ = ['LAYERS', 'Explanation', 'attention_maps', 'draw', 'explain']
+__all__ = ['LAYERS', 'Explanation', 'as_seen', 'attention_maps', 'caption', 'draw', 'explain', 'overlay']
 
 # 'all' is the default: in scenes its peaks lie in the object more often than those of 'last'.
 LAYERS = ('all', 'last')
 
+NEEDS_MATPLOTLIB = "drawing needs matplotlib: pip install 'msff-timm[explain]'"
 MAX_LABELS = 8  # of those above the threshold: more make a picture that nobody reads
 FALLBACK_LABELS = 3
 
@@ -89,7 +90,7 @@ def explain(
     rows = [label_names.index(name) for name in chosen]
     maps = [_shares(of_scale, rows, grid)[0].cpu() for of_scale, grid in zip(calls, grids, strict=True)]
     if output is not None:
-        draw(_as_seen(image, pixels, data_config), chosen, maps, output)
+        draw(as_seen(image, pixels, data_config), chosen, maps, output)
     return Explanation(str(photo), chosen, maps)
 
 
@@ -98,7 +99,7 @@ def _most_probable(probabilities: dict[str, float], threshold: float) -> list[st
     return [name for name in ranked if probabilities[name] > threshold][:MAX_LABELS] or ranked[:FALLBACK_LABELS]
 
 
-def _as_seen(image: Image.Image, pixels: torch.Tensor, data_config: dict) -> Image.Image:
+def as_seen(image: Image.Image, pixels: torch.Tensor, data_config: dict) -> Image.Image:
     """Turns a preprocessed photo (3, H, W) back into a picture: as sharp and as much of it as the model saw.
 
     The grids divide this picture, not the photo, of which some configurations crop a part.
@@ -193,12 +194,40 @@ def _shares(calls: list[Call], labels: Sequence[int] | None, grid: tuple[int, in
     return (shares / shares.sum(-1, keepdim=True)).unflatten(-1, grid)
 
 
-def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tensor], output: str | Path) -> None:
-    """Draws maps over a photo: a row for each label, a column for each scale.
+def overlay(photo: Image.Image, shares: torch.Tensor) -> Image.Image:
+    """Lays one label's map at one scale over a photo, which turns grey.
 
-    Colours run from black at 0 to yellow at the panel's own greatest share, which its caption tells: 784 cells share
-    what 49 share elsewhere, so one range for all would leave most panels black. Cells keep their edges, since smooth
-    ones would show places that the model does not tell apart.
+    Colours run from black at 0 to yellow at the map's own greatest share, which `caption` tells: 784 cells share what
+    49 share elsewhere, so one range for all would leave most maps black. Cells keep their edges, since smooth ones
+    would show places that the model does not tell apart.
+
+    Args:
+        photo: The picture that the grid divides.
+        shares: (H_i, W_i).
+
+    Returns:
+        A picture of the photo's size.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    try:
+        from matplotlib import colormaps
+    except ModuleNotFoundError:
+        raise InputError(NEEDS_MATPLOTLIB) from None
+    heat = (shares / shares.max()).cpu().numpy()
+    colours = Image.fromarray(colormaps['inferno'](heat, bytes=True)[..., :3].copy())
+    colours = colours.resize(photo.size, Image.Resampling.NEAREST)
+    return Image.blend(ImageOps.grayscale(photo).convert('RGB'), colours, 0.5)
+
+
+def caption(shares: torch.Tensor) -> str:
+    """Tells the size of a map (H_i, W_i) and the range that its colours stand for."""
+    return f'{shares.shape[0]} × {shares.shape[1]} cells, 0 to {shares.max():.2%} each'
+
+
+def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tensor], output: str | Path) -> None:
+    """Draws maps over a photo: a row for each label, a column for each scale, as `overlay` colours them.
 
     Args:
         photo: The picture that the grids divide, in its own aspect ratio.
@@ -212,9 +241,8 @@ def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise InputError("drawing needs matplotlib: pip install 'msff-timm[explain]'") from None
+        raise InputError(NEEDS_MATPLOTLIB) from None
     photo = photo.resize(_fit(photo.size, PANEL), Image.Resampling.BICUBIC)
-    grey = ImageOps.grayscale(photo)
     titles = [textwrap.wrap(f'{name}  {p:.3f}', TITLE_CHARACTERS) for name, p in labels.items()]
     step = max(photo.width + GAP, MIN_STEP)
     total_width = len(maps) * step + photo.width
@@ -233,12 +261,9 @@ def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
         axes.imshow(photo, extent=(0, photo.width, bottom, top), aspect='auto')
         axes.text(0, bottom + GAP / 2, 'as the model saw it', va='top', fontsize=8)
         for column, shares in enumerate(maps, start=1):
-            heat, left = shares[row].cpu().numpy(), column * step
-            place = dict(extent=(left, left + photo.width, bottom, top), aspect='auto', interpolation='nearest')
-            axes.imshow(grey, cmap='gray', vmin=0, vmax=255, **place)
-            axes.imshow(heat, cmap='inferno', vmin=0, alpha=0.5, **place)
-            caption = f'{heat.shape[0]} × {heat.shape[1]} cells, 0 to {heat.max():.2%} each'
-            axes.text(left, bottom + GAP / 2, caption, va='top', fontsize=8)
+            left = column * step
+            axes.imshow(overlay(photo, shares[row]), extent=(left, left + photo.width, bottom, top), aspect='auto')
+            axes.text(left, bottom + GAP / 2, caption(shares[row]), va='top', fontsize=8)
         top = bottom + CAPTION
     output = Path(output)
     try:

@@ -342,6 +342,9 @@ def test_a_wheel_renders_without_the_clone(folder, tmp_path):
     zipfile.ZipFile(wheel).extractall(installed)
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / 'msff_timm').rglob('*.py')}
     assert modules <= {str(path.relative_to(installed)) for path in installed.rglob('*.py')}
+    of_space = {path.name: path.read_bytes() for path in (ROOT / 'hub_cards' / 'space').iterdir() if path.is_file()}
+    assert {p.name: p.read_bytes() for p in (installed / 'msff_timm/hub_cards/space').iterdir()} == of_space
+    assert {'app.py', 'requirements.txt', 'README.md'} <= set(of_space)
     code = f"""
 import msff_timm, sys, timm
 from pathlib import Path

@@ -1,0 +1,14 @@
+"""The page of `msff-timm space`, as a Space of the Hub: the Space's variable MSFF_MODEL names the model."""
+
+import os
+
+from msff_timm import space
+from msff_timm.errors import InputError
+
+MODEL = os.environ.get('MSFF_MODEL') or 'msff_test_resnet.scenes'
+
+if __name__ == '__main__':
+    try:
+        space.serve(MODEL)
+    except InputError as e:
+        raise SystemExit(f'MSFF_MODEL={MODEL}: {e}') from None
