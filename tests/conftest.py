@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,6 +16,19 @@ def coco_root() -> Path:
     if not root.is_dir():
         pytest.skip(f'no photos at {root}; set MSFF_COCO_ROOT')
     return root
+
+
+@pytest.fixture(scope='module')
+def one_thread():
+    """Lets torch compute in one thread.
+
+    Where cores are shared, tiny models take ten times as long in two; and logits of another process are the same to the
+    last bit only if it computes with as many.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='session')

@@ -18,6 +18,7 @@ from msff_timm.data.transforms import eval_transform, open_image
 from msff_timm.errors import InputError
 from msff_timm.export import FORMATS, METADATA_FILE, export, read_metadata
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 LABELS = ['Zebra', 'chien d’été', 'a "chair"']
 SUFFIXES = {'onnx': '.onnx', 'torch-export': '.pt2', 'torchscript': '.pt'}
 DATA_CONFIG = {'input_size': (3, 72, 72), 'mean': (0.1, 0.2, 0.3), 'std': (0.5, 0.6, 0.7)}
@@ -36,15 +37,6 @@ def create(name='msff_test_resnet', **model_args):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-1, 1), module.running_var.uniform_(0.5, 2)
     return model
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    """Lets tiny models wait for nobody: where cores are shared, two threads take ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')

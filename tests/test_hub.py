@@ -11,6 +11,7 @@ import msff_timm  # noqa: F401  registers the models
 from msff_timm import hub
 from msff_timm.errors import InputError
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 LABELS = ['cat', 'dog', 'chair']
 
 
@@ -47,12 +48,9 @@ print(json.dumps([model.pretrained_cfg['label_names'], timm.data.resolve_model_d
 """
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     got_logits, got_config = result.stdout.splitlines()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(1)
     with torch.inference_mode():
         logits = model(torch.randn(3, 4, 72, 72))
-    torch.set_num_threads(threads)
     assert got_logits == logits.numpy().tobytes().hex()
     label_names, data_config = json.loads(got_config)
     assert label_names == LABELS

@@ -21,6 +21,7 @@ from msff_timm.cli import main
 from msff_timm.data import scenes, voc
 from msff_timm.labels import COCO_LABELS, VOC_LABELS
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 NOWHERE = {'HF_ENDPOINT': 'http://127.0.0.1:9'}
 TAGS = {
     'msff_resnet101.coco2014_448': (COCO_LABELS, 448),
@@ -166,12 +167,9 @@ def test_a_tag_is_downloaded_once_and_what_a_hub_lacks_is_told_apart(published, 
     server.requests.clear()
     assert python(create, {**environment, 'HF_HUB_OFFLINE': '1'}, tmp_path / 'home') == created
     assert not server.requests and len(list((tmp_path / 'cache').rglob('*.safetensors'))) == 1
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(1)
     with torch.inference_mode():
         logits = model(torch.randn(2, 3, 96, 96))
-    torch.set_num_threads(threads)
     assert created == [logits.numpy().tobytes().hex(), ' '.join(scenes.LABEL_NAMES)]
 
 

@@ -20,21 +20,13 @@ from msff_timm import card, hub
 # Older ones do not hand the model_args of config.json to timm.
 transformers = pytest.importorskip('transformers', '4.53', reason='needs the extra `transformers`')
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 LABELS = ['cat', 'a "quoted" | <b>ünï</b>, 猫\n', '0', '', ' dog', '../x', 'LABEL_2']
 DATA = {'input_size': (3, 72, 96), 'interpolation': 'bicubic', 'crop_pct': 1.0, 'crop_mode': 'squash'}
 DATA |= {'mean': (0.4, 0.5, 0.6), 'std': (0.2, 0.3, 0.4)}
 # Each of them changes shapes or logits.
 ARGUMENTS = dict(ffn_dim=64, encoder_depth=1, decoder_depth=2, decoder_self_attn=True, interpolation='nearest')
 THRESHOLDS = {'per_class': [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], 'overall': 0.4}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Logits of another process are the same to the last bit only if it computes with as many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
