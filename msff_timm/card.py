@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .errors import InputError, unknown
 from .metrics import FEW, SIZES
 
-__all__ = ['RUN_PICTURES', 'escape', 'pictures', 'render', 'render_tag', 'tags']
+__all__ = ['RUN_PICTURES', 'count', 'escape', 'pictures', 'render', 'render_tag', 'tags']
 
 # In a wheel, hub_cards/ lies within the package; in a clone, beside it.
 INSTALLED = Path(__file__).parent / 'hub_cards'
@@ -84,7 +84,7 @@ def render(folder: Path, repo_id: str | None = None) -> str:
         with torch.device('meta'):
             model = timm.create_model(f'local-dir:{folder}', pretrained=False)
         cfg = PretrainedCfg(**model.pretrained_cfg)
-        size = _size(model, cfg.input_size)
+        size = count(model, cfg.input_size)
         label_names = [str(name) for name in cfg.label_names]
         if len(label_names) != model.num_classes:
             raise ValueError(f'{len(label_names)} label names for {model.num_classes} logits')
@@ -135,7 +135,7 @@ def render_tag(tag: str) -> str:
     return _render(
         cfg,
         list(cfg.label_names),
-        {**_size(model, cfg.input_size), 'num_bytes': None},
+        {**count(model, cfg.input_size), 'num_bytes': None},
         results=results,
         where=measured,
         thresholds=(results or {}).get('thresholds'),
@@ -163,10 +163,11 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _size(model: nn.Module, input_size: tuple[int, int, int]) -> dict:
+def count(model: nn.Module, input_size: tuple[int, int, int]) -> dict:
     """Counts parameters, and GFLOPs of one picture: without computing, for the model is on the meta device."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.empty(1, *input_size, device='meta'))
+        # Without gradients, which the counter would follow even here.
+        model.eval().requires_grad_(False)(torch.empty(1, *input_size, device='meta'))
     return {'num_parameters': sum(p.numel() for p in model.parameters()), 'gflops': counter.get_total_flops() / 1e9}
 
 

@@ -185,7 +185,7 @@ def test_the_command_is_the_one_that_was_typed(tmp_path):
     """A launcher's, where one starts the script, with what it was given itself."""
     script, launcher = tmp_path / 'script.py', tmp_path / 'launcher.py'
     train = Path(report.__file__).parent
-    script.write_text(f'import sys; sys.path.insert(0, {str(train)!r})\nimport report\nprint(report._command())')
+    script.write_text(f'import sys; sys.path.insert(0, {str(train)!r})\nimport report\nprint(report.command_line())')
     launcher.write_text('import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[2:]], check=True)')
     command = [sys.executable, str(launcher), '--num_processes=1', str(script), '--output', 'a b']
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,15 +1,19 @@
 """The settings of training and evaluation: typed, validated here, read from YAML with overrides on the command line."""
 
 import argparse
+import inspect
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_origin
 
 import datasets
 import timm
+import torch
 import yaml
 from accelerate.utils import LoggerType
 from jsonargparse import ArgumentError, ArgumentParser
@@ -21,7 +25,9 @@ from msff_timm.metrics import DEFINITIONS
 from msff_timm.publish import check_access, check_target
 
 __all__ = [
+    'AblateConfig',
     'CheckpointConfig',
+    'CompareConfig',
     'DataConfig',
     'DistillConfig',
     'EvalDataConfig',
@@ -29,6 +35,7 @@ __all__ = [
     'ModelConfig',
     'OptimConfig',
     'TrainConfig',
+    'VariantsConfig',
     'parse',
 ]
 
@@ -37,6 +44,18 @@ UNREADABLE = ('error', 'skip')
 BATCH_NORMS = ('each', 'sync', 'frozen')
 SCHEDULES = ('one_cycle', 'cosine')
 LOSSES = ('asl', 'bce', 'focal')
+# Arguments of a model that are decided elsewhere, and where
+DECIDED = {
+    'num_classes': 'the labels of the data',
+    'in_chans': 'the pictures, which are RGB',
+    'drop_rate': 'model.drop_rate',
+    'backbone_pretrained': 'model.backbone_pretrained',
+    'device': 'Accelerate',
+    'dtype': 'Accelerate',
+}
+# Settings of training that differ between variants, or that several runs cannot share
+OF_A_VARIANT = ('output', 'overwrite', 'resume', 'force', 'seed', 'push_to', 'push_private', 'model.name', 'model.args')
+TABLES = ('4', '5', '6', '7', 'fig5')
 
 
 @dataclass
@@ -45,6 +64,7 @@ class ModelConfig:
 
     Args:
         name: Any model that timm knows, ours among them.
+        args: Further arguments of it, `{fusion_mode: 1}` say.
         backbone_pretrained: Start from timm's ImageNet weights of the backbone, unless `init_from` brings others.
         init_from: Start from a trained model of that name: `local-dir:FOLDER` or `hf-hub:ORG/NAME`; null for none.
         keep_labels: Where its labels are others, keep what it has learnt of those that both share.
@@ -56,6 +76,7 @@ class ModelConfig:
     """
 
     name: str = 'msff_resnet101'
+    args: dict[str, Any] = field(default_factory=dict)
     backbone_pretrained: bool = True
     init_from: str | None = None
     keep_labels: bool = False
@@ -67,6 +88,8 @@ class ModelConfig:
     def validate(self) -> None:
         if not timm.is_model(self.name):
             raise unknown('model.name', self.name, hub.list_models())
+        if self.args:
+            self._check_args()
         if self.backbone_pretrained and self.name.partition('.')[0] not in hub.list_models():
             raise InputError(
                 f'model.backbone_pretrained is true: {self.name} has no backbone of its own; set it to false.'
@@ -76,6 +99,23 @@ class ModelConfig:
         if not 0 <= self.drop_rate < 1:
             raise InputError(f'model.drop_rate is {self.drop_rate}: must be from 0 to below 1.')
         _one_of('model.batch_norm', self.batch_norm, BATCH_NORMS)
+
+    def _check_args(self) -> None:
+        """Makes the model without memory, once as it is registered, whose class tells what it takes, once as asked."""
+        with torch.device('meta'):
+            accepted = inspect.signature(type(timm.create_model(self.name))).parameters
+        for key in self.args:
+            if key in DECIDED:
+                raise InputError(f'model.args has {key}: leave it out, that is up to {DECIDED[key]}.')
+            if key not in accepted:
+                raise unknown(f'argument of {self.name} in model.args', key, accepted.keys() - DECIDED.keys())
+        try:
+            with torch.device('meta'):
+                timm.create_model(self.name, **self.args)
+        except Exception as e:
+            # Each model has its own ways to say what it does not take.
+            reason = ' '.join(str(e).split()) or type(e).__name__
+            raise InputError(f'model.args: {self.name} cannot be made with {self.args} ({reason}).') from e
 
 
 @dataclass
@@ -442,6 +482,79 @@ class EvaluateConfig:
                 )
 
 
+@dataclass(kw_only=True)
+class VariantsConfig:
+    """Several models, or variants of one, that are trained alike.
+
+    Args:
+        output: Folder that their runs, the tables and the pictures are written to.
+        train: File of the training settings that all of them share.
+        settings: Settings of training in place of that file's, `{optim: {epochs: 3}}` say.
+        seeds: Of the runs of each.
+        launch: Arguments of `accelerate launch`, to train in several processes; null to train in one, without it.
+        batch_size: Pictures at once where the time of inference is measured.
+        turns: How often it is measured; 0 for not at all.
+    """
+
+    output: str
+    train: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    launch: list[str] | None = None
+    batch_size: int = 8
+    turns: int = 20
+
+    def validate(self) -> None:
+        if not os.path.isfile(self.train):
+            raise InputError(f'train is {self.train}: there is no such file.')
+        for key in _flatten(self.settings):
+            if any(key == own or key.startswith(f'{own}.') for own in OF_A_VARIANT):
+                raise InputError(f'settings has {key}: leave it out, each run has its own.')
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f'seeds is {self.seeds}: must be one or more, each once.')
+        _at_least('seeds', min(self.seeds), 0)
+        _at_least('batch_size', self.batch_size, 1)
+        _at_least('turns', self.turns, 0)
+
+
+@dataclass(kw_only=True)
+class CompareConfig(VariantsConfig):
+    """A comparison of models.
+
+    Args:
+        models: Any that timm knows, ours among them; the others are compared with the first.
+    """
+
+    models: list[str]
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise InputError(f'models is {self.models}: must be one or more, each once.')
+        for name in self.models:
+            if not timm.is_model(name):
+                raise unknown('model', name, timm.list_models())
+
+
+@dataclass(kw_only=True)
+class AblateConfig(VariantsConfig):
+    """An ablation of the paper.
+
+    Args:
+        table: 4, 5, 6, 7 or fig5.
+        model: An msff_* model.
+    """
+
+    table: str
+    model: str = 'msff_resnet101'
+
+    def validate(self) -> None:
+        super().validate()
+        _one_of('table', self.table, TABLES)
+        if not timm.is_model(self.model) or not self.model.startswith('msff_'):
+            raise unknown('msff_* model', self.model, timm.list_models(module='msff'))
+
+
 def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | None = None) -> ConfigT:
     """Reads settings from `--config FILE` (or the default file) with overrides `--key value`, or `--the-key value`.
 
@@ -451,28 +564,29 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
     file_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_parser.add_argument('--config', type=Path, default=default_file)
     found, overrides = file_parser.parse_known_args(argv)
-    known = list(_keys(config_class))
+    known = dict(_keys(config_class))
+    dicts = [key for key, kind in known.items() if get_origin(kind) is dict]
     overrides = [_underscored(override) for override in overrides]
     for override in overrides:
         key = override.partition('=')[0]
-        if key.startswith('--') and key[2:] not in [*known, 'help', 'print_config']:
+        if key.startswith('--') and _setting(key[2:], dicts) not in known and key[2:] not in ('help', 'print_config'):
             raise unknown('setting', key, [f'--{key}' for key in known])
 
     parser = ArgumentParser(prog=Path(sys.argv[0]).name, exit_on_error=False, allow_abbrev=False)
     parser.add_argument('--config', action='config', help='YAML file of settings')
     parser.add_class_arguments(config_class)
-    from_file = []
+    from_file, content = [], {}
     if found.config:
         try:
             content = yaml.safe_load(found.config.read_text(encoding='utf-8')) or {}
         except (OSError, ValueError, yaml.YAMLError) as e:
             raise InputError(f'{found.config}: cannot be read as settings ({" ".join(str(e).split())}).') from None
         for key in _flatten(content):
-            if key not in known:
+            if _setting(key, dicts) not in known:
                 raise unknown(f'setting in {found.config}', key, known)
         from_file = ['--config', str(found.config)]
     try:
-        settings = parser.parse_args([*from_file, *overrides])
+        settings = parser.parse_args([*from_file, *_merged(overrides, dicts, content)])
     except ArgumentError as e:
         raise InputError(' '.join(str(e).split())) from None
     values = vars(parser.instantiate(settings))
@@ -481,13 +595,49 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
     return config
 
 
-def _keys(config_class: type) -> Iterator[str]:
-    """Names every setting of a class, `data.root` and the like."""
+def _keys(config_class: type) -> Iterator[tuple[str, type]]:
+    """Names every setting of a class, `data.root` and the like, with its type."""
     for f in fields(config_class):
         if is_dataclass(f.type):
-            yield from (f'{f.name}.{key}' for key in _keys(f.type))
+            yield from ((f'{f.name}.{key}', kind) for key, kind in _keys(f.type))
         else:
-            yield f.name
+            yield f.name, f.type
+
+
+def _setting(key: str, dicts: Iterable[str]) -> str:
+    """Names the setting that a key belongs to: `model.args` of `model.args.fusion_mode`, else the key itself."""
+    return next((name for name in dicts if key.startswith(f'{name}.')), key)
+
+
+def _merged(overrides: list[str], dicts: Iterable[str], content: dict) -> Iterator[str]:
+    """Joins what a command line says of single entries of dicts, `--model.args.fusion_mode 1`, with those of a file.
+
+    jsonargparse would forget the others of an entry that is a dict itself.
+    """
+    merged, rest = {}, iter(overrides)
+    for argument in rest:
+        key, equals, value = argument.partition('=')
+        name = _setting(key.removeprefix('--'), dicts)
+        if not key.startswith('--') or key == f'--{name}':
+            yield argument
+            continue
+        value = value if equals else next(rest, '')
+        if name not in merged:
+            of_file = content
+            for part in name.split('.'):
+                of_file = (of_file or {}).get(part)
+            merged[name] = deepcopy(of_file or {})
+        *path, last = key.removeprefix(f'--{name}.').split('.')
+        into = merged[name]
+        for part in path:
+            if not isinstance(into.setdefault(part, {}), dict):
+                into[part] = {}
+            into = into[part]
+        try:
+            into[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f'{key} is {value}: cannot be read as YAML.') from None
+    yield from (f'--{name}={json.dumps(values)}' for name, values in merged.items())
 
 
 def _underscored(argument: str) -> str:

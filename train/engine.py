@@ -517,6 +517,10 @@ def peak_memory(accelerator: Accelerator) -> int:
     """Returns the most bytes that were in use at once: the GPU's where there is one, else this process's."""
     if accelerator.device.type == 'cuda':
         return torch.cuda.max_memory_allocated(accelerator.device)
+    if os.path.exists('/proc/self/status'):
+        # Linux hands ru_maxrss down from the process that started this one.
+        with open('/proc/self/status', encoding='utf-8') as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM'))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 

@@ -28,12 +28,17 @@ from msff_timm.data.sheet import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, 
 from msff_timm.metrics import FEW, SIZES
 
 __all__ = [
+    'basis',
+    'command_line',
     'describe',
     'environment',
+    'markdown_table',
     'mistakes',
+    'percent',
     'plot_curves',
     'replace_file',
     'results',
+    'save_figure',
     'summary',
     'write_json',
     'write_report',
@@ -108,10 +113,10 @@ def describe(measures: dict, threshold: float | list[float] = 0.5) -> str:
         low, high = measures['mAP_interval']
         values = f'{values}  mAP 95 % interval {low:.2f} to {high:.2f}'
     counted, few = measures['num_classes_with_positives'], len(measures['few_positives'])
-    return f'{values}  ({_basis(measures["num_images"], counted, len(measures["AP"]), few, measures["ap"], threshold)})'
+    return f'{values}  ({basis(measures["num_images"], counted, len(measures["AP"]), few, measures["ap"], threshold)})'
 
 
-def _basis(images: int, counted: int, of: int, few: int, ap: str, threshold: float | list[float]) -> str:
+def basis(images: int, counted: int, of: int, few: int, ap: str, threshold: float | list[float]) -> str:
     """Names what measures stand on: images, classes (those that have positives, of all), definition and threshold."""
     classes = f'{counted} classes' if counted == of else f'{counted} of {of} classes'
     if few:
@@ -175,10 +180,11 @@ def environment(accelerator: Accelerator) -> dict:
     device = accelerator.device
     is_gpu = device.type == 'cuda'
     name = torch.cuda.get_device_name(device) if is_gpu else f'{device.type} ({platform.machine()})'
-    return {'command': _command(), **_git_state(Path(__file__)), 'devices': gather_object([name])}
+    return {'command': command_line(), **_git_state(Path(__file__)), 'devices': gather_object([name])}
 
 
-def _command() -> str:
+def command_line() -> str:
+    """Returns the command that started this process, as it was typed, to Accelerate if that did."""
     command = sys.orig_argv
     try:
         launcher = psutil.Process().parent().cmdline()
@@ -241,10 +247,11 @@ def plot_curves(history: list[dict], path: str | Path) -> None:
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: str | Path, **options: object) -> None:
+def save_figure(figure: Figure, path: str | Path, **options: object) -> None:
+    """Writes a drawing as PNG, in one step."""
     replace_file(path, partial(figure.savefig, format='png', dpi=DPI, **options))
 
 
@@ -263,9 +270,9 @@ def write_report(output: str | Path, run: dict, dataset: datasets.Dataset) -> Pa
     """
     output = Path(output)
     plot_curves(run['history'], output / 'curves.png')
-    _save(_draw_ap(run), output / 'ap.png')
+    save_figure(_draw_ap(run), output / 'ap.png')
     if any(run['mistakes'].values()):
-        _save(
+        save_figure(
             _draw_mistakes(run['mistakes'], dataset), output / 'mistakes.png', bbox_inches='tight', pad_inches=GAP / DPI
         )
     text = '\n'.join(_lines(run)) + '\n'
@@ -283,7 +290,7 @@ def _lines(run: dict) -> Iterator[str]:
     yield ''
     yield (
         f'mAP {run["measures"]["mAP"]:.2f}, CF1 {run["measures"]["CF1"]:.2f}, OF1 {run["measures"]["OF1"]:.2f} percent:'
-        f' {weights} on {split} ({_basis(*counts, named["mAP"], named["threshold"])}).'
+        f' {weights} on {split} ({basis(*counts, named["mAP"], named["threshold"])}).'
     )
     others = {key: value for key, value in data.items() if key not in ('name', 'split') and value is not None}
     if others:
@@ -294,18 +301,18 @@ def _lines(run: dict) -> Iterator[str]:
         epoch = run['raw_weights'].get('epoch')
         rows.append(('raw weights' + (f' of epoch {epoch}' if epoch else ''), run['raw_weights']))
     rows.append((f'{weights}, top 3', run['top3']))
-    yield from _table(
-        ['percent', *SUMMARY], [[name, *(_figure(values.get(key)) for key in SUMMARY)] for name, values in rows]
+    yield from markdown_table(
+        ['percent', *SUMMARY], [[name, *(percent(values.get(key)) for key in SUMMARY)] for name, values in rows]
     )
     if 'mAP_interval_95' in run:
         low, high = run['mAP_interval_95']
         yield f'95 % interval of mAP, by resampling the images: {low:.2f} to {high:.2f}.'
         yield ''
     if any(value is not None for value in run['mAP_by_size'].values()):
-        yield from _table(
+        yield from markdown_table(
             ['largest instance, share of the image', 'mAP', 'positives'],
             [
-                [f'{size}: {BANDS[size]}', _figure(value), f'{run["num_positives_by_size"][size]:,}']
+                [f'{size}: {BANDS[size]}', percent(value), f'{run["num_positives_by_size"][size]:,}']
                 for size, value in run['mAP_by_size'].items()
             ],
         )
@@ -326,7 +333,7 @@ def _lines(run: dict) -> Iterator[str]:
         yield f'{heading}:' if run['mistakes'][kind] else f'{heading}: none.'
         yield ''
         if run['mistakes'][kind]:
-            yield from _table(
+            yield from markdown_table(
                 ['image', 'label', 'probability'],
                 [
                     [escape(entry['image_id']), escape(entry['label']), _probability(entry['probability'])]
@@ -349,17 +356,19 @@ def _made_with(run: dict) -> Iterator[str]:
         'processes and their devices': devices,
         **{name: escape(found or 'none') for name, found in run['versions'].items()},
     }
-    yield from _table(['', ''], [[escape(name), value] for name, value in facts.items()], texts=2)
+    yield from markdown_table(['', ''], [[escape(name), value] for name, value in facts.items()], texts=2)
 
 
-def _table(head: list[str], rows: list[list[str]], texts: int = 1) -> Iterator[str]:
+def markdown_table(head: list[str], rows: list[list[str]], texts: int = 1) -> Iterator[str]:
+    """Gives the lines of a table in Markdown, of which the first `texts` columns stand to the left."""
     yield f'| {" | ".join(head)} |'
     yield '|' + '---|' * texts + '--:|' * (len(head) - texts)
     yield from (f'| {" | ".join(row)} |' for row in rows)
     yield ''
 
 
-def _figure(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Shows a measure; what is not defined is a dash."""
     return '–' if value is None else f'{value:.2f}'
 
 

@@ -377,7 +377,7 @@ class Run:
         """Returns the results of the weights for use, with the history of all epochs."""
         progress = self.progress
         now = {'history': progress.history, 'unreadable': progress.unreadable, 'seconds': self.seconds()}
-        return {**progress.best['results'], **now}
+        return {**progress.best['results'], **now, 'peak_bytes': peak_memory(self.accelerator)}
 
     def finish(self) -> None:
         """Measures the raw weights of the last epoch beside the averaged ones, and says how to go on."""
@@ -435,8 +435,11 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
     if config.init_from is None:
         # The weights of a run that is resumed hold the backbone's.
         model_args = {'backbone_pretrained': True} if config.backbone_pretrained and not resumed else {}
-        return hub.create(config.name, num_classes=len(label_names), drop_rate=config.drop_rate, **model_args), {}
-    model, kept_labels = hub.load_for(config.init_from, label_names, config.keep_labels, drop_rate=config.drop_rate)
+        model_args |= {'num_classes': len(label_names), 'drop_rate': config.drop_rate, **config.args}
+        return hub.create(config.name, **model_args), {}
+    model, kept_labels = hub.load_for(
+        config.init_from, label_names, config.keep_labels, drop_rate=config.drop_rate, **config.args
+    )
     architecture = model.pretrained_cfg['architecture']
     if architecture != config.name:
         raise InputError(f'model.name is {config.name}: {config.init_from} is {architecture}; set model.name to that.')

@@ -1,0 +1,66 @@
+"""Repeats an ablation of the paper: `python train/ablate.py --table {4,5,6,7,fig5} [--config FILE] [--key value ...]`.
+
+Without `--config` it does so at the demo's scale, as `train/configs/ablate/demo.yaml` has it. Runs that are at their
+end are not trained again, the paper's own choice once for all tables.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from variants import PAPER, Variant, compare, make_models, make_pictures, time_in_turns
+
+from config import AblateConfig, parse
+from engine import run_command
+
+INTERPOLATION = '6'  # the table that also tells how long each takes
+
+
+def main() -> None:
+    default = Path(__file__).parent / 'configs' / 'ablate' / 'demo.yaml'
+    config = parse(AblateConfig, sys.argv[1:], default)
+    variants, part = rows_of(config.table, config.model)
+    reference = next(variant.name for variant in variants if not variant.args)
+
+    def more(table: dict) -> None:
+        table['paper_of'] = f'{part["where"]}; {part["note"]}' if 'note' in part else part['where']
+        if config.table == INTERPOLATION and config.turns:
+            add_times(table, variants, reference, config)
+
+    name = f'table{config.table}' if config.table.isdigit() else config.table
+    title = f'{part["where"].partition(",")[0]}, repeated: {part["about"]}'
+    compare(config, variants, reference, name, title, more)
+
+
+def rows_of(table: str, model: str) -> tuple[list[Variant], dict]:
+    """Reads which variants a table of the paper compares, with the paper's figures, and what is told of the table."""
+    paper = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
+    part = paper[f'table{table}' if table.isdigit() else table]
+    figures = ('mAP', 'million_parameters')
+    variants = [
+        Variant(row['name'], model, row['args'], {key: row[key] for key in figures if key in row})
+        for row in part['rows']
+    ]
+    return variants, part
+
+
+def add_times(table: dict, variants: list[Variant], reference: str, config: AblateConfig) -> None:
+    """Measures how long the scale attention takes with each interpolation, on maps of the size that training has."""
+    models = make_models(variants, table['num_classes'])
+    pictures = make_pictures(models, table['recipe']['data']['image_size'], config.batch_size)
+    with torch.inference_mode():
+        scales = models[0].projection(models[0].backbone(pictures))
+        loops = [partial(model.scale_attention, scales) for model in models]
+        number = [variant.name for variant in variants].index(reference)
+        timing = time_in_turns(loops, 5 * config.turns, number)
+    columns = {}
+    for row, seconds, (ratio, *spread) in zip(table['rows'], timing.seconds, timing.ratio, strict=True):
+        row['scale_attention'] = {'seconds': seconds, 'ratio': ratio, 'ratio_10_to_90_percent': spread}
+        columns[row['name']] = f'{1000 * seconds / config.batch_size:.3f} ms, {ratio:.2f} times'
+    table['columns'] = {'scale attention of a picture': columns}
+
+
+if __name__ == '__main__':
+    run_command(main)
