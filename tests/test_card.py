@@ -362,3 +362,15 @@ sys.stdout.write(card.render({str(folder)!r}, 'org/name'))
     result = subprocess.run(command, cwd=tmp_path / 'elsewhere', env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == card.render(folder, 'org/name') and msff_timm.__version__ in result.stdout
+
+
+@pytest.mark.parametrize('name', ['msff_test_resnet', 'q2l_test_resnet', 'mldecoder_test_resnet', 'test_resnet'])
+def test_the_size_of_a_model_is_that_of_one_that_computes(name):
+    with torch.device('meta'):
+        found = card.count(timm.create_model(name, num_classes=12), (3, 64, 64))
+    model = timm.create_model(name, num_classes=12).eval()
+    # The counter knows no formula for the CPU's fused attention, but those of its products.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(torch.zeros(1, 3, 64, 64))
+    assert found['gflops'] == counter.get_total_flops() / 1e9 > 0
+    assert found['num_parameters'] == sum(p.numel() for p in model.parameters())

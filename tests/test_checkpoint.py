@@ -149,6 +149,7 @@ def about(label_names=('a', 'b'), data='x', **changes):
         ),
         ({'label_names': ('a', 'c')}, ["label_names was ['a', 'b'] and is ['a', 'c']"]),
         ({'data': 'z'}, ["data.train was 'x' and is 'z'"]),
+        ({'model': ModelConfig(args={'fusion_mode': 1})}, ['model.args.fusion_mode was None and is 1']),
         ({'output': 'there', 'workers': 9, 'root': '/x', 'early_stop': 3, 'max_per_process': 4, 'resume': 'auto'}, []),
     ],
 )

@@ -122,6 +122,27 @@ def test_the_command_line_overrides_the_file_which_overrides_the_defaults(tmp_pa
     assert parse(TrainConfig, [f'--config={file}', '--optim.ema-decay=0.5', '--data.root=a-b']).optim.ema_decay == 0.5
 
 
+def test_arguments_of_the_model_come_from_the_file_and_one_by_one_from_the_command_line(tmp_path):
+    file = tmp_path / 'mine.yaml'
+    file.write_text(
+        'output: here\nmodel: {name: msff_resnet18, args: {fusion_mode: 1, backbone_args: {stem_width: 32}}}\n'
+    )
+
+    def args(*arguments):
+        return parse(TrainConfig, [f'--config={file}', *arguments, '--model.backbone_pretrained=false']).model.args
+
+    assert args() == {'fusion_mode': 1, 'backbone_args': {'stem_width': 32}}
+    one_by_one = ['--model.args.fusion_mode', '2', '--model.args.backbone_args.drop_path_rate=0.1']
+    assert args(*one_by_one, '--model.args.decoder_self_attn=[true, false, false]') == {
+        'fusion_mode': 2,
+        'backbone_args': {'stem_width': 32, 'drop_path_rate': 0.1},
+        'decoder_self_attn': [True, False, False],
+    }
+    assert args('--model.args={embed_dim: 64}') == {'embed_dim': 64}
+    plain = ['--model.name=resnet18', '--model.args={drop_path_rate: 0.1}']
+    assert args(*plain) == {'drop_path_rate': 0.1}
+
+
 @pytest.mark.parametrize('name', ['q2l_resnet101', 'mldecoder_resnet101'])
 def test_peers_may_start_from_a_pretrained_backbone(name):
     arguments = [f'--model.name={name}', '--model.backbone_pretrained=true']
@@ -163,6 +184,17 @@ def test_without_a_file_the_default_one_is_read():
         (['--push-to', 'org/name'], 'org/name: pushing to https://huggingface.co needs a token: set HF_TOKEN'),
         (['--push_private=true'], 'push_private is true: it needs push_to'),
         (['--model.batch_norm=frozn'], "unknown model.batch_norm 'frozn': did you mean frozen?"),
+        (
+            ['--model.args.fusion_mod=1'],
+            "unknown argument of msff_test_resnet in model.args 'fusion_mod': did you mean fusion_mode?",
+        ),
+        (['--model.args={fusion_mode: 7}'], 'fusion_mode=7 must be one of 1, 2, 3.'),
+        (['--model.args.drop_rate=0.5'], 'model.args has drop_rate: leave it out, that is up to model.drop_rate.'),
+        (['--model.args.num_classes=3'], 'model.args has num_classes: leave it out, that is up to the labels'),
+        (['--model.args.backbone=resnt'], "backbone 'resnt' is no timm model"),
+        (['--model.arg.fusion_mode=1'], "unknown setting '--model.arg.fusion_mode': did you mean --model.args"),
+        (['--model.args=3'], 'model.args'),
+        (['--model.args.fusion_mode=[1'], '--model.args.fusion_mode is [1: cannot be read as YAML.'),
     ],
 )
 def test_wrong_settings_are_named(arguments, message, monkeypatch):

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
-from variants import PAPER, Variant, compare, make_models, make_pictures, time_in_turns
 
 from config import AblateConfig, parse
 from engine import run_command
+from tables import Variant, read_paper
+from variants import compare, make_models, make_pictures, time_in_turns
 
 INTERPOLATION = '6'  # the table that also tells how long each takes
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 def rows_of(table: str, model: str) -> tuple[list[Variant], dict]:
     """Reads which variants a table of the paper compares, with the paper's figures, and what is told of the table."""
-    paper = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
+    paper = read_paper()
     part = paper[f'table{table}' if table.isdigit() else table]
     figures = ('mAP', 'million_parameters')
     variants = [
@@ -47,19 +47,17 @@ def rows_of(table: str, model: str) -> tuple[list[Variant], dict]:
 
 
 def add_times(table: dict, variants: list[Variant], reference: str, config: AblateConfig) -> None:
-    """Measures how long the scale attention takes with each interpolation, on maps of the size that training has."""
+    """Measures how long the scale attention takes with each interpolation, in turns, on maps of training's size."""
     models = make_models(variants, table['num_classes'])
     pictures = make_pictures(models, table['recipe']['data']['image_size'], config.batch_size)
-    with torch.inference_mode():
+    with torch.inference_mode():  # in float32
         scales = models[0].projection(models[0].backbone(pictures))
         loops = [partial(model.scale_attention, scales) for model in models]
         number = [variant.name for variant in variants].index(reference)
-        timing = time_in_turns(loops, 5 * config.turns, number)
-    columns = {}
+        timing = time_in_turns(loops, config.turns, number)
     for row, seconds, (ratio, *spread) in zip(table['rows'], timing.seconds, timing.ratio, strict=True):
-        row['scale_attention'] = {'seconds': seconds, 'ratio': ratio, 'ratio_10_to_90_percent': spread}
-        columns[row['name']] = f'{1000 * seconds / config.batch_size:.3f} ms, {ratio:.2f} times'
-    table['columns'] = {'scale attention of a picture': columns}
+        row['scale_attention_ms'] = 1000 * seconds / config.batch_size
+        row |= {'scale_attention_ratio': ratio, 'scale_attention_ratio_10_to_90_percent': spread}
 
 
 if __name__ == '__main__':

@@ -7,11 +7,10 @@ again; one that was broken off goes on from where it stopped.
 import sys
 from pathlib import Path
 
-import yaml
-from variants import PAPER, Variant, compare
-
 from config import CompareConfig, parse
 from engine import run_command
+from tables import Variant, read_paper
+from variants import compare
 
 
 def main() -> None:
@@ -23,7 +22,7 @@ def main() -> None:
 
 def lay_beside(table: dict) -> None:
     """Adds the paper's Tables 1 to 3: those of the same data, or all of them where none is."""
-    paper = yaml.safe_load(PAPER.read_text(encoding='utf-8'))
+    paper = read_paper()
     parts = {name: paper[name] for name in ('table1', 'table2', 'table3')}
     same = {name: part for name, part in parts.items() if part['measured_on'] == table['data']['name']}
     table['paper'] = same or parts

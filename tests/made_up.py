@@ -1,0 +1,33 @@
+"""Runs that need no training: results as they leave them, and the settings of the smallest real ones."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+import variants
+from config import TrainConfig, parse
+from msff_timm import metrics
+from msff_timm.labels import VOC_LABELS
+from report import results
+
+RECIPE = Path(__file__).parents[1] / 'train' / 'configs' / 'demo.yaml'
+TINY = {
+    'data.train_size': 32, 'data.eval_size': 24, 'data.image_size': 32, 'data.workers': 0, 'optim.batch_size': 16,
+    'optim.epochs': 1,
+}  # fmt: skip
+TINY = [f'--settings.{key}={value}' for key, value in TINY.items()]
+
+
+def made_up(mAP: float, seed: int = 0, data: str = 'voc2007', num_images: int = 40, **changes) -> dict:
+    """Results as a run leaves them, of scores of chance; `changes` replaces measures."""
+    rng = np.random.default_rng(seed)
+    targets = rng.random((num_images, 20)) < 0.3
+    measures = metrics.evaluate(rng.random((num_images, 20)), targets, areas=targets * 0.05)
+    measures |= {'mAP': mAP, **changes}
+    definition = {'name': data, 'split': 'test', 'trained_on': 'trainval'}
+    found = results(measures, list(VOC_LABELS), data=definition, weights='exponential moving average')
+    config = parse(TrainConfig, [f'--output=runs/made-up-{mAP}', f'--seed={seed}'], RECIPE)
+    found['config'] = json.loads(json.dumps(variants.about_run(config, [], {})))['config']
+    found |= {'git_commit': 'c0ffee', 'git_dirty': False, 'devices': ['cpu'], 'num_processes': 1}
+    return found | {'mixed_precision': 'no', 'peak_bytes': 2**30, 'seconds': 60.0}

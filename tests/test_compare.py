@@ -1,0 +1,300 @@
+"""Comparisons: what is trained, what is not trained again, and what the tables say."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import yaml
+from PIL import Image
+from scipy import stats
+
+import compare
+import tables
+import variants
+from config import AblateConfig, CompareConfig, parse
+from made_up import RECIPE, TINY, made_up
+from msff_timm.errors import InputError
+from msff_timm.labels import VOC_LABELS
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / 'train' / 'configs').glob('*/*.yaml'))
+DEMO = ROOT / 'train' / 'configs' / 'compare' / 'demo.yaml'
+MODELS = ['msff_test_resnet', 'test_resnet']
+
+
+def settings(output: Path, *more: str) -> CompareConfig:
+    own = [f'--output={output}', f'--train={RECIPE}', '--models=[msff_test_resnet, test_resnet]', '--seeds=[0]']
+    return parse(CompareConfig, [*own, *TINY, '--turns=2', *more], DEMO)
+
+
+def plan(config: CompareConfig) -> list[variants.Run]:
+    return variants.plan(config, [tables.Variant(name, name) for name in config.models])
+
+
+@pytest.fixture(scope='module')
+def compared(script, tmp_path_factory) -> Path:
+    """The folder of a comparison of two models that have hardly been trained."""
+    folder = tmp_path_factory.mktemp('compared')
+    arguments = [f'--output={folder}', f'--train={RECIPE}', '--models', '[msff_test_resnet, test_resnet]']
+    printed = script('compare.py', *arguments, '--seeds=[0]', *TINY, '--turns=2').stdout
+    assert '0 of 2 runs are at their end.' in printed and '| msff\\_test\\_resnet |' in printed
+    return folder
+
+
+def test_models_are_trained_alike_and_tabulated(compared):
+    runs = [json.loads((compared / name / 'seed-0' / 'results.json').read_text()) for name in MODELS]
+    assert runs[0]['config']['optim'] == runs[1]['config']['optim'] and runs[0]['config']['optim']['epochs'] == 1
+    assert runs[0]['config']['data'] == runs[1]['config']['data'] and runs[0]['config']['data']['eval_size'] == 24
+    table = json.loads((compared / 'compare.json').read_text())
+    for row, run, name in zip(table['rows'], runs, MODELS, strict=True):
+        assert row['model'] == name and row['mean']['mAP'] == run['measures']['mAP'] and row['std']['mAP'] is None
+        assert row['mean']['mAP_small'] == run['mAP_by_size']['small']
+        assert row['AP']['bolt'] == [run['labels']['bolt']['AP']]
+        model = timm.create_model(name, num_classes=12)
+        assert row['num_parameters'] == run['num_parameters'] == sum(p.numel() for p in model.parameters())
+        assert row['pictures_per_second'] > 0 and row['train_peak_bytes'] > 100e6
+    assert table['rows'][0]['time_ratio'] == 1 and 0 < table['rows'][1]['time_ratio'] != 1
+    assert table['rows'][0]['gflops'] > table['rows'][1]['gflops'] > 0 and table['num_images'] == 24
+    with (compared / 'compare.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['name'] for row in rows if row['figures_of'] == 'measured here'] == MODELS
+    assert float(rows[1]['mAP']) == runs[1]['measures']['mAP']
+    assert {row['figures_of'] for row in rows[2:]} == {
+        'the paper, Table 1, section 4.4.1', 'the paper, Table 2, section 4.4.2', 'the paper, Table 3, section 4.4.3'
+    }  # fmt: skip
+    text = (compared / 'compare.md').read_text()
+    assert f'| test\\_resnet | {runs[1]["measures"]["mAP"]:.2f} |' in text and 'no spread is known' in text
+    assert text.count('of other data than scenes: not to be compared') == 3 and '| MSFF (paper) | 95.8 |' in text
+    for name in ('cost', 'labels'):
+        assert f'(compare_{name}.png)' in text and Image.open(compared / f'compare_{name}.png').width > 500
+
+
+def test_what_is_at_its_end_is_not_trained_again(compared, tmp_path, monkeypatch, capsys):
+    folder, started = tmp_path / 'copy', []
+    shutil.copytree(compared, folder)
+
+    def train(run, launch, stop):
+        started.append(run.argv)
+        (run.output / 'report.md').touch()
+        return 0
+
+    monkeypatch.setattr(variants, '_train', train)
+    stop = SimpleNamespace(received=None)
+    variants.train_all(plan(settings(folder)), None, stop)
+    assert not started and capsys.readouterr().out.startswith('2 of 2 runs are at their end.')
+    (folder / 'test_resnet' / 'seed-0' / 'report.md').unlink()  # it ended before its last file
+    variants.train_all(plan(settings(folder)), None, stop)
+    assert len(started) == 1 and f'--output={folder}/test_resnet/seed-0' in started[0]
+    (folder / 'test_resnet' / 'seed-0' / 'report.md').unlink()
+    monkeypatch.setattr(variants, '_train', lambda *_: 1)
+    with pytest.raises(InputError, match='test_resnet/seed-0: training ended with code 1'):
+        variants.train_all(plan(settings(folder)), None, stop)
+    with pytest.raises(InputError) as caught:
+        plan(settings(folder, '--settings.optim.lr=0.5'))
+    assert 'msff_test_resnet/seed-0 holds a run of other settings: optim.lr was 0.002 and is 0.5' in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--models=[msff_test_resnet, tst_resnet]'], "unknown model 'tst_resnet': did you mean test_resnet?"),
+        (['--models=[]'], 'models is []: must be one or more, each once.'),
+        (['--seeds=[0,0]'], 'seeds is [0, 0]: must be one or more, each once.'),
+        (['--seeds=[-1]'], 'seeds is -1: must be at least 0.'),
+        (['--train=nowhere.yaml'], 'train is nowhere.yaml: there is no such file.'),
+        (['--settings.seed=1'], 'settings has seed: leave it out, each run has its own.'),
+        (['--settings.model.args.fusion_mode=1'], 'settings has model.args.fusion_mode: leave it out'),
+        (['--settings.optim.epoch=1'], "unknown setting '--optim.epoch': did you mean --optim.epochs?"),
+        (['--settings.optim.epochs=0'], 'optim.epochs is 0: must be at least 1.'),
+        (['--settings.data.name=scene'], "unknown data.name 'scene': did you mean scenes?"),
+        (['--batch_size=0'], 'batch_size is 0: must be at least 1.'),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_is_trained(tmp_path, arguments, message):
+    with pytest.raises(InputError) as caught:
+        plan(settings(tmp_path, *arguments))
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}-{path.stem}')
+def test_every_config_is_valid_and_shares_what_both_need(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    is_ablation = path.parent.name == 'ablate'
+    config = parse(AblateConfig if is_ablation else CompareConfig, [f'--config={path}', *['--table=4'] * is_ablation])
+    assert config.output == f'runs/compare_{path.stem}' and len(config.seeds) >= 3
+    ours = tables.Variant('ours', config.model if is_ablation else config.models[0])
+    assert [str(run.output) for run in variants.plan(config, [ours])][0].endswith(f'{path.stem}/{ours.model}/seed-0')
+    other = yaml.safe_load(path.parents[1].joinpath('compare' if is_ablation else 'ablate', path.name).read_text())
+    assert (other['train'], other.get('settings', {})) == (config.train, config.settings)
+
+
+def test_a_plain_model_starts_from_the_weights_that_the_backbones_of_others_start_from(tmp_path):
+    recipe = ROOT / 'train' / 'configs' / 'coco2014_448.yaml'
+    config = CompareConfig(output=str(tmp_path), train=str(recipe), models=['msff_resnet101', 'resnet101'], seeds=[3])
+    ours, plain = (run.config for run in plan(config))
+    assert ours.model.backbone_pretrained and ours.model.init_from is None and ours.seed == plain.seed == 3
+    assert not plain.model.backbone_pretrained and plain.model.init_from == 'resnet101'
+    assert ours.optim == plain.optim and ours.data == plain.data
+
+
+def test_the_interval_of_paired_differences():
+    # Worked by hand: differences 1, 2, 3; mean 2, s 1, t of 2 degrees of freedom 4.302653 (any table of it).
+    found = tables.paired_interval([11, 22, 33], [10, 20, 30])
+    half = 4.302653 / 3**0.5
+    assert found == pytest.approx({'mean': 2, 'low': 2 - half, 'high': 2 + half})
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(80, 5, 7), rng.normal(78, 5, 7)
+    found, test = tables.paired_interval(one, other), stats.ttest_rel(one, other).confidence_interval(0.95)
+    assert (found['low'], found['high']) == pytest.approx((test.low, test.high))
+    assert tables.paired_interval([3], [1]) == {'mean': 2, 'low': None, 'high': None}
+
+
+def made_up_table(data: str = 'voc2007') -> dict:
+    of = {'ours': (80, 82, 84), 'a|b': (79, 80, 81)}
+    # Every seed is measured on the same pictures.
+    runs = [(tables.Variant(name, name), [made_up(x, 0, data) for x in found]) for name, found in of.items()]
+    speed = {'rows': [{'num_parameters': 2_000_000, 'gflops': 0.5}, {'num_parameters': 1_000_000, 'gflops': 0.25}]}
+    return {'title': 'Made up', **tables.tabulate(runs, 'ours', speed)}
+
+
+def test_a_table_over_seeds(tmp_path):
+    table = made_up_table()
+    ours, other = table['rows']
+    assert (ours['mean']['mAP'], ours['std']['mAP'], ours['difference']) == (82, 2, None)
+    assert (other['mean']['mAP'], other['std']['mAP']) == (80, 1)
+    # The differences are -1, -2, -3.
+    half = 4.302653 / 3**0.5
+    assert other['difference']['mAP'] == pytest.approx({'mean': -2, 'low': -2 - half, 'high': -2 + half})
+    # All instances are medium: what nothing was measured of is no number.
+    assert 'mAP_medium' in ours['mean'] and 'mAP_small' not in ours['mean']
+    compare.lay_beside(table)
+    tables.write_table(table, tmp_path, 'made_up')
+    text = (tmp_path / 'made_up.md').read_text()
+    assert '| a\\|b | 80.00 ± 1.00 | -2.00 (-4.48 to +0.48) |' in text and '| ours | 82.00 ± 2.00 | reference |' in text
+    assert 'pictures/s' in text and '| 0.25 | – | – | 1,024 MiB |' in text  # no speed was measured
+    assert all(Image.open(tmp_path / f'made_up_{name}.png').height > 200 for name in ('cost', 'labels'))
+
+
+def test_the_papers_figures_stand_beside_those_of_the_same_data_and_are_marked(tmp_path):
+    table = made_up_table('voc2007')
+    compare.lay_beside(table)
+    assert list(table['paper']) == ['table2']
+    lines = list(tables._paper_tables(table))
+    head = next(line for line in lines if line.startswith('|  | mAP'))
+    bottle = head.split('|').index(' bottle ')
+    rows = {line.split('|')[1].strip(): line.split('|') for line in lines if line.startswith('| ')}
+    assert rows['MSFF (paper)'][bottle].strip() == '85.1' and rows['HCP (paper)'][bottle].strip() == '75.3'
+    ours = table['rows'][0]['AP']['bottle']
+    assert float(rows['**ours, measured here**'][bottle]) == pytest.approx(np.mean(ours), abs=0.05)
+    assert any('none was measured here' in line for line in lines)
+    assert not any('not to be compared' in line for line in lines)
+
+
+def test_runs_that_were_measured_on_other_pictures_make_no_table():
+    variant = tables.Variant('ours', 'ours')
+    for other in (made_up(81, num_images=39), made_up(81, seed=1), made_up(81, data='voc2012')):
+        with pytest.raises(InputError, match='was not measured on the same pictures'):
+            tables.tabulate([(variant, [made_up(80), other])], 'ours', {'rows': [{}]})
+
+
+def test_the_papers_figures_are_the_papers():
+    """Read in the paper by eye; and the mean of the classes' AP is the mAP that it prints, but for rounding."""
+    paper = tables.read_paper()
+    rows = {
+        (row[0], row[1]): dict(zip(paper['table1']['columns'], row[1:], strict=True)) for row in paper['table1']['rows']
+    }
+    assert len(rows) == 25
+    for method, pixels, mAP, CF1, OF1 in (
+        ('MSFF', 448, 85.1, 79.8, 81.8), ('MSFF', 576, 86.6, 81.0, 83.0), ('Q2L', 448, 84.9, 79.3, 81.5),
+        ('ResNet101', 224, 78.3, 72.8, 76.8), ('FL-Tran', 576, 85.4, 80.2, 82.2), ('IDA', 448, 84.8, 78.7, 80.9),
+    ):  # fmt: skip
+        found = rows[method, pixels]
+        assert (found['mAP'], found['CF1'], found['OF1']) == (mAP, CF1, OF1)
+    for name, methods, ours in (('table2', 15, 95.4), ('table3', 10, 95.8)):
+        part = paper[name]
+        assert len(part['rows']) == methods and part['columns'][1:] == list(VOC_LABELS)
+        for method, mAP, *classes in part['rows']:
+            assert np.mean(classes) == pytest.approx(mAP, abs=0.07), method
+        assert part['rows'][-1][:2] == ['MSFF', ours]
+    assert dict(zip(paper['table2']['columns'], paper['table2']['rows'][-1][1:], strict=True))['chair'] == 82.2
+    assert dict(zip(paper['table3']['columns'], paper['table3']['rows'][-1][1:], strict=True))['tvmonitor'] == 95.9
+
+
+def test_things_are_timed_in_turns():
+    order = []
+
+    def loop(name, seconds):
+        def run():
+            order.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    timing = variants.time_in_turns([loop('a', 0.01), loop('b', 0.03)], 4, reference=0)
+    assert ''.join(order[2:]) == 'abbaabba' and sorted(order[:2]) == ['a', 'b']
+    assert timing.seconds[0] >= 0.01 and timing.seconds[1] >= 0.03
+    (one, *_), (ratio, low, high) = timing.ratio
+    assert one == 1 and low <= ratio <= high and 1 < ratio < 4
+    with pytest.raises(variants.Interrupted, match='the same command goes on'):
+        variants.time_in_turns([loop('c', 0)], 1, 0, SimpleNamespace(received=signal.SIGINT))
+
+
+@pytest.mark.parametrize('launched', [False, True])
+def test_a_request_to_stop_reaches_the_run_once_and_is_waited_for(tmp_path, monkeypatch, launched):
+    """With a launcher in between that ends at once, as Accelerate's does."""
+    said = tmp_path / 'said'
+    run = f"""
+import pathlib, signal, sys, time
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+pathlib.Path({str(said)!r}).touch()
+while not heard: time.sleep(0.01)
+time.sleep(0.5)
+pathlib.Path({str(said)!r}).write_text(f'saved {{len(heard)}}')
+sys.exit(75)
+"""
+    launcher = f'import subprocess, sys\nsys.exit(subprocess.run([sys.executable, "-c", {run!r}]).returncode)'
+    script = tmp_path / 'script.py'
+    script.write_text(launcher if launched else run)
+    monkeypatch.setattr(variants, 'TRAIN', script)
+    stop = SimpleNamespace(received=None)
+
+    def ask():
+        while not said.exists():
+            time.sleep(0.01)
+        stop.received = signal.SIGINT
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    code = variants._train(SimpleNamespace(argv=[]), None, stop)
+    thread.join()
+    assert said.read_text() == 'saved 1' and code == (-signal.SIGTERM if launched else 75)
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_stopped_goes_on(tmp_path):
+    command = [sys.executable, str(ROOT / 'train' / 'compare.py'), f'--output={tmp_path}', f'--train={RECIPE}', *TINY]
+    command += ['--models=[msff_test_resnet, test_resnet]', '--seeds=[0, 1]', '--settings.data.train_size=3200']
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    weights = tmp_path / 'msff_test_resnet' / 'seed-0' / 'checkpoints'
+    while not weights.exists():
+        time.sleep(0.1)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75 and 'the same command goes on from here' in err
+    assert any(weights.glob('step-*')) and not (tmp_path / 'compare.md').exists()
+    assert 'Going on from' in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    table = json.loads((tmp_path / 'compare.json').read_text())
+    assert table['seeds'] == [0, 1] and table['rows'][1]['difference']['mAP']['low'] is not None
