@@ -148,6 +148,15 @@ def test_a_plain_model_starts_from_the_weights_that_the_backbones_of_others_star
     assert ours.optim == plain.optim and ours.data == plain.data
 
 
+def test_a_recipe_whose_model_has_arguments_is_refused(tmp_path):
+    recipe = tmp_path / 'mine.yaml'
+    recipe.write_text(
+        'output: x\nmodel: {name: msff_test_resnet, backbone_pretrained: false, args: {fusion_mode: 1}}\n'
+    )
+    with pytest.raises(InputError, match='mine.yaml has model.args: leave it out'):
+        plan(settings(tmp_path, f'--train={recipe}'))
+
+
 def test_the_interval_of_paired_differences():
     # Worked by hand: differences 1, 2, 3; mean 2, s 1, t of 2 degrees of freedom 4.302653 (any table of it).
     found = tables.paired_interval([11, 22, 33], [10, 20, 30])

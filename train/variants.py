@@ -134,20 +134,17 @@ def plan(config: VariantsConfig, variants: Sequence[Variant]) -> list[Run]:
     """
     shared = ['--config', config.train, *_arguments(config.settings), '--push_to=null', '--push_private=false']
     recipe = parse(TrainConfig, [*shared, f'--output={config.output}'])
+    if recipe.model.args:
+        raise InputError(f'{config.train} has model.args: leave it out, each row has its own.')
     runs = []
     for seed in config.seeds:
         for variant in variants:
-            own = {
-                'output': str(Path(config.output, variant.folder, f'seed-{seed}')),
-                'seed': seed,
-                'model': {'name': variant.model},
-            }
+            folder = Path(config.output, variant.folder, f'seed-{seed}')
+            own = {'output': str(folder), 'seed': seed, 'model': {'name': variant.model}}
             if recipe.model.backbone_pretrained and variant.model not in hub.list_models():
                 # A plain model is all backbone: it starts from the weights that the others' backbones start from.
                 own['model'] |= {'backbone_pretrained': False, 'init_from': variant.model}
-            argv = [*shared, *_arguments(own)]
-            args = {**recipe.model.args, **variant.args}
-            argv.append(f'--model.args={json.dumps(args)}')
+            argv = [*shared, *_arguments(own), f'--model.args={json.dumps(variant.args)}']
             runs.append(Run(variant, parse(TrainConfig, argv), argv))
             runs[-1].results()
     return runs
@@ -203,7 +200,8 @@ def _train(run: Run, launch: Sequence[str] | None, stop: StopRequest) -> int:
                 asked = True
                 with suppress(psutil.NoSuchProcess):
                     family += family[0].children(recursive=True)
-                os.killpg(process.pid, signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
         psutil.wait_procs(family[1:])  # a launcher may end before what it has started
         return process.returncode
     finally:  # a second Ctrl-C
