@@ -294,7 +294,7 @@ sys.exit(75)
 @pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on(tmp_path):
     command = [sys.executable, str(ROOT / 'train' / 'compare.py'), f'--output={tmp_path}', f'--train={RECIPE}', *TINY]
-    command += ['--models=[msff_test_resnet, test_resnet]', '--seeds=[0, 1]', '--settings.data.train_size=3200']
+    command += ['--models=[msff_test_resnet, test_resnet]', '--seeds=[0, 1]', '--settings.data.train_size=960']
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     weights = tmp_path / 'msff_test_resnet' / 'seed-0' / 'checkpoints'
     while not weights.exists():

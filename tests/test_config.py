@@ -139,6 +139,7 @@ def test_arguments_of_the_model_come_from_the_file_and_one_by_one_from_the_comma
         'decoder_self_attn': [True, False, False],
     }
     assert args('--model.args={embed_dim: 64}') == {'embed_dim': 64}
+    assert args('--model.args.backbone_args.drop_path_rate=1e-1')['backbone_args']['drop_path_rate'] == 0.1
     plain = ['--model.name=resnet18', '--model.args={drop_path_rate: 0.1}']
     assert args(*plain) == {'drop_path_rate': 0.1}
 
@@ -194,6 +195,10 @@ def test_without_a_file_the_default_one_is_read():
         (['--model.args.backbone=resnt'], "backbone 'resnt' is no timm model"),
         (['--model.arg.fusion_mode=1'], "unknown setting '--model.arg.fusion_mode': did you mean --model.args"),
         (['--model.args=3'], 'model.args'),
+        (
+            ['--model.args={fusion_mode: 1}', '--model.args.embed_dim=96'],
+            '--model.args.embed_dim and --model.args: give',
+        ),
         (['--model.args.fusion_mode=[1'], '--model.args.fusion_mode is [1: cannot be read as YAML.'),
     ],
 )

@@ -621,12 +621,14 @@ def _merged(overrides: list[str], dicts: Iterable[str], content: dict) -> Iterat
         if not key.startswith('--') or key == f'--{name}':
             yield argument
             continue
+        if any(other.partition('=')[0] == f'--{name}' for other in overrides):
+            raise InputError(f'{key} and --{name}: give one of them, the second replaces all of the first.')
         value = value if equals else next(rest, '')
         if name not in merged:
             of_file = content
             for part in name.split('.'):
                 of_file = (of_file or {}).get(part)
-            merged[name] = deepcopy(of_file or {})
+            merged[name] = deepcopy(of_file) if isinstance(of_file, dict) else {}
         *path, last = key.removeprefix(f'--{name}.').split('.')
         into = merged[name]
         for part in path:
@@ -634,9 +636,12 @@ def _merged(overrides: list[str], dicts: Iterable[str], content: dict) -> Iterat
                 into[part] = {}
             into = into[part]
         try:
-            into[last] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InputError(f'{key} is {value}: cannot be read as YAML.') from None
+            into[last] = json.loads(value)  # for which 1e-3 is a number
+        except ValueError:
+            try:
+                into[last] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise InputError(f'{key} is {value}: cannot be read as YAML.') from None
     yield from (f'--{name}={json.dumps(values)}' for name, values in merged.items())
 
 

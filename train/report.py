@@ -34,7 +34,6 @@ __all__ = [
     'environment',
     'markdown_table',
     'mistakes',
-    'percent',
     'plot_curves',
     'replace_file',
     'results',
@@ -302,7 +301,7 @@ def _lines(run: dict) -> Iterator[str]:
         rows.append(('raw weights' + (f' of epoch {epoch}' if epoch else ''), run['raw_weights']))
     rows.append((f'{weights}, top 3', run['top3']))
     yield from markdown_table(
-        ['percent', *SUMMARY], [[name, *(percent(values.get(key)) for key in SUMMARY)] for name, values in rows]
+        ['percent', *SUMMARY], [[name, *(_figure(values.get(key)) for key in SUMMARY)] for name, values in rows]
     )
     if 'mAP_interval_95' in run:
         low, high = run['mAP_interval_95']
@@ -312,7 +311,7 @@ def _lines(run: dict) -> Iterator[str]:
         yield from markdown_table(
             ['largest instance, share of the image', 'mAP', 'positives'],
             [
-                [f'{size}: {BANDS[size]}', percent(value), f'{run["num_positives_by_size"][size]:,}']
+                [f'{size}: {BANDS[size]}', _figure(value), f'{run["num_positives_by_size"][size]:,}']
                 for size, value in run['mAP_by_size'].items()
             ],
         )
@@ -367,8 +366,7 @@ def markdown_table(head: list[str], rows: list[list[str]], texts: int = 1) -> It
     yield ''
 
 
-def percent(value: float | None) -> str:
-    """Shows a measure; what is not defined is a dash."""
+def _figure(value: float | None) -> str:
     return '–' if value is None else f'{value:.2f}'
 
 

@@ -286,7 +286,7 @@ def _main_table(table: dict) -> Iterator[str]:
     head = ['', 'mAP', 'difference', 'CF1', 'OF1', 'parameters']
     of_paper = [key for key in PAPER_COLUMNS if any(key in row['paper'] for row in rows)]
     timed = any('scale_attention_ms' in row for row in rows)
-    head += ['scale attention of a picture'] * timed
+    head += ['scale attention of a picture (float32)'] * timed
     body = []
     for row in rows:
         figures = [spread(row, 'mAP'), difference(row, 'mAP'), spread(row, 'CF1'), spread(row, 'OF1')]
