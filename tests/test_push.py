@@ -559,8 +559,7 @@ def test_training_publishes_what_it_has_made(server, client, environment, script
     assert failed.returncode == 2 and 'Traceback' not in failed.stderr and server.repository(repo_id).private
     command = f'`msff-timm push {tmp_path}/run {repo_id} --private`'
     assert (
-        'not today' in failed.stderr
-        and f'The run in {tmp_path}/run is whole; {command} publishes it.' in failed.stderr
+        'not today' in failed.stderr and f'The run in {tmp_path}/run is whole; {command} publishes it.' in failed.stderr
     )
     server.faults.clear()
     again = script('train.py', *arguments, '--resume=auto')
