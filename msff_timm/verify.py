@@ -15,6 +15,7 @@ from timm.models._hub import load_model_config_from_path
 __all__ = ['check_digest', 'check_model']
 
 MOST_BYTES = 50_000_000  # of a config.json: of 80 labels it has 5,000
+MOST_TENSORS = 10_000  # safetensors looks for one in time that grows with their number
 LARGEST = 16_384  # number of a configuration that no tensor has to account for, a picture's side say
 REPEATED = re.compile('depth|layers|blocks|repeat')  # arguments that tell how often a part is there
 FOREIGN = re.compile('pretrained|checkpoint|cache_dir')  # arguments that would bring weights from elsewhere
@@ -74,7 +75,10 @@ def check_model(folder: str | Path) -> None:
     if not isinstance(model_args, dict):
         raise ValueError('model_args is no object of JSON')
     with safe_open(folder / 'model.safetensors', 'pt') as file:
-        shapes = [tuple(file.get_slice(name).get_shape()) for name in file.keys()]
+        names = list(file.keys())
+        if len(names) > MOST_TENSORS:
+            raise ValueError(f'model.safetensors holds {len(names):,} tensors, more than any model of timm')
+        shapes = [tuple(file.get_slice(name).get_shape()) for name in names]
     _check_numbers(model_args, 'model_args', max(LARGEST, *map(max, filter(None, shapes)), 0), len(shapes))
     _check_preprocessing(pretrained_cfg)
     _check_labels(pretrained_cfg, model_args)

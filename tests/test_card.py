@@ -358,7 +358,7 @@ assert found['architecture.svg'].is_file() and found['architecture.svg'].is_rela
 sys.stdout.write(card.render({str(folder)!r}, 'org/name'))
 """
     environment = {**os.environ, 'PYTHONPATH': str(installed)}
-    command = [sys.executable, '-P', '-c', code]
+    command = [sys.executable, '-c', code]
     result = subprocess.run(command, cwd=tmp_path / 'elsewhere', env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == card.render(folder, 'org/name') and msff_timm.__version__ in result.stdout
