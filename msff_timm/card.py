@@ -37,7 +37,7 @@ DATASETS = {
 }
 # The settings of a run that are its recipe. None of them is a path, a command or an address.
 RECIPE = {
-    'model': 'drop_rate batch_norm',
+    'model': 'args drop_rate batch_norm',
     'data': 'train_size eval_size keep_unlabelled difficult image_size rand_augment cutout mixup cutmix',
     'optim': 'epochs batch_size lr schedule warmup backbone_lr layer_decay weight_decay clip_grad loss gamma_pos'
     ' gamma_neg ema_decay early_stop',
