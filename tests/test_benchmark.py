@@ -55,6 +55,7 @@ def test_data_prints_what_its_file_holds(script, photos, tmp_path):
     assert f'torch {measured["machine"]["torch"]}' in printed and measured['machine']['cpu']
 
 
+@pytest.mark.slow
 def test_annotations_are_loaded_twice(script, tmp_path):
     output = tmp_path / 'annotations.json'
     arguments = ('annotations', '--num_images', 50, '--num_boxes', 200, '--output', output)
@@ -80,6 +81,7 @@ def test_made_up_annotations_have_the_size_and_the_keys_of_coco(coco_root, tmp_p
     assert 400 < per_box < 700  # 332 MB for 604,907 boxes and 82,783 pictures of COCO 2014
 
 
+@pytest.mark.slow
 def test_metrics_measures_each_shape(script, tmp_path):
     output = tmp_path / 'metrics.json'
     printed = script('benchmark.py', 'metrics', '--shapes', '60x5', '2000x300', '--output', output).stdout
