@@ -73,9 +73,8 @@ print(json.dumps({'timm': between - start, 'msff_timm': time.perf_counter() - be
 """
 # One turn more than asked for, which is not counted: it is the one that meets what a process does once.
 WAYS = """
-import timm, torch, msff_timm
+import timm, msff_timm
 from msff_timm import hub, verify
-torch.set_num_threads(1)
 asked = json.loads(sys.argv[1])
 name, repo_id, names = asked['model'], asked['repo_id'], asked['ways']
 overlay = {'hf_hub_id': repo_id, 'file': None}
@@ -410,8 +409,7 @@ def benchmark_load(arguments: argparse.Namespace) -> dict:
 
     Four ways take turns in one process: `create`, the model with weights that are drawn; `read`, its file's bytes;
     `pretrained`, timm's `create_model(..., pretrained=True)`; and `hub.load`, which checks the configuration as well.
-    Each peak of memory is that of a process which does this alone. torch computes in one thread: the hundreds of small
-    tensors that are copied gain nothing from more, and on a busy machine more wait for each other at each of them.
+    Each peak of memory is that of a process which does this alone.
     """
     if arguments.turns < 1:
         raise InputError(f'--turns is {arguments.turns}: must be at least 1.')
