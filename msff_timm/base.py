@@ -1,7 +1,6 @@
 """What MSFF and its peers share: a model on the maps of a timm backbone, on timm's contract."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -121,19 +120,10 @@ def create_on_backbone(
     try:
         if is_on_hub:
             found = Path(download_from_hf(cfg.hf_hub_id, cfg.hf_hub_filename, kwargs.get('cache_dir')))
+            check_digest(found)
             # What was checked is what is loaded, whatever has been pushed since.
             overlay['hf_hub_id'] = f'{cfg.hf_hub_id.partition("@")[0]}@{found.parent.name}'
-        with ThreadPoolExecutor(1) as pool:
-            # While the model is created, which takes longer; before any of the file is read for it.
-            checked = pool.submit(check_digest, found) if is_on_hub else None
-
-            def create(**model_args) -> nn.Module:
-                model = model_cls(**model_args)
-                if checked is not None:
-                    checked.result()
-                return model
-
-            model = build_model_with_cfg(create, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+        model = build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
     except (OSError, HFValidationError) as e:
         if not is_on_hub:
             raise
