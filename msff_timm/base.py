@@ -111,8 +111,7 @@ def create_on_backbone(
         # The fused weights hold the backbone's: fetching timm's as well would download what is overwritten at once.
         kwargs['backbone_pretrained'] = False
         # Where no file is named, timm asks for a pickle when there is no safetensors file.
-        overlay = {'hf_hub_filename': 'model.safetensors', 'custom_load': False}
-        overlay |= kwargs.get('pretrained_cfg_overlay') or {}
+        overlay = {'hf_hub_filename': 'model.safetensors', **(kwargs.get('pretrained_cfg_overlay') or {})}
         kwargs['pretrained_cfg_overlay'] = overlay
     feature_cfg = {'feature_cls': 'getter', 'out_indices': num_maps}
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))

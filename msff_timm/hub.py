@@ -186,7 +186,7 @@ def load(name: str, cache_dir: str | Path | None = None, **model_args) -> nn.Mod
             saved = _pull(where, cache_dir)
             # What was checked is what is loaded, whatever has been pushed since.
             found = f'hf-hub:{where.partition("@")[0]}@{saved.name}'
-            overlay = {'hf_hub_filename': 'model.safetensors', 'custom_load': False}
+            overlay = {'hf_hub_filename': 'model.safetensors'}  # with which timm reads it in no way of the config's
         if saved is not None:
             check_model(saved)
         model = timm.create_model(

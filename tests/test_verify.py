@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 from hub_server import Fault, HubServer
-from test_push import client, environment, server, weights  # noqa: F401  fixtures
+from test_push import client, environment, pulled_logits, server, weights  # noqa: F401  fixtures
 
 from msff_timm import hub
 from msff_timm.errors import InputError
@@ -161,13 +161,18 @@ def tensor(shape, start, end, dtype='F32'):
         header({'a': tensor([16], 0, 64, 'F33')}),
         header({'../../evil': tensor([16], 0, 64)}),
         header(b'[' * 10**6),
-        header({f'{number}': tensor([0], 0, 0) for number in range(20_000)}, b''),
         pickle.dumps({'a': 1}),
     ],
 )
 def test_a_hostile_header_of_weights(folder, content):
     (folder / 'model.safetensors').write_bytes(content)
     refused(folder)
+
+
+def test_more_tensors_than_any_model_has(folder):
+    many = {f'{number}': tensor([0], 0, 0) for number in range(20_000)}
+    (folder / 'model.safetensors').write_bytes(header(many, b''))
+    refused(folder, 'holds 20,000 tensors')
 
 
 def test_weights_of_another_model_and_half_of_them(folder):
@@ -223,13 +228,26 @@ def test_only_safetensors_are_asked_for_and_no_planted_pickle_is_loaded(server, 
         'hf_hub_id': 'org/only',
     }
     server.create('org/elsewhere', weights | evil | {'config.json': json.dumps(elsewhere).encode()})
+    # One of timm's own, which knows nothing of what this package asks for
+    model = timm.create_model('test_resnet', num_classes=3)
+    hub.save(model, tmp_path / 'plain', ['a', 'b', 'c'], timm.data.resolve_model_data_config(model))
+    plain = json.loads((tmp_path / 'plain' / 'config.json').read_text())
+    plain['pretrained_cfg'] |= {'hf_hub_filename': 'evil.pth'}  # of which timm knows no safe alternative
+    saved = {
+        'evil.pth': evil['pytorch_model.bin'],
+        'model.safetensors': (tmp_path / 'plain' / 'model.safetensors').read_bytes(),
+    }
+    server.create('org/plain', saved | evil | {'config.json': json.dumps(plain).encode()})
+    assert len(client(fetched, 'hf-hub:org/plain')[0][0]) == 3
     sound, _ = client(fetched, 'hf-hub:org/both')
     assert len(sound[0]) == 3 and client(fetched, 'hf-hub:org/elsewhere')[0] == sound
+    by_timm = client(pulled_logits, 'hf-hub:org/both', None)
+    assert client(pulled_logits, 'hf-hub:org/elsewhere', None) == by_timm
     for name in ('only', 'named'):
         message, _ = client(fetched, f'hf-hub:org/{name}')
         assert message.startswith(f'hf-hub:org/{name}: cannot be loaded from {server.url} (')
         assert len(message.splitlines()) == 1
-    for name in ('both', 'only', 'named', 'elsewhere'):
+    for name in ('both', 'only', 'named', 'elsewhere', 'plain'):
         assert asked_files(server, f'org/{name}') == {'config.json', 'model.safetensors'}
     assert not (tmp_path / 'ran').exists()
 
