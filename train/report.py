@@ -28,7 +28,7 @@ from msff_timm.data.sheet import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, 
 from msff_timm.metrics import FEW, SIZES
 
 __all__ = [
-    'basis',
+    'basis_of',
     'command_line',
     'describe',
     'environment',
@@ -112,16 +112,23 @@ def describe(measures: dict, threshold: float | list[float] = 0.5) -> str:
         low, high = measures['mAP_interval']
         values = f'{values}  mAP 95 % interval {low:.2f} to {high:.2f}'
     counted, few = measures['num_classes_with_positives'], len(measures['few_positives'])
-    return f'{values}  ({basis(measures["num_images"], counted, len(measures["AP"]), few, measures["ap"], threshold)})'
+    return f'{values}  ({_basis(measures["num_images"], counted, len(measures["AP"]), few, measures["ap"], threshold)})'
 
 
-def basis(images: int, counted: int, of: int, few: int, ap: str, threshold: float | list[float]) -> str:
+def _basis(images: int, counted: int, of: int, few: int, ap: str, threshold: float | list[float]) -> str:
     """Names what measures stand on: images, classes (those that have positives, of all), definition and threshold."""
     classes = f'{counted} classes' if counted == of else f'{counted} of {of} classes'
     if few:
         classes += f', {few} of them with fewer than {FEW} positives'
     named = f'threshold {threshold:g}' if isinstance(threshold, float) else "the model's own thresholds"
     return f'{images} images, {classes}, mAP {ap}, {named}'
+
+
+def basis_of(run: dict) -> str:
+    """Names what the results of a run stand on, as `describe` does."""
+    few = sum(0 < label['num_positives'] < FEW for label in run['labels'].values())
+    counts = run['num_images'], run['num_classes_with_positives'], run['num_classes'], few
+    return _basis(*counts, run['definitions']['mAP'], run['definitions']['threshold'])
 
 
 def mistakes(scored: dict, dataset: datasets.Dataset, label_names: Sequence[str]) -> dict[str, list[dict]]:
@@ -280,16 +287,14 @@ def write_report(output: str | Path, run: dict, dataset: datasets.Dataset) -> Pa
 
 
 def _lines(run: dict) -> Iterator[str]:
-    data, named = run['data'], run['definitions']
+    data = run['data']
     model, split = escape(run['model']), escape(f'{data["name"]} {data["split"]}')
     weights = 'averaged weights' + (f' of epoch {run["epoch"]}' if 'epoch' in run else '')
-    few = sum(0 < label['num_positives'] < FEW for label in run['labels'].values())
-    counts = run['num_images'], run['num_classes_with_positives'], run['num_classes'], few
     yield f'# {model} on {split}'
     yield ''
     yield (
         f'mAP {run["measures"]["mAP"]:.2f}, CF1 {run["measures"]["CF1"]:.2f}, OF1 {run["measures"]["OF1"]:.2f} percent:'
-        f' {weights} on {split} ({basis(*counts, named["mAP"], named["threshold"])}).'
+        f' {weights} on {split} ({basis_of(run)}).'
     )
     others = {key: value for key, value in data.items() if key not in ('name', 'split') and value is not None}
     if others:

@@ -18,8 +18,8 @@ from scipy import stats
 from msff_timm.card import escape
 from msff_timm.data.sheet import ends, short
 from msff_timm.errors import InputError
-from msff_timm.metrics import FEW, SIZES
-from report import BANDS, basis, command_line, markdown_table, replace_file, save_figure, write_json
+from msff_timm.metrics import SIZES
+from report import BANDS, basis_of, command_line, markdown_table, replace_file, save_figure, write_json
 
 __all__ = ['Variant', 'paired_interval', 'read_paper', 'tabulate', 'write_table']
 
@@ -133,6 +133,7 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
         'speed': {key: value for key, value in speed.items() if key != 'rows'},
         'data': first['data'],
         **{key: first[key] for key in ('num_images', 'num_classes', 'num_classes_with_positives', 'definitions')},
+        'basis': basis_of(first),
         'num_positives': {label: found['num_positives'] for label, found in first['labels'].items()},
         'num_positives_by_size': first['num_positives_by_size'],
         'weights': first['weights'],
@@ -173,17 +174,18 @@ def write_table(table: dict, output: Path, name: str) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_json(table, output / f'{name}.json')
-        replace_file(output / f'{name}.csv', partial(_write_text, '\n'.join(_csv(table)) + '\n'))
+        replace_file(
+            output / f'{name}.csv', partial(Path.write_text, data='\n'.join(_csv(table)) + '\n', encoding='utf-8')
+        )
         save_figure(_draw_cost(table), output / f'{name}_cost.png')
         save_figure(_draw_labels(table), output / f'{name}_labels.png')
-        replace_file(output / f'{name}.md', partial(_write_text, '\n'.join(_lines(table, name)) + '\n'))
+        replace_file(
+            output / f'{name}.md',
+            partial(Path.write_text, data='\n'.join(_lines(table, name)) + '\n', encoding='utf-8'),
+        )
     except OSError as e:
         raise InputError(f'{output}: cannot be written to ({e.strerror or e}).') from None
     print('\n'.join(['', *_main_table(table), f'Written to {output / name}.md, .csv, .json and two pictures.']))
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding='utf-8')
 
 
 def _csv(table: dict) -> Iterator[str]:
@@ -217,15 +219,12 @@ def _csv(table: dict) -> Iterator[str]:
 
 
 def _lines(table: dict, name: str) -> Iterator[str]:
-    data, named, seeds = table['data'], table['definitions'], table['seeds']
-    few = sum(0 < count < FEW for count in table['num_positives'].values())
-    made = table['trained_with']
-    counts = table['num_images'], table['num_classes_with_positives'], table['num_classes'], few
+    data, seeds, made = table['data'], table['seeds'], table['trained_with']
     yield f'# {escape(table["title"])}'
     yield ''
     yield (
         f'Percent on {escape(data["name"])} {escape(data["split"])}'
-        f' ({basis(*counts, named["mAP"], named["threshold"])}), {table["weights"]} of the weights.'
+        f' ({table["basis"]}), {table["weights"]} of the weights.'
     )
     if len(seeds) > 1:
         yield f'Each row is trained alike with seeds {", ".join(map(str, seeds))}: mean ± standard deviation.'
