@@ -53,7 +53,12 @@ def make_folder(folder: Path, label_names: list[str], **context) -> Path:
     hub.save(model, folder, label_names, data_config, thresholds=stored)
     config = {
         'output': '/home/someone/runs/secret',
-        'model': {'name': 'msff_test_resnet', 'init_from': 'local-dir:/home/someone/teacher', 'drop_rate': 0.0},
+        'model': {
+            'name': 'msff_test_resnet',
+            'args': {'fusion_mode': 3},
+            'init_from': 'local-dir:/home/someone/teacher',
+            'drop_rate': 0.0,
+        },
         'data': {'name': 'scenes', 'root': '/home/someone/photos', 'train_split': 'train', 'image_size': 64},
         'optim': {'epochs': 3, 'batch_size': 16, 'lr': 0.002, 'loss': 'asl'},
     }
@@ -203,7 +208,10 @@ def test_size_is_that_of_the_model(folder, text):
 def test_the_recipe_is_the_runs_without_paths_commands_and_tokens(text):
     settings = yaml.safe_load(re.search(r'```yaml\n(.*?)```', text, re.DOTALL)[1])
     assert settings['optim'] == {'epochs': 3, 'batch_size': 16, 'lr': 0.002, 'loss': 'asl'}
-    assert settings['data'] == {'image_size': 64} and settings['model'] == {'drop_rate': 0.0}
+    assert settings['data'] == {'image_size': 64} and settings['model'] == {
+        'args': {'fusion_mode': 3},
+        'drop_rate': 0.0,
+    }
     assert 'from another run (a local folder); 3 epochs' in text and '2 × cpu (x86\\_64), in 75 seconds' in text
     assert '/home' not in text and 'hf_a' not in text and 'secret' not in text and 'me.jpg' not in text
 

@@ -1,4 +1,7 @@
 import math
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,7 @@ from timm.loss import AsymmetricLossMultiLabel
 from timm.utils import ModelEmaV3
 from torch.utils.data import BatchSampler
 
+import engine
 from checkpoint import Progress
 from config import DistillConfig, OptimConfig
 from engine import (
@@ -310,3 +314,17 @@ def test_the_default_loss_is_timms_asymmetric_one():
     logits, target = torch.randn(4, 3), (torch.rand(4, 3) < 0.5).float()
     theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=None, reduction='none')(logits, target)
     torch.testing.assert_close(make_loss(OptimConfig())(logits, target), theirs)
+
+
+def test_the_peak_of_memory_is_not_that_of_the_process_that_started_this_one():
+    child = f"""
+import sys; sys.path.insert(0, {str(Path(engine.__file__).parent)!r})
+import torch
+from types import SimpleNamespace
+from engine import peak_memory
+kept = torch.ones(100_000_000)
+print(peak_memory(SimpleNamespace(device=torch.device('cpu'))))
+"""
+    parent = f'import subprocess, sys; large = b"x" * 3 * 10**9; subprocess.run([sys.executable, "-c", {child!r}])'
+    printed = subprocess.run([sys.executable, '-c', parent], capture_output=True, text=True, check=True).stdout
+    assert 4e8 < int(printed) < 2.5e9

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from hub_server import Fault, HubServer
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import msff_timm.data
@@ -33,6 +34,7 @@ TAGS = {
 }
 TAG = 'msff_test_resnet.scenes'  # brings its weights along; without them, what the Hub has is small enough for tests
 ON_HUB = {'file': None}
+THRESHOLDS = [k / 16 for k in range(12)]
 RESULTS = Path(__file__).parents[1] / 'hub_cards' / 'results' / f'{TAG}.json'
 
 
@@ -124,7 +126,8 @@ def published(tmp_path_factory):
     torch.manual_seed(0)
     model = timm.create_model(TAG).eval()
     folder = root / 'models' / 'msff-timm' / TAG
-    hub.save(model, folder, list(scenes.LABEL_NAMES), timm.data.resolve_model_data_config(model))
+    data_config = timm.data.resolve_model_data_config(model)
+    hub.save(model, folder, list(scenes.LABEL_NAMES), data_config, thresholds={'per_class': THRESHOLDS})
     for namespace in ('empty', 'gated'):
         (root / 'models' / namespace / TAG).mkdir(parents=True)
     (root / 'models' / 'empty' / TAG / 'README.md').write_text('nothing yet')
@@ -176,6 +179,24 @@ def test_a_tag_is_downloaded_once_and_what_a_hub_lacks_is_told_apart(published, 
     assert created == [logits.numpy().tobytes().hex(), ' '.join(scenes.LABEL_NAMES)]
 
 
+def test_a_tag_has_the_thresholds_that_lie_with_its_weights(published, tmp_path):
+    server, _ = published
+    # As if the package did not bring the weights.
+    code = f"""
+import dataclasses, os
+from timm.models import _registry
+from msff_timm import hub
+cfg = _registry._model_pretrained_cfgs[{TAG!r}]
+_registry._model_pretrained_cfgs[{TAG!r}] = dataclasses.replace(cfg, file=None)
+model = hub.load({TAG!r}, cache_dir=os.environ['HF_HOME'])
+print(model.thresholds)
+print(model.pretrained_cfg['hf_hub_id'])
+"""
+    thresholds, found = python(code, {**server.environment(tmp_path), 'MSFF_HUB_NAMESPACE': ''}, tmp_path)
+    commit = server.repository(f'msff-timm/{TAG}').refs['main']
+    assert json.loads(thresholds) == THRESHOLDS and found == f'msff-timm/{TAG}@{commit}'
+
+
 def test_weights_that_do_not_have_the_hubs_digest_are_not_used(published, tmp_path):
     server, _ = published
     server.faults.append(Fault('/resolve/.*/model.safetensors|/storage/', 'corrupt', method='GET'))
@@ -211,7 +232,16 @@ def test_what_the_package_brings_is_used_and_trained_on_like_any_other(tmp_path,
     assert main(['predict', str(tmp_path / 'scene.png'), '--model', 'msff_test_resnet', '--json']) == 0
     (photo,) = json.loads(capsys.readouterr().out)
     recorded = json.loads(RESULTS.read_text())
-    assert hub.load('msff_test_resnet').thresholds == pytest.approx(recorded['thresholds']['per_class'])
+    per_class = recorded['thresholds']['per_class']
+    model = hub.load('msff_test_resnet')
+    assert model.thresholds == pytest.approx(per_class)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    with torch.inference_mode():
+        probabilities = model(transform(Image.open(tmp_path / 'scene.png'))[None]).sigmoid()[0].tolist()
+    present = {
+        name: p for name, p, least in zip(scenes.LABEL_NAMES, probabilities, per_class, strict=True) if p > least
+    }
+    assert photo['labels'] == pytest.approx(present, abs=1e-5) and present
     with torch.inference_mode():
         fine = timm.create_model('msff_test_resnet', pretrained=True, num_classes=3).eval()
         assert fine(torch.zeros(1, 3, 96, 96)).shape == (1, 3)

@@ -279,7 +279,8 @@ def test_branches_pull_requests_and_private_repositories(server, client, run, re
     (run / 'README.md').write_text('---\nlicense: mit\n---\n')
     assert client(command, 'push', run, repo_id, '--revision', 'refs/pr/1')[0] == 0
     assert repository.files('refs/pr/1')['README.md'] == b'---\nlicense: mit\n---\n'
-    assert 'no revision' not in error_of(client(command, 'push', run, repo_id, '--revision', 'refs/pr/9'))
+    message = error_of(client(command, 'push', run, repo_id, '--revision', 'refs/pr/9'))
+    assert 'there is no such repository or revision' in message and 'refs/pr/9' in message
 
 
 def test_a_pull_request_to_a_repository_of_others(server, client, run, repo_id):
