@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -138,7 +139,9 @@ def attention_maps(
     """
     _check(model, layers)
     logits, calls, grids = _watch(model, images, layers)
-    return logits, [_shares(of_scale, labels, grid) for of_scale, grid in zip(calls, grids, strict=True)]
+    # A query may serve several labels, which then have the same maps.
+    queries = [k // model.labels_per_query for k in (range(model.num_classes) if labels is None else labels)]
+    return logits, [_shares(of_scale, queries, grid) for of_scale, grid in zip(calls, grids, strict=True)]
 
 
 def _check(model: nn.Module, layers: str) -> None:
@@ -161,34 +164,35 @@ def _watch(
         The logits (B, K), and for each scale the calls and the grid.
     """
     grids: list[tuple[int, int]] = []
-    tokens: list[torch.Tensor] = []
-    calls: list[Call] = []
+    calls: list[list[Call]] = [[], [], []]
 
     def note_grids(module: nn.Module, args: tuple, scales: list[torch.Tensor]) -> None:
         grids.extend(scale.shape[-2:] for scale in scales)
 
-    def note_tokens(module: nn.Module, args: tuple) -> None:
-        tokens.extend(args[1])
+    def note_calls(of_scales: list[list[Call]], attn: nn.Module, args: tuple) -> None:
+        query, memory, query_lengths, memory_lengths = args
+        queries = query.expand(len(memory), -1, -1).split(query_lengths, dim=1)
+        if len(queries) == 1:  # all scales have it in common
+            queries *= len(of_scales)
+        for own, *call in zip(of_scales, queries, memory.split(memory_lengths, dim=1), strict=True):
+            own.append((attn, *call))
 
-    def note_call(attn: nn.Module, args: tuple) -> None:
-        calls.append((attn, *args))
-
-    watched = [layer for branch in model.selection.branches for layer in (branch if layers == 'all' else branch[-1:])]
-    hooks = [model.projection.register_forward_hook(note_grids), model.selection.register_forward_pre_hook(note_tokens)]
-    hooks += [layer.attn.register_forward_pre_hook(note_call) for layer in watched]
+    hooks = [model.projection.register_forward_hook(note_grids)]
+    for i, branch in enumerate(model.selection.branches):
+        note = partial(note_calls, calls[i :: len(model.selection.branches)])
+        for layer in branch if layers == 'all' else branch[-1:]:
+            hooks.append(layer.attn.register_forward_pre_hook(note))
     try:
         logits = model.forward(images)  # what compiles the call of a model passes hooks over
     finally:
         for hook in hooks:
             hook.remove()
-    # Layers that the branches share are called once for each scale: the memory tells which one it was.
-    return logits, [[call for call in calls if call[2] is memory] for memory in tokens], grids
+    return logits, calls, grids
 
 
-def _shares(calls: list[Call], labels: Sequence[int] | None, grid: tuple[int, int]) -> torch.Tensor:
-    """Computes the mean attention over heads and layers (B, n, H_i, W_i) of some labels, or of all."""
-    rows = slice(None) if labels is None else list(labels)
-    per_layer = [attn.attention(query[:, rows], memory).float().mean(1) for attn, query, memory in calls]
+def _shares(calls: list[Call], queries: list[int], grid: tuple[int, int]) -> torch.Tensor:
+    """Computes the mean attention over heads and layers (B, n, H_i, W_i) of some queries."""
+    per_layer = [attn.attention(query[:, queries], memory).float().mean(1) for attn, query, memory in calls]
     shares = torch.stack(per_layer).mean(0)
     # What half precision rounds must not keep a map from being a distribution.
     return (shares / shares.sum(-1, keepdim=True)).unflatten(-1, grid)

@@ -9,6 +9,7 @@ speak of it, and a class-wise linear layer scores each label. The files in `laye
 paper.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from .layers import (
     INTERPOLATIONS,
     ClassWiseLinear,
     GlobalFeatureEnhancement,
+    GroupLinear,
     HierarchicalScaleAttention,
     MultiScaleProjection,
     PositionEncoding,
@@ -68,6 +70,8 @@ class MSFF(BackboneModel):
         decoder_self_attn: Self-attention of the labels, in every decoder layer or for each layer (Table 7).
         share_branches: Let the three branches share position table, layers and label embeddings (section 3).
         drop_rate: Dropout in the Transformer layers.
+        max_queries: With more labels than that, one label embedding serves a group of labels, as in ML-Decoder: the
+            paper's one for each is much work for thousands. None for no such limit.
 
     Raises:
         ValueError: An argument is none of what is allowed, or the backbone lacks a stage.
@@ -92,6 +96,7 @@ class MSFF(BackboneModel):
         decoder_self_attn: bool | Sequence[bool] = False,
         share_branches: bool = True,
         drop_rate: float = 0.1,
+        max_queries: int | None = None,
         device=None,
         dtype=None,
     ):
@@ -100,6 +105,8 @@ class MSFF(BackboneModel):
         _check_choice('interpolation', interpolation, INTERPOLATIONS)
         _check_depth('encoder_depth', encoder_depth)
         _check_depth('decoder_depth', decoder_depth)
+        if max_queries is not None and (not isinstance(max_queries, int) or max_queries < 1):
+            raise ValueError(f'max_queries={max_queries!r} must be a number of label embeddings, 1 or more, or None.')
         if isinstance(decoder_self_attn, bool):
             decoder_self_attn = [decoder_self_attn] * decoder_depth
         if len(decoder_self_attn) != decoder_depth:
@@ -124,6 +131,7 @@ class MSFF(BackboneModel):
         if decoder_depth:
             self.selection = RegionSelection(decoder_depth, self.num_branches, decoder_self_attn, **layer_args)
         # Section 3.6
+        self.max_queries = max_queries
         self.reset_classifier(num_classes, global_pool)
 
         backbone_maps = [dict(num_chs=c, reduction=r, module='backbone') for r, c in in_chans_of.items()]
@@ -191,8 +199,13 @@ class MSFF(BackboneModel):
         if num_classes and self.selection is None:
             self.classifier = nn.Linear(self.head_hidden_size, num_classes, **dd)
         elif num_classes:
-            self.label_embed = nn.Embedding(num_classes, self.num_branches * self.embed_dim, **dd)
-            self.classifier = ClassWiseLinear(num_classes, self.num_features, **dd)
+            self.labels_per_query = math.ceil(num_classes / (self.max_queries or num_classes))
+            num_queries = math.ceil(num_classes / self.labels_per_query)
+            self.label_embed = nn.Embedding(num_queries, self.num_branches * self.embed_dim, **dd)
+            if num_queries == num_classes:
+                self.classifier = ClassWiseLinear(num_classes, self.num_features, **dd)
+            else:
+                self.classifier = GroupLinear(num_classes, num_queries, self.num_features, **dd)
             self.label_embed.train(self.training)
             self._init_label_embed()
         for part in (self.global_pool, self.classifier):

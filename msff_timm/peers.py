@@ -20,7 +20,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 
 from .base import BackboneModel, create_on_backbone
-from .layers import ClassWiseLinear, check_size, group_backbone
+from .layers import ClassWiseLinear, GroupLinear, check_size, group_backbone
 
 __all__ = ['MLDecoder', 'Query2Label']
 
@@ -221,31 +221,6 @@ class FixedQueries(nn.Module):
 
     def init_weights(self) -> None:
         nn.init.normal_(self.weight)
-
-
-class GroupLinear(nn.Module):
-    """Scores from each query's feature the labels of its group: query n has labels n*g to n*g + g - 1.
-
-    Args:
-        num_classes: Number of labels K; a group has g = K / num_queries of them, rounded up.
-    """
-
-    def __init__(self, num_classes: int, num_queries: int, embed_dim: int, device=None, dtype=None):
-        super().__init__()
-        self.num_classes = num_classes
-        group_size = math.ceil(num_classes / num_queries)
-        self.weight = nn.Parameter(torch.empty(num_queries, embed_dim, group_size, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype))
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        nn.init.xavier_normal_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Maps the queries' features (B, N, d) to logits (B, K)."""
-        logits = torch.einsum('bnd,ndg->bng', z, self.weight).flatten(1)
-        return logits[:, : self.num_classes] + self.bias
 
 
 class QueryModel(BackboneModel):

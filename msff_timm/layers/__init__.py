@@ -7,7 +7,7 @@ from .backbone import (
     group_backbone,
     no_weight_decay_of_backbone,
 )
-from .classifier import ClassWiseLinear
+from .classifier import ClassWiseLinear, GroupLinear
 from .position import PositionEncoding, split_scales, stack_scales
 from .scale_attention import FUSION_MODES, INTERPOLATIONS, HierarchicalScaleAttention, MultiScaleProjection
 from .transformer import GlobalFeatureEnhancement, MultiHeadAttention, RegionSelection, TransformerLayer
@@ -17,6 +17,7 @@ __all__ = [
     'INTERPOLATIONS',
     'ClassWiseLinear',
     'GlobalFeatureEnhancement',
+    'GroupLinear',
     'HierarchicalScaleAttention',
     'MultiHeadAttention',
     'MultiScaleProjection',

@@ -1,9 +1,11 @@
-"""Final classification (section 3.6 of the paper)."""
+"""Final classification (section 3.6 of the paper), and its form for more labels than there are queries."""
+
+import math
 
 import torch
 import torch.nn as nn
 
-__all__ = ['ClassWiseLinear']
+__all__ = ['ClassWiseLinear', 'GroupLinear']
 
 
 class ClassWiseLinear(nn.Module):
@@ -23,3 +25,28 @@ class ClassWiseLinear(nn.Module):
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Maps class-specific features (B, K, C) to logits (B, K)."""
         return (z * self.weight).sum(-1) + self.bias
+
+
+class GroupLinear(nn.Module):
+    """Scores from each query's feature the labels of its group: query n has labels n*g to n*g + g - 1.
+
+    Args:
+        num_classes: Number of labels K; a group has g = K / num_queries of them, rounded up.
+    """
+
+    def __init__(self, num_classes: int, num_queries: int, embed_dim: int, device=None, dtype=None):
+        super().__init__()
+        self.num_classes = num_classes
+        group_size = math.ceil(num_classes / num_queries)
+        self.weight = nn.Parameter(torch.empty(num_queries, embed_dim, group_size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(num_classes, device=device, dtype=dtype))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        nn.init.xavier_normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Maps the queries' features (B, N, d) to logits (B, K)."""
+        logits = torch.einsum('bnd,ndg->bng', z, self.weight).flatten(1)
+        return logits[:, : self.num_classes] + self.bias

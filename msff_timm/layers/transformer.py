@@ -1,6 +1,7 @@
 """Global feature enhancement and region selection (sections 3.4 and 3.5 of the paper)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -25,11 +26,40 @@ class MultiHeadAttention(nn.Module):
         self.kv = nn.Linear(embed_dim, 2 * embed_dim, **dd)
         self.proj = nn.Linear(embed_dim, embed_dim, **dd)
 
-    def forward(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """Maps query (B, N, d) and memory (B, L, d) to (B, N, d)."""
+    def forward(
+        self,
+        query: torch.Tensor,
+        memory: torch.Tensor,
+        query_lengths: list[int] | None = None,
+        memory_lengths: list[int] | None = None,
+    ) -> torch.Tensor:
+        """Maps query (B, N, d) and memory (B, L, d) to (B, N, d), or each scale's part of the one on its part of the other.
+
+        Scales that lie one after another are projected at once, and a query that all have in common is projected once.
+
+        Args:
+            query: (1, N, d) where all pictures have it in common.
+            memory: Key and value.
+            query_lengths: Parts of N, one for each scale; a single one is the query of every scale.
+            memory_lengths: Parts of L, one for each scale; None for a single one.
+
+        Returns:
+            (B, N, d), or (B, N * number of scales, d) where they have the query in common.
+        """
         q, k, v = self.heads(query, memory)
+        q = q.expand(k.shape[0], -1, -1, -1)
+        if memory_lengths is None or query_lengths is None:
+            return self.proj(self._attend(q, k, v))
+        queries = list(q.split(query_lengths, dim=2))
+        keys, values = k.split(memory_lengths, dim=2), v.split(memory_lengths, dim=2)
+        attended: list[torch.Tensor] = []
+        for i in range(len(keys)):
+            attended.append(self._attend(queries[i % len(queries)], keys[i], values[i]))
+        return self.proj(torch.cat(attended, dim=1))
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop_rate if self.training else 0.0)
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return x.transpose(1, 2).flatten(2)
 
     def heads(self, query: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns the heads' query (B, heads, N, d/heads), key and value (B, heads, L, d/heads)."""
@@ -69,7 +99,7 @@ class TransformerLayer(nn.Module):
         self.norm0 = nn.LayerNorm(embed_dim, **dd) if self_attn else None
         self.attn = MultiHeadAttention(embed_dim, num_heads, drop_rate, **dd)
         self.norm1 = nn.LayerNorm(embed_dim, **dd)
-        self.ffn = Mlp(embed_dim, ffn_dim, act_layer=nn.ReLU, drop=(drop_rate, 0.0), **dd)
+        self.ffn = Mlp(embed_dim, ffn_dim, act_layer=partial(nn.ReLU, inplace=True), drop=(drop_rate, 0.0), **dd)
         self.norm2 = nn.LayerNorm(embed_dim, **dd)
         self.drop = nn.Dropout(drop_rate)
         self.init_weights()
@@ -86,11 +116,20 @@ class TransformerLayer(nn.Module):
         nn.init.zeros_(self.ffn.fc2.weight)
         nn.init.zeros_(self.ffn.fc2.bias)
 
-    def forward(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
-        """Maps query (B, N, d) and memory (B, L, d) to (B, N, d)."""
+    def forward(
+        self,
+        query: torch.Tensor,
+        memory: torch.Tensor,
+        query_lengths: list[int] | None = None,
+        memory_lengths: list[int] | None = None,
+    ) -> torch.Tensor:
+        """Maps query and memory to what the query becomes, with the shapes and lengths of `MultiHeadAttention`."""
         if self.self_attn is not None and self.norm0 is not None:
-            query = self.norm0(query + self.drop(self.self_attn(query, query)))
-        query = self.norm1(query + self.drop(self.attn(query, memory)))
+            query = self.norm0(query + self.drop(self.self_attn(query, query, query_lengths, query_lengths)))
+        update = self.drop(self.attn(query, memory, query_lengths, memory_lengths))
+        # A query that pictures or scales have in common is added to what each of them makes of it.
+        query = (query.unsqueeze(1) + update.unflatten(1, (-1, query.shape[1]))).flatten(1, 2)
+        query = self.norm1(query)
         return self.norm2(query + self.drop(self.ffn(query)))
 
 
@@ -115,13 +154,15 @@ class GlobalFeatureEnhancement(nn.Module):
         """Maps the tokens of three scales (B, L_i, d) to the same shapes."""
         enhanced: list[torch.Tensor] = []
         for i, layers in enumerate(self.branches):
-            for x in tokens[i :: len(self.branches)]:  # shared layers pass over every scale
-                for layer in layers:
-                    if self.grad_checkpointing and not torch.jit.is_scripting():
-                        x = checkpoint(layer, x, x)
-                    else:
-                        x = layer(x, x)
-                enhanced.append(x)
+            scales = tokens[i :: len(self.branches)]  # one, or all of them in one pass of shared layers
+            lengths = [scale.shape[1] for scale in scales]
+            x = torch.cat(scales, dim=1)
+            for layer in layers:
+                if self.grad_checkpointing and not torch.jit.is_scripting():
+                    x = checkpoint(layer, x, x, lengths, lengths)
+                else:
+                    x = layer(x, x, lengths, lengths)
+            enhanced.extend(x.split(lengths, dim=1))
         return enhanced
 
 
@@ -139,6 +180,8 @@ class RegionSelection(nn.Module):
     def __init__(self, depth: int, num_branches: int = 1, self_attn: Sequence[bool] = (), **layer_args):
         super().__init__()
         self.grad_checkpointing = False
+        # Self-attention in the first layer depends on the labels alone, but dropout in it is each picture's own.
+        self.drops_labels = bool(self_attn and self_attn[0])
         self.branches = nn.ModuleList(
             nn.ModuleList(TransformerLayer(self_attn=own, **layer_args) for own in self_attn or depth * [False])
             for _ in range(num_branches)
@@ -153,13 +196,19 @@ class RegionSelection(nn.Module):
     def forward(self, query: torch.Tensor, tokens: list[torch.Tensor]) -> list[torch.Tensor]:
         """Maps label embeddings (branches, K, d) and the tokens of three scales (B, L_i, d) to Z_i (B, K, d)."""
         selected: list[torch.Tensor] = []
+        num_labels = query.shape[1]
         for i, layers in enumerate(self.branches):
-            for memory in tokens[i :: len(self.branches)]:
-                z = query[i].expand(memory.shape[0], -1, -1)
-                for layer in layers:
-                    if self.grad_checkpointing and not torch.jit.is_scripting():
-                        z = checkpoint(layer, z, memory)
-                    else:
-                        z = layer(z, memory)
-                selected.append(z)
+            scales = tokens[i :: len(self.branches)]  # one, or all of them in one pass of shared layers
+            memory_lengths = [scale.shape[1] for scale in scales]
+            memory = torch.cat(scales, dim=1)
+            z, lengths = query[i : i + 1], [num_labels]
+            if self.training and self.drops_labels:
+                z, lengths = z.repeat(memory.shape[0], len(scales), 1), [num_labels] * len(scales)
+            for layer in layers:
+                if self.grad_checkpointing and not torch.jit.is_scripting():
+                    z = checkpoint(layer, z, memory, lengths, memory_lengths)
+                else:
+                    z = layer(z, memory, lengths, memory_lengths)
+                lengths = [num_labels] * len(scales)
+            selected.extend(z.split(num_labels, dim=1))
         return selected
