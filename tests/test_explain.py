@@ -122,6 +122,17 @@ def test_labels_asked_for_have_the_maps_that_they_have_among_all(self_attn):
         torch.testing.assert_close(m, want[:, [4, 1]])
 
 
+def test_labels_of_one_query_have_its_maps():
+    model, x = small(num_classes=5, max_queries=3), torch.randn(2, 3, 64, 64)
+    _, maps = attention_maps(model, x)
+    _, some = attention_maps(model, x, labels=[4, 1])
+    for m, few in zip(maps, some, strict=True):
+        assert m.shape[:2] == (2, 5)
+        torch.testing.assert_close(few, m[:, [4, 1]])
+        same = [[torch.allclose(m[:, i], m[:, j]) for j in range(5)] for i in range(5)]
+        assert same == [[i // 2 == j // 2 for j in range(5)] for i in range(5)]
+
+
 def test_half_precision_still_gives_distributions():
     model = small().to(torch.bfloat16)
     _, maps = attention_maps(model, torch.randn(1, 3, 64, 64, dtype=torch.bfloat16))

@@ -210,6 +210,27 @@ def test_branches_share_layers_or_have_their_own(num_branches):
         torch.testing.assert_close(z, expected)
 
 
+@pytest.mark.parametrize('self_attn', [False, True])
+def test_what_depends_on_the_labels_alone_is_computed_once_for_all_pictures_and_scales(self_attn):
+    tokens, query, rows = [torch.randn(2, length, 12) for length in (9, 4, 1)], torch.randn(1, 7, 12), []
+    selection = RegionSelection(2, self_attn=2 * [self_attn], **LAYER_ARGS).eval()
+    for layer in selection.branches[0]:
+        for attn in (layer.self_attn, layer.attn) if self_attn else (layer.attn,):
+            attn.q.register_forward_hook(lambda module, args, output: rows.append(output[..., 0].numel()))
+    selection(query, tokens)
+    assert rows == ([7, 7, 2 * 3 * 7, 2 * 3 * 7] if self_attn else [7, 2 * 3 * 7])
+
+
+def test_dropout_among_the_labels_is_of_each_picture_and_scale():
+    """Without dropout the same tokens give the same: what differs is that of the self-attention, the only one here."""
+    tokens, query = [torch.randn(1, 4, 12).repeat(2, 1, 1)] * 3, torch.randn(1, 7, 12)
+    selection = randomise(RegionSelection(1, self_attn=[True], **LAYER_ARGS))
+    for drop_rate, same in ((0.0, True), (0.5, False)):
+        selection.branches[0][0].self_attn.drop_rate = drop_rate
+        z = torch.cat(selection(query, tokens))
+        assert [torch.allclose(z[0], other) for other in z[1:]] == 5 * [same]
+
+
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match='num_heads=5 does not divide embed_dim=12'):
         MultiHeadAttention(12, 5)

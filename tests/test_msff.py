@@ -8,6 +8,7 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from msff_timm import hub
+from msff_timm.errors import InputError
 from msff_timm.layers import split_scales
 
 # Width of the head's branches and of their feed-forward networks, where it is not the paper's 512 and 2048.
@@ -152,8 +153,48 @@ def test_self_attention_lets_labels_influence_each_other():
 
 
 @pytest.mark.parametrize(
+    ('num_classes', 'max_queries', 'groups'),
+    [
+        (7, 3, [[0, 1, 2], [3, 4, 5], [6]]),
+        (8, 3, [[0, 1, 2], [3, 4, 5], [6, 7]]),
+        (9, 6, [[0, 1], [2, 3], [4, 5], [6, 7], [8]]),  # six queries of two labels each would leave one without any
+        (6, 6, [[label] for label in range(6)]),
+        (6, 100, [[label] for label in range(6)]),
+    ],
+)
+def test_a_query_serves_a_group_of_labels(num_classes, max_queries, groups):
+    """Changing a label's embedding changes the logits of its group; a group has ceil(K / max_queries) labels."""
+    x = torch.randn(2, 3, 64, 64)
+    for number, group in enumerate(groups):
+        model = small(num_classes=num_classes, max_queries=max_queries)
+        assert model.label_embed.weight.shape == (len(groups), 48)
+        before = model(x)
+        torch.nn.init.normal_(model.label_embed.weight.data[number])
+        changed = (model(x) - before).abs().amax(0) > 1e-6
+        assert before.shape == (2, num_classes) and changed.nonzero().flatten().tolist() == group
+
+
+def test_groups_of_labels_are_made_anew_saved_scripted_and_trained(tmp_path):
+    model, x = small(num_classes=4, max_queries=5), torch.randn(2, 3, 64, 96)
+    model.reset_classifier(11)
+    randomise_head(model)
+    assert model.label_embed.weight.shape == (4, 48) and model.classifier.weight.shape == (4, 3 * 48, 3)
+    logits = model(x)
+    torch.testing.assert_close(model.forward_head(model.forward_features(x)), logits)
+    torch.testing.assert_close(torch.jit.script(model)(x), logits)
+    hub.save(model, tmp_path, [f'label {k}' for k in range(11)], timm.data.resolve_model_data_config(model))
+    assert torch.equal(hub.load(f'local-dir:{tmp_path}')(x), logits)
+    model.train()(x).square().mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    with pytest.raises(InputError, match='weight holds 4 rows for 11 labels'):
+        hub.load_for(f'local-dir:{tmp_path}', ['label 1', 'another'], keep_labels=True)
+
+
+@pytest.mark.parametrize(
     ('args', 'message'),
     [
+        (dict(max_queries=0), 'max_queries=0 must be a number of label embeddings, 1 or more, or None.'),
+        (dict(max_queries=2.5), 'max_queries=2.5 must be a number of label embeddings, 1 or more, or None.'),
         (dict(fusion_mode=4), 'fusion_mode=4 must be one of 1, 2, 3.'),
         (dict(interpolation='cubic'), "interpolation='cubic' must be one of nearest, bilinear, bicubic, area."),
         (dict(encoder_depth=-1), 'encoder_depth=-1 must be a number of layers, 0 or more.'),

@@ -33,18 +33,18 @@ class MultiHeadAttention(nn.Module):
         query_lengths: list[int] | None = None,
         memory_lengths: list[int] | None = None,
     ) -> torch.Tensor:
-        """Maps query (B, N, d) and memory (B, L, d) to (B, N, d), or each scale's part of the one on its part of the other.
+        """Lets a query gather from a memory, or each scale's part of a query from that scale's part of the memory.
 
         Scales that lie one after another are projected at once, and a query that all have in common is projected once.
 
         Args:
-            query: (1, N, d) where all pictures have it in common.
-            memory: Key and value.
+            query: (B, N, d), or (1, N, d) where all pictures have it in common.
+            memory: (B, L, d).
             query_lengths: Parts of N, one for each scale; a single one is the query of every scale.
-            memory_lengths: Parts of L, one for each scale; None for a single one.
+            memory_lengths: Parts of L, one for each scale; None where there is but one.
 
         Returns:
-            (B, N, d), or (B, N * number of scales, d) where they have the query in common.
+            (B, N, d), or (B, scales * N, d) where the scales have the query in common.
         """
         q, k, v = self.heads(query, memory)
         q = q.expand(k.shape[0], -1, -1, -1)
