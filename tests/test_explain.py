@@ -123,7 +123,7 @@ def test_labels_asked_for_have_the_maps_that_they_have_among_all(self_attn):
 
 
 def test_labels_of_one_query_have_its_maps():
-    model, x = small(num_classes=5, max_queries=3), torch.randn(2, 3, 64, 64)
+    model, x = small(num_classes=5, max_queries=3), torch.randn(2, 3, 128, 128)
     _, maps = attention_maps(model, x)
     _, some = attention_maps(model, x, labels=[4, 1])
     for m, few in zip(maps, some, strict=True):
