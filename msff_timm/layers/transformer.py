@@ -64,8 +64,8 @@ class MultiHeadAttention(nn.Module):
     def heads(self, query: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns the heads' query (B, heads, N, d/heads), key and value (B, heads, L, d/heads)."""
         q = self.q(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        kv = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return q, kv[0], kv[1]
+        k, v = self.kv(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
 
     @torch.jit.ignore
     def attention(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
