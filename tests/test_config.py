@@ -176,6 +176,7 @@ def test_without_a_file_the_default_one_is_read():
         (['--data.eval_size', '0'], 'data.eval_size is 0: must be at least 1.'),
         (['--data.workers', '-1'], 'data.workers is -1: must be at least 0.'),
         (['--data.workers', 'many'], 'data.workers'),
+        (['--data.streaming=true', '--data.train_size=null'], 'data.streaming is true: set data.train_size'),
         (['stray'], 'stray'),
         (['--config', 'nowhere.yaml'], 'nowhere.yaml: cannot be read as settings'),
         (['--trackers', '[tensorbord]'], "unknown trackers 'tensorbord': did you mean tensorboard?"),

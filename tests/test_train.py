@@ -2,7 +2,9 @@ import io
 import json
 import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -15,8 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchvision.transforms.functional import normalize, to_tensor
 
 import msff_timm.data
+from config import DataConfig
 from msff_timm import hub
+from msff_timm.errors import InputError
 from msff_timm.labels import match_labels
+from train import load_data
 
 ROOT = Path(__file__).parents[1]
 TINY = ['--data.train_size=32', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
@@ -285,13 +290,15 @@ def test_two_processes_train_on_a_stream(script, shards):
     run = results(shards / 'run')
     assert run['num_processes'] == 2 and run['num_images'] == 12 and len(run['history']) == 2
 
-    result = script('train.py', *arguments, f'--output={shards / "other"}', '--data.train_size=null', check=False)
-    assert 'data.streaming is true: set data.train_size' in result.stderr.splitlines()[-1]
-    result = script(
-        'train.py', *arguments, '--data.train_size=44', '--optim.batch_size=9', f'--output={shards / "other"}',
-        processes=3, check=False,
-    )  # fmt: skip
-    assert 'the 4 shards of train do not divide over the 3 processes' in result.stderr
+
+@pytest.mark.parametrize(('processes', 'divide'), [(1, True), (2, True), (3, False), (4, True), (8, False)])
+def test_shards_of_a_stream_that_do_not_divide_over_the_processes_are_refused(shards, processes, divide):
+    accelerator = SimpleNamespace(main_process_first=nullcontext, num_processes=processes, process_index=0)
+    data = DataConfig(name='hub', root=str(shards), streaming=True, train_size=44, eval_size=None)
+    with nullcontext() if divide else pytest.raises(InputError) as refused:
+        stream, _, label_names = load_data(data, accelerator)
+        assert stream.num_shards == 4 // processes and label_names == ['cat', 'dog']
+    assert divide or f'the 4 shards of train do not divide over the {processes} processes' in str(refused.value)
 
 
 @pytest.mark.slow
