@@ -16,7 +16,6 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from accelerate import Accelerator
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,6 +27,7 @@ from msff_timm import hub
 from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError
 from report import write_json
+from speed import order, timed
 from train import Run, make_accelerator
 
 MAX_PHOTOS = 256  # that `data` takes from a folder
@@ -179,8 +179,7 @@ def benchmark_data(arguments: argparse.Namespace) -> dict:
     # In turns on the same photos, each first as often as the others: what else the machine does meets all alike.
     while chunk < len(pipelines) or time.perf_counter() - start < arguments.seconds:
         batch = [photos[(chunk * CHUNK + i) % len(photos)] for i in range(CHUNK)]
-        names = list(pipelines)
-        for name in names[chunk % len(names) :] + names[: chunk % len(names)]:
+        for name in order(pipelines, chunk):
             began = time.perf_counter()
             for photo in batch:
                 pipelines[name](photo)
@@ -350,13 +349,8 @@ def benchmark_train(arguments: argparse.Namespace) -> dict:
     waited.clear()
     seconds = {name: [] for name in loops}
     for turn in range(arguments.steps):
-        names = list(loops)
-        for name in names[turn % 3 :] + names[: turn % 3]:
-            wait_for(accelerator)
-            began = time.perf_counter()
-            loops[name]()
-            wait_for(accelerator)
-            seconds[name].append(time.perf_counter() - began)
+        for name in order(loops, turn):
+            seconds[name].append(timed(loops[name]))
 
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     share = float(np.median(np.divide(waited, seconds['run'])))
@@ -396,12 +390,6 @@ def endless(run: Run) -> Iterator[dict]:
     while True:
         yield from run.batches()
         run.progress.epoch += 1
-
-
-def wait_for(accelerator: Accelerator) -> None:
-    """Waits until the device has done all that it was given."""
-    if accelerator.device.type == 'cuda':
-        torch.cuda.synchronize()
 
 
 def benchmark_load(arguments: argparse.Namespace) -> dict:
