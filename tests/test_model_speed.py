@@ -116,6 +116,14 @@ def test_what_cannot_be_measured_says_so_and_the_rest_goes_on(monkeypatch):
     assert [row['error'] for row in found['rows']] == ['no compiler'] * 3 and found['turns'] == {}
 
 
+def test_what_a_model_does_not_take_is_its_own_reason(one_thread):
+    """BatchNorm cannot learn from the one value that is left of 32 pixels."""
+    case = replace(CASE, batch_size=1, kind='train')
+    found = model_speed.measure_case(case, ['test_resnet', 'msff_test_resnet'], 2, profiled=False)
+    plain, ours = found['rows']
+    assert plain['seconds'] > 0 and ours['error'].startswith('Expected more than 1 value per channel when training')
+
+
 def test_memory_that_ends_in_the_turns_ends_the_case_alone(monkeypatch):
     fake_passes(monkeypatch, {'plain': 1.0, 'msff_a': 1.5}, {})
 

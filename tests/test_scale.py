@@ -26,7 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 rank, store = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
-model = DistributedDataParallel(timm.create_model('msff_test_resnet', num_classes=80), bucket_cap_mb=json.loads(sys.argv[3]))
+model = timm.create_model('msff_test_resnet', num_classes=80)
+model = DistributedDataParallel(model, bucket_cap_mb=json.loads(sys.argv[3]))
 sizes = []
 def hook(state, bucket):
     sizes.append(bucket.buffer().numel() * bucket.buffer().element_size())

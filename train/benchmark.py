@@ -564,22 +564,29 @@ def benchmark_labels(arguments: argparse.Namespace) -> dict:
     def measure(variants: list[dict]) -> dict:
         asked = {'model': arguments.model, 'image_size': arguments.image_size, 'turns': arguments.turns}
         asked |= {'variants': variants, 'path': str(Path(__file__).parent)}
-        return in_subprocess(LABELS, json.dumps(asked))
+        try:
+            return in_subprocess(LABELS, json.dumps(asked))
+        except InputError as e:  # out of memory, say: the others go on
+            return {'error': str(e)}
 
     rows = []
     for model_args in variants:
         with torch.device('meta'):
             size = card.count(timm.create_model(arguments.model, **model_args), (3, *2 * [arguments.image_size]))
-        own = measure([model_args])
-        turns = [seconds for (seconds,) in own.pop('turns')]
-        rows.append({**model_args, **size, 'seconds': float(np.median(turns)), **own, 'turns': turns})
-    together = measure(variants)['turns']
-    timing = Timing(np.array(together), reference=0)
-    for number, row in enumerate(rows):
-        row['time_to_first'] = timing.compare(number, 0)
+        rows.append({**model_args, **size, **measure([model_args])})
+        if 'error' not in rows[-1]:
+            rows[-1]['seconds'] = float(np.median(rows[-1]['turns']))
+    together = measure(variants)
+    if 'error' not in together:
+        timing = Timing(np.array(together['turns']), reference=0)
+        for number, row in enumerate(rows):
+            row['time_to_first'] = timing.compare(number, 0)
+            if 'max_queries' in row:  # beside the row before: as many labels, a query for each
+                row['time_to_all_queries'] = timing.compare(number, number - 1)
 
     print(f'{arguments.model}, one photo of {arguments.image_size} x {arguments.image_size}, float32:\n')
-    head = ['labels', 'queries', 'parameters', 'GFLOPs', 'seconds', 'peak', 'of it before', "time / the first row's"]
+    head = ['labels', 'queries', 'parameters', 'GFLOPs', 'seconds', 'peak', 'of it before', 'on the GPU']
+    head += ["time / the first row's", 'time / that of all queries']
     table = [
         [
             str(row['num_classes']),
@@ -589,17 +596,23 @@ def benchmark_labels(arguments: argparse.Namespace) -> dict:
             f'{row["seconds"]:.3f}',
             f'{row["peak_mib"]:.0f} MiB',
             f'{row["peak_mib_before"]:.0f} MiB',
-            with_interval(row['time_to_first']),
+            '–' if row['gpu_peak_mib'] is None else f'{row["gpu_peak_mib"]:.0f} MiB',
+            with_interval(row.get('time_to_first')),
+            with_interval(row.get('time_to_all_queries')),
         ]
         for row in rows
+        if 'error' not in row
     ]
     print('\n'.join(markdown_table(head, table, texts=2)))
+    for failed in (*rows, together):
+        if 'error' in failed:
+            print(failed['error'])
     return {
         'model': arguments.model,
         'image_size': arguments.image_size,
         'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
         'rows': rows,
-        'turns_in_one_process': together,
+        'in_one_process': together,
     }
 
 

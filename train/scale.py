@@ -218,7 +218,7 @@ def read_step(path: Path, model: str, image_size: int) -> Step:
         if found['command'] == 'train':
             processes = found['num_processes']
             rate = found['pictures_per_second']['fed'] / processes
-            step = Step(found['batch_size'] // processes, rate, f'{of}, {found["mixed_precision"]}')
+            step = Step(found['batch_size'] // processes, rate, f'{of}, mixed precision: {found["mixed_precision"]}')
             steps = [step] if (found['model'], found['image_size']) == (model, image_size) else []
         else:
             steps = [
