@@ -215,7 +215,12 @@ def main() -> None:
     if arguments.settings and arguments.command != 'train':
         raise InputError(f'unrecognized arguments: {" ".join(arguments.settings)}')
 
-    measured = {'command': arguments.command, **arguments.run(arguments), 'machine': machine()}
+    measured = {
+        'command': arguments.command,
+        'arguments': sys.argv[2:],
+        **arguments.run(arguments),
+        'machine': machine(),
+    }
     print(', '.join(f'{key} {value}' for key, value in measured['machine'].items()))
     if arguments.output:
         write_json(measured, arguments.output)

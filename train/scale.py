@@ -329,7 +329,7 @@ def lines(rows: Sequence[dict], num_pictures: int) -> list[str]:
             f'{8 * row["between"] / 1e9:g} Gb/s' if row['nodes'] > 1 else 'one node',
             *(f'{1000 * row[key][name]:.1f} ms' for key in ('all_reduce_seconds', 'exposed_seconds') for name in BOTH),
             f'{row["efficiency"]:.1%}',
-            f'{row["pictures_per_second"]:,.4g}',
+            large(row['pictures_per_second']),
             str(row['passes']),
             ', '.join(row['limits']),
         ]
@@ -340,16 +340,21 @@ def lines(rows: Sequence[dict], num_pictures: int) -> list[str]:
     loading = {
         row['devices']: [
             str(row['devices']),
-            f'{row["needed_pictures_per_second"]:,.4g}',
+            large(row['needed_pictures_per_second']),
             f'{row["needed_cores"]:.1f}',
             str(row['workers']),
-            f'{row["node_bytes_per_second"] / 1e6:,.4g}',
-            f'{row["nodes"] * row["node_bytes_per_second"] / 1e6:,.4g}',
-            str(row['shards']),
+            large(row['node_bytes_per_second'] / 1e6),
+            large(row['nodes'] * row['node_bytes_per_second'] / 1e6),
+            f'{row["shards"]:,}',
             f'{num_pictures / row["shards"]:,.0f}',
-            str(row['global_batch']),
-            str(row['steps_per_epoch']),
+            f'{row["global_batch"]:,}',
+            f'{row["steps_per_epoch"]:,}',
         ]
         for row in rows  # the same for each network
     }
     return [*markdown_table(head, communication, texts=2), *markdown_table(loading_head, list(loading.values()))]
+
+
+def large(value: float) -> str:
+    """Shows whole numbers where these are precise enough."""
+    return f'{value:,.0f}' if value >= 100 else f'{value:.3g}'
