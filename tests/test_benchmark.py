@@ -4,10 +4,13 @@ import shutil
 import numpy as np
 import pytest
 import timm
+import torch.nn as nn
 
+import benchmark
 import msff_timm  # noqa: F401  registers the models
-from benchmark import main, write_annotations
+from benchmark import RESULTS, main, write_annotations
 from engine import run_command
+from msff_timm.errors import InputError
 
 
 @pytest.fixture
@@ -33,6 +36,19 @@ def run(monkeypatch, capsys):
         return printed.err
 
     return run
+
+
+@pytest.fixture
+def measured(monkeypatch, capsys, tmp_path):
+    """Runs the script in this process; gives what it printed and what its file holds."""
+
+    def measured(*arguments):
+        file = tmp_path / 'measured.json'
+        monkeypatch.setattr('sys.argv', ['train/benchmark.py', *map(str, arguments), '--output', str(file)])
+        run_command(main)
+        return capsys.readouterr().out, json.loads(file.read_text())
+
+    return measured
 
 
 def test_data_prints_what_its_file_holds(script, photos, tmp_path):
@@ -139,6 +155,115 @@ def test_loading_is_measured_beside_creating_and_reading(script, tmp_path):
     assert len(measured['import_turns']) == 2 and measured['import_seconds']['timm'] > 0
 
 
+def test_models_are_measured_beside_each_other_in_every_case(measured, one_thread):
+    models = ['test_resnet', 'msff_test_resnet']
+    options = ['--image_size', 64, '--num_classes', 5, '--batch_sizes', 1, 3, '--passes', 'forward', 'train']
+    printed, found = measured('model', '--models', *models, *options, '--dtypes', 'bfloat16', '--turns', 3)
+    assert [(case['batch_size'], case['kind']) for case in found['cases']] == [
+        (1, 'forward'), (1, 'train'), (3, 'forward'), (3, 'train')
+    ]  # fmt: skip
+    for case in found['cases']:
+        assert (case['dtype'], case['format'], case['mode']) == ('bfloat16', 'channels_last', 'eager')
+        turns = case['turns']
+        assert {name: len(seconds) for name, seconds in turns.items()} == dict.fromkeys(models, 3)
+        for row in case['rows']:
+            seconds = sorted(turns[row['model']])[1]
+            assert row['seconds'] == pytest.approx(seconds)
+            assert row['pictures_per_second'] == pytest.approx(case['batch_size'] / seconds)
+            assert row['flops_per_second'] == pytest.approx(row['flops'] / seconds)
+            ratios = [a / b for a, b in zip(turns[row['model']], turns['test_resnet'], strict=True)]
+            assert row['time_to_reference']['median'] == pytest.approx(sorted(ratios)[1])
+            assert f'| {row["model"]} | {1000 * row["seconds"]:.4g} |' in printed
+    flops = [case['rows'][0]['flops'] for case in found['cases']]
+    assert flops[2] == 3 * flops[0] and flops[1] > 2.5 * flops[0]  # a backward pass is about two forward passes
+    assert 'train, batch 3, 64 x 64, bfloat16, channels_last, eager, 5 labels' in printed
+
+
+def test_the_profile_of_a_training_step_is_told(measured, one_thread):
+    options = ['--image_size', 32, '--passes', 'train', '--turns', 1, '--profile']
+    printed, found = measured('model', '--models', 'test_resnet', *options)
+    operations = found['cases'][0]['rows'][0]['profile']['operations']
+    assert {'aten::convolution_backward', 'aten::mkldnn_convolution'} <= {operation['name'] for operation in operations}
+    assert f'test_resnet: {operations[0]["name"]} {operations[0]["share"]:.1%}, ' in printed
+
+
+class Grouped(nn.Module):
+    """A model of which `labels` is to find out that it takes `max_queries`."""
+
+    def __init__(self, num_classes, max_queries=None):
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 32, min(num_classes, max_queries or num_classes))
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+def test_labels_are_measured_alone_and_beside_each_other(measured, monkeypatch):
+    """With what the processes measure made up: alone seconds and peaks, together in turns."""
+    asked = []
+
+    def in_subprocess(code, argument):
+        variants = json.loads(argument)['variants']
+        asked.append(variants)
+        if variants == [{'num_classes': 70, 'max_queries': 10}]:
+            raise InputError('the measurement ended with code -9')
+        turns = [[turn * (number + 1.0) for number in range(len(variants))] for turn in (1, 2, 4)]
+        return {'turns': turns, 'peak_mib': 300.0, 'peak_mib_before': 200.0, 'gpu_peak_mib': None}
+
+    monkeypatch.setattr(benchmark, 'in_subprocess', in_subprocess)
+    monkeypatch.setattr(
+        benchmark.timm, 'create_model', lambda name, num_classes=1, **more: Grouped(num_classes, **more)
+    )
+    options = ['--num_classes', 20, 70, '--max_queries', 10, '--image_size', 32, '--turns', 3]
+    printed, found = measured('labels', '--model', 'msff_test_resnet', *options)
+    variants = [{'num_classes': k, **more} for k in (20, 70) for more in ({}, {'max_queries': 10})]
+    assert asked == [*([variant] for variant in variants), variants]
+    rows = found['rows']
+    # 10 or 70 x 3072 weights, of which each is multiplied and added once
+    assert rows[2]['num_parameters'] == 70 * 3073 and rows[1]['gflops'] == pytest.approx(2 * 10 * 3072 / 1e9)
+    assert rows[0]['seconds'] == 2 and rows[0]['peak_mib'] == 300 and 'seconds' not in rows[3]
+    assert [row['time_to_first']['median'] for row in rows] == [1, 2, 3, 4]
+    assert rows[1]['time_to_all_queries']['median'] == 2 and 'time_to_all_queries' not in rows[2]
+    assert "| 70 | the model's own | 0.2 M | 0.0 | 2.000 | 300 MiB | 200 MiB | – | 3.000" in printed
+    assert 'ended with code -9' in printed
+
+
+@pytest.mark.slow
+def test_labels_are_measured_in_processes_of_their_own(measured, monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    options = ['--image_size', 64, '--num_classes', 10, 300, '--turns', 2]
+    _, found = measured('labels', '--model', 'q2l_test_resnet', *options)
+    few, many = found['rows']
+    model = timm.create_model('q2l_test_resnet', num_classes=300)
+    assert many['num_parameters'] == sum(p.numel() for p in model.parameters())
+    assert many['gflops'] > few['gflops']
+    for row in (few, many):
+        assert row['peak_mib'] >= row['peak_mib_before'] > 100 and row['seconds'] > 0
+    turns = np.array(found['in_one_process']['turns'])
+    assert turns.shape == (2, 2)
+    assert many['time_to_first']['median'] == pytest.approx(np.median(turns[:, 1] / turns[:, 0]))
+
+
+def test_training_at_many_devices_is_predicted_from_one(measured):
+    options = ['--pictures_per_second', 100, '--batch_size', 4, '--devices', 4, 16, '--picture_bytes', 1e5]
+    printed, found = measured('scale', '--model', 'msff_test_resnet', '--num_classes', 5, *options)
+    parameters = sum(p.numel() for p in timm.create_model('msff_test_resnet', num_classes=5).parameters())
+    assert found['gradient_bytes'] == 4 * parameters == sum(bucket['num_bytes'] for bucket in found['buckets'])
+    assert found['step']['seconds'] == 0.04 and 'an assumption, not measured' in printed
+    # Four devices are in one node, whatever joins nodes; sixteen are in two, joined by each of two networks.
+    assert [(row['devices'], row['nodes'], row['between']) for row in found['rows']] == [
+        (4, 1, 400e9), (16, 2, 400e9), (16, 2, 3.125e9)
+    ]  # fmt: skip
+    for row in found['rows']:
+        rate = row['pictures_per_second'] / row['devices']
+        assert row['efficiency'] == pytest.approx(rate / 100) and 0 < rate < 100
+        assert f'| {row["efficiency"]:.1%} |' in printed
+        # One core loads 165.9 pictures a second: one worker for each process, so one shard.
+        assert (row['workers'], row['shards']) == (1, row['devices'])
+        assert row['node_bytes_per_second'] == 1e5 * 100 * min(8, row['devices'])
+        assert row['steps_per_epoch'] == 82783 // (4 * row['devices'])
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -154,6 +279,26 @@ def test_loading_is_measured_beside_creating_and_reading(script, tmp_path):
         (('train', '--steps', 0), '--steps is 0: must be at least 1.'),
         (('train', '--optim.lrr', 1), 'did you mean --optim.lr?'),
         (('metrics', '--optim.lr', 1), 'unrecognized arguments: --optim.lr 1'),
+        (
+            ('model', '--models', 'msf_test_resnet'),
+            "unknown --models 'msf_test_resnet': did you mean msff_test_resnet?",
+        ),
+        (('model', '--models', 'test_resnet', 'test_resnet'), 'must be one or more, each once.'),
+        (('model', '--models'), 'argument --models: expected at least one argument'),
+        (('model', '--batch_sizes', 2, 0), '--batch_sizes is 0: must be at least 1.'),
+        (('model', '--dtypes', 'float16'), "argument --dtypes: invalid choice: 'float16'"),
+        (('labels', '--model', 'msf_test_resnet'), "unknown --model 'msf_test_resnet'"),
+        (('labels', '--max_queries', 0), '--max_queries is 0: must be at least 1.'),
+        (('scale',), 'one of the arguments --step --pictures_per_second is required'),
+        (('scale', '--pictures_per_second', 0), '--pictures_per_second is 0.0: must be above 0.'),
+        (('scale', '--pictures_per_second', 1, '--between', 1, 0), '--between is 0.0: must be above 0.'),
+        (('scale', '--pictures_per_second', 1, '--devices', 12), '--devices is 12: must be whole nodes of 8'),
+        (('scale', '--pictures_per_second', 1, '--data', 'nowhere'), '--data is nowhere: there is no such file.'),
+        (('scale', '--pictures_per_second', 1, '--data', RESULTS / 'memorise.json'), 'was not written by benchmark.py'),
+        (('scale', '--pictures_per_second', 1, '--image_size', 64), 'was measured at 448 pixels, not 64.'),
+        (('scale', '--step', 'nowhere'), '--step is nowhere: there is no such file.'),
+        (('scale', '--step', RESULTS / 'benchmark_data.json'), 'was not written by benchmark.py model or train'),
+        (('scale', '--step', RESULTS / 'benchmark_train_cpu.json', '--image_size', 64), 'holds no training step of'),
         (('metrics', '--shapes', '10x'), "--shapes has '10x': must be pictures x labels"),
     ],
 )

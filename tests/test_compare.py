@@ -240,26 +240,10 @@ def test_the_papers_figures_are_the_papers():
     assert dict(zip(paper['table3']['columns'], paper['table3']['rows'][-1][1:], strict=True))['tvmonitor'] == 95.9
 
 
-def test_things_are_timed_in_turns(monkeypatch):
-    order, now = [], [0.0]
-    monkeypatch.setattr(variants.time, 'perf_counter', lambda: now[0])
-
-    def loop(name, seconds):
-        def run():
-            order.append(name)
-            now[0] += seconds * len(order)  # the machine slows down, for both alike
-
-        return run
-
-    timing = variants.time_in_turns([loop('a', 1), loop('b', 3)], 4, reference=0)
-    assert ''.join(order[2:]) == 'abbaabba' and sorted(order[:2]) == ['a', 'b']
-    # By hand: a takes 3, 6, 7, 10; b 3 times 4, 5, 8, 9.
-    assert timing.seconds == [6.5, 19.5]
-    of_a, (ratio, low, high) = timing.ratio
-    assert of_a == (1, 1, 1) and ratio == pytest.approx(np.median([12 / 3, 15 / 6, 24 / 7, 27 / 10]))
-    assert min(15 / 6, 27 / 10) <= low < ratio < high <= 12 / 3
+def test_a_request_to_stop_ends_the_timing():
+    rows = [tables.Variant(name, name) for name in MODELS]
     with pytest.raises(variants.Interrupted, match='the same command goes on'):
-        variants.time_in_turns([loop('c', 0)], 1, 0, SimpleNamespace(received=signal.SIGINT))
+        variants.measure_speed(rows, 3, 32, 1, 1, MODELS[0], SimpleNamespace(received=signal.SIGINT))
 
 
 @pytest.mark.parametrize('launched', [False, True])

@@ -12,8 +12,9 @@ import torch
 
 from config import AblateConfig, parse
 from engine import run_command
+from speed import time_in_turns
 from tables import Variant, read_paper
-from variants import compare, make_models, make_pictures, time_in_turns
+from variants import compare, make_models, make_pictures
 
 INTERPOLATION = '6'  # the table that also tells how long each takes
 

@@ -1,6 +1,7 @@
-"""Measures speed and memory: `python train/benchmark.py {data,annotations,metrics,train,load} [--output FILE.json]`."""
+"""Measures speed and memory: `python train/benchmark.py COMMAND [--output FILE.json]`, as train/README.md tells."""
 
 import argparse
+import inspect
 import json
 import os
 import platform
@@ -10,29 +11,46 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 import torchvision
-from accelerate import Accelerator
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
+import scale
 from config import DataConfig, TrainConfig, parse
 from engine import StopRequest, grouped, peak_memory, run_command
-from msff_timm import hub
+from model_speed import (
+    DTYPES,
+    FORMATS,
+    MODES,
+    PASSES,
+    Case,
+    check_models,
+    lines,
+    measure_case,
+    with_interval,
+)
+from msff_timm import card, hub
 from msff_timm.data.transforms import Normalize, open_image, train_transform
-from msff_timm.errors import InputError
-from report import write_json
+from msff_timm.errors import InputError, unknown
+from report import markdown_table, write_json
+from speed import Timing, order, timed
 from train import Run, make_accelerator
 
 MAX_PHOTOS = 256  # that `data` takes from a folder
 CHUNK = 16  # photos in one measurement of `data`
 NUM_CLASSES = 80  # of `annotations`
+RESULTS = Path(__file__).parents[1] / 'hub_cards' / 'results'
+PICTURE_BYTES = 13e9 / 82783  # "83K/13GB", https://cocodataset.org/#download
+MODELS = ['resnet101', 'msff_resnet101', 'q2l_resnet101', 'mldecoder_resnet101']  # of `model`
 EVERY_OPERATION = 'rand-m9-n2-p1-mstd0.5'
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'interpolation': 'bilinear'}
 
@@ -96,6 +114,30 @@ print(json.dumps({'seconds': {way: values[1:] for way, values in seconds.items()
 """
 
 
+# Inference of one photo by all that are asked for, in turns.
+LABELS = """
+asked = json.loads(sys.argv[1])
+sys.path.insert(0, asked['path'])
+from functools import partial
+import timm, torch
+import msff_timm
+from speed import time_in_turns
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
+photo = torch.randn(1, 3, asked['image_size'], asked['image_size'], device=device)
+photo = photo.to(memory_format=torch.channels_last)
+models = [
+    timm.create_model(asked['model'], **model_args).eval().to(device, memory_format=torch.channels_last)
+    for model_args in asked['variants']
+]
+before = peak_mib()
+with torch.inference_mode():
+    timing = time_in_turns([partial(model, photo) for model in models], asked['turns'], 0)
+gpu_peak = torch.cuda.max_memory_allocated() / 2**20 if device == 'cuda' else None
+peaks = {'peak_mib': peak_mib(), 'peak_mib_before': before, 'gpu_peak_mib': gpu_peak}
+print(json.dumps({'turns': timing.turns.tolist(), **peaks}))
+"""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
@@ -125,13 +167,60 @@ def main() -> None:
     load.add_argument('--model', default='msff_resnet101', help='registered name')
     load.add_argument('--turns', type=int, default=9, help='that each way is measured')
     load.set_defaults(run=benchmark_load)
-    for command in (data, annotations, metrics, train, load):
+    model = commands.add_parser('model', help='models beside each other in turns', allow_abbrev=False)
+    model.add_argument('--models', nargs='+', default=MODELS, help='registered names, the first is the reference')
+    model.add_argument('--image_size', type=int, default=448, help='side of the pictures in pixels')
+    model.add_argument('--num_classes', type=int, default=80, help='labels')
+    model.add_argument('--batch_sizes', type=int, nargs='+', default=[2], help='pictures at once')
+    for name, choices in (('dtypes', DTYPES), ('formats', FORMATS), ('modes', MODES), ('passes', PASSES)):
+        model.add_argument(f'--{name}', nargs='+', choices=tuple(choices), default=[next(iter(choices))])
+    model.add_argument('--turns', type=int, default=15, help='that each model is measured in each case')
+    model.add_argument('--profile', action='store_true', help='tell which operations take most of the time')
+    model.set_defaults(run=benchmark_model)
+    labels = commands.add_parser('labels', help='inference of one photo with many labels', allow_abbrev=False)
+    labels.add_argument('--model', default='msff_resnet101', help='registered name')
+    labels.add_argument('--image_size', type=int, default=448, help='side of the picture in pixels')
+    labels.add_argument('--num_classes', type=int, nargs='+', default=[80, 1000, 9600], help='numbers of labels')
+    labels.add_argument('--max_queries', type=int, default=100, help='of the model, beside one for each label')
+    labels.add_argument('--turns', type=int, default=9, help='that each is measured')
+    labels.set_defaults(run=benchmark_labels)
+    many = commands.add_parser('scale', help='training at many devices, simulated', allow_abbrev=False)
+    many.add_argument('--model', default='msff_resnet101', help='registered name')
+    many.add_argument('--image_size', type=int, default=448, help='side of the pictures in pixels')
+    many.add_argument('--num_classes', type=int, default=80, help='labels')
+    one_device = many.add_mutually_exclusive_group(required=True)
+    one_device.add_argument('--step', type=Path, help='JSON of `model` or `train`: the speed of one device')
+    one_device.add_argument('--pictures_per_second', type=float, help='of training on one device, an assumption')
+    many.add_argument('--batch_size', type=int, help="that a device takes at once; the file's, or 16")
+    many.add_argument('--devices', type=int, nargs='+', default=[8, 64, 512], help='in all')
+    many.add_argument('--per_node', type=int, default=8, help='devices of a node')
+    many.add_argument('--within', type=float, default=450, help="GB/s a device sends in its node: NVLink's on an H100")
+    many.add_argument(
+        '--between',
+        type=float,
+        nargs='+',
+        default=[3200, 25],
+        help='Gb/s a node sends to others: a card of 400 Gb/s for each of 8 GPUs, and one of 25 Gb/s in all',
+    )
+    many.add_argument('--latency_within', type=float, default=3, help='microseconds of a message, an assumption')
+    many.add_argument('--latency_between', type=float, default=10, help='microseconds of a message, an assumption')
+    many.add_argument('--data', type=Path, default=RESULTS / 'benchmark_data.json', help='JSON of `data`')
+    many.add_argument('--cores_per_node', type=int, default=112, help="CPU cores: a DGX H100's")
+    many.add_argument('--picture_bytes', type=float, default=PICTURE_BYTES, help="mean of a file, COCO train2014's")
+    many.add_argument('--num_pictures', type=int, default=82783, help="of an epoch, COCO train2014's")
+    many.set_defaults(run=benchmark_scale)
+    for command in (data, annotations, metrics, train, load, model, labels, many):
         command.add_argument('--output', type=Path, help='JSON file for the results')
     arguments, arguments.settings = parser.parse_known_args()
     if arguments.settings and arguments.command != 'train':
         raise InputError(f'unrecognized arguments: {" ".join(arguments.settings)}')
 
-    measured = {'command': arguments.command, **arguments.run(arguments), 'machine': machine()}
+    measured = {
+        'command': arguments.command,
+        'arguments': sys.argv[2:],
+        **arguments.run(arguments),
+        'machine': machine(),
+    }
     print(', '.join(f'{key} {value}' for key, value in measured['machine'].items()))
     if arguments.output:
         write_json(measured, arguments.output)
@@ -155,10 +244,8 @@ def benchmark_data(arguments: argparse.Namespace) -> dict:
     the difference in work.
     """
     size = arguments.image_size
-    if size < 32:
-        raise InputError(f'--image_size is {size}: must be at least 32.')
-    if not arguments.seconds > 0:
-        raise InputError(f'--seconds is {arguments.seconds}: must be above 0.')
+    at_least(arguments, image_size=32)
+    above_0(arguments, 'seconds')
     photos = find_photos(arguments.root)
     for photo in photos:  # into the system's cache, and a broken one is named before anything is measured
         open_image(photo)
@@ -179,8 +266,7 @@ def benchmark_data(arguments: argparse.Namespace) -> dict:
     # In turns on the same photos, each first as often as the others: what else the machine does meets all alike.
     while chunk < len(pipelines) or time.perf_counter() - start < arguments.seconds:
         batch = [photos[(chunk * CHUNK + i) % len(photos)] for i in range(CHUNK)]
-        names = list(pipelines)
-        for name in names[chunk % len(names) :] + names[: chunk % len(names)]:
+        for name in order(pipelines, chunk):
             began = time.perf_counter()
             for photo in batch:
                 pipelines[name](photo)
@@ -243,9 +329,7 @@ def plain_pipeline(size: int, cutout: float) -> Callable[[Path], torch.Tensor]:
 
 def benchmark_annotations(arguments: argparse.Namespace) -> dict:
     """Measures loading annotations as large as COCO 2014's for the first and the second time."""
-    for name, least in (('num_images', 1), ('num_boxes', NUM_CLASSES)):
-        if getattr(arguments, name) < least:
-            raise InputError(f'--{name} is {getattr(arguments, name)}: must be at least {least}.')
+    at_least(arguments, num_images=1, num_boxes=NUM_CLASSES)
     with tempfile.TemporaryDirectory() as folder:
         file = write_annotations(Path(folder), arguments.num_images, arguments.num_boxes)
         mib = file.stat().st_size / 2**20
@@ -314,8 +398,7 @@ def benchmark_train(arguments: argparse.Namespace) -> dict:
     optimizer's step alone, with the same mean loss. `run` beside `fed` shows what waiting for data costs, `fed` beside
     `bare` what else a step does: normalisation, unknown labels, clipping, the average of the weights, values read.
     """
-    if arguments.steps < 1:
-        raise InputError(f'--steps is {arguments.steps}: must be at least 1.')
+    at_least(arguments, steps=1)
     with tempfile.TemporaryDirectory() as folder:
         default = Path(__file__).parent / 'configs' / 'demo.yaml'
         config = parse(TrainConfig, [*arguments.settings, f'--output={folder}', '--trackers=[]'], default)
@@ -350,13 +433,8 @@ def benchmark_train(arguments: argparse.Namespace) -> dict:
     waited.clear()
     seconds = {name: [] for name in loops}
     for turn in range(arguments.steps):
-        names = list(loops)
-        for name in names[turn % 3 :] + names[: turn % 3]:
-            wait_for(accelerator)
-            began = time.perf_counter()
-            loops[name]()
-            wait_for(accelerator)
-            seconds[name].append(time.perf_counter() - began)
+        for name in order(loops, turn):
+            seconds[name].append(timed(loops[name]))
 
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     share = float(np.median(np.divide(waited, seconds['run'])))
@@ -398,12 +476,6 @@ def endless(run: Run) -> Iterator[dict]:
         run.progress.epoch += 1
 
 
-def wait_for(accelerator: Accelerator) -> None:
-    """Waits until the device has done all that it was given."""
-    if accelerator.device.type == 'cuda':
-        torch.cuda.synchronize()
-
-
 def benchmark_load(arguments: argparse.Namespace) -> dict:
     """Measures what loading a model costs whose weights lie in the Hub's cache, and what importing this package costs.
 
@@ -411,8 +483,7 @@ def benchmark_load(arguments: argparse.Namespace) -> dict:
     `pretrained`, timm's `create_model(..., pretrained=True)`; and `hub.load`, which checks the configuration as well.
     Each peak of memory is that of a process which does this alone.
     """
-    if arguments.turns < 1:
-        raise InputError(f'--turns is {arguments.turns}: must be at least 1.')
+    at_least(arguments, turns=1)
     model = hub.create(arguments.model)
     with tempfile.TemporaryDirectory() as folder:
         repo_id, cache = f'benchmark/{arguments.model}', Path(folder)
@@ -453,6 +524,225 @@ def benchmark_load(arguments: argparse.Namespace) -> dict:
         'turns': turns,
         'import_turns': imports,
     }
+
+
+def benchmark_model(arguments: argparse.Namespace) -> dict:
+    """Measures models beside each other in turns: each case is one of each list of batch sizes, dtypes, formats, ...
+
+    The first model is the reference, a plain backbone by default: what a pass takes is told as a ratio to its time, and
+    FLOP/s as a share of its FLOP/s. On a GPU the peak of memory and, where that card's is known, the share of the peak
+    of FLOP/s come on top.
+    """
+    check_models(arguments.models)
+    at_least(arguments, image_size=32, num_classes=1, batch_sizes=1, turns=1)
+    is_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if is_gpu else 'cpu'
+    measured = {'device': device, 'threads': None if is_gpu else torch.get_num_threads(), 'cases': []}
+    lists = (arguments.batch_sizes, arguments.dtypes, arguments.formats, arguments.modes, arguments.passes)
+    for choice in product(*lists):
+        case = Case(arguments.image_size, arguments.num_classes, *choice)
+        print(f'{case}, on {device}, {arguments.turns} turns:\n', flush=True)
+        measured['cases'].append(measure_case(case, arguments.models, arguments.turns, arguments.profile))
+        print('\n'.join(lines(measured['cases'][-1])), flush=True)
+    return measured
+
+
+def benchmark_labels(arguments: argparse.Namespace) -> dict:
+    """Measures inference of one photo in float32 for several numbers of labels.
+
+    Each number is measured once with a query for each label and once with `max_queries` for groups of them, where the
+    model takes that argument: in a process of its own, which its time and its peak of memory are of, and in turns
+    with all others in one process, which the ratios are of.
+    """
+    if not timm.is_model(arguments.model):
+        raise unknown('--model', arguments.model, hub.list_models())
+    at_least(arguments, image_size=32, num_classes=1, max_queries=1, turns=1)
+    with torch.device('meta'):
+        accepted = inspect.signature(type(timm.create_model(arguments.model))).parameters
+    limits = [None, arguments.max_queries] if 'max_queries' in accepted else [None]
+    variants = [
+        {'num_classes': number, **({} if limit is None else {'max_queries': limit})}
+        for number in arguments.num_classes
+        for limit in limits
+    ]
+
+    def measure(variants: list[dict]) -> dict:
+        asked = {'model': arguments.model, 'image_size': arguments.image_size, 'turns': arguments.turns}
+        asked |= {'variants': variants, 'path': str(Path(__file__).parent)}
+        try:
+            return in_subprocess(LABELS, json.dumps(asked))
+        except InputError as e:  # out of memory, say: the others go on
+            return {'error': str(e)}
+
+    rows = []
+    for model_args in variants:
+        with torch.device('meta'):
+            size = card.count(timm.create_model(arguments.model, **model_args), (3, *2 * [arguments.image_size]))
+        rows.append({**model_args, **size, **measure([model_args])})
+        if 'error' not in rows[-1]:
+            rows[-1]['seconds'] = float(np.median(rows[-1]['turns']))
+    together = measure(variants)
+    if 'error' not in together:
+        timing = Timing(np.array(together['turns']), reference=0)
+        for number, row in enumerate(rows):
+            row['time_to_first'] = timing.compare(number, 0)
+            if 'max_queries' in row:  # beside the row before: as many labels, a query for each
+                row['time_to_all_queries'] = timing.compare(number, number - 1)
+
+    print(f'{arguments.model}, one photo of {arguments.image_size} x {arguments.image_size}, float32:\n')
+    head = ['labels', 'queries', 'parameters', 'GFLOPs', 'seconds', 'peak', 'of it before', 'on the GPU']
+    head += ["time / the first row's", 'time / that of all queries']
+    table = [
+        [
+            str(row['num_classes']),
+            f'at most {row["max_queries"]}' if 'max_queries' in row else "the model's own",
+            f'{row["num_parameters"] / 1e6:.1f} M',
+            f'{row["gflops"]:.1f}',
+            f'{row["seconds"]:.3f}',
+            f'{row["peak_mib"]:.0f} MiB',
+            f'{row["peak_mib_before"]:.0f} MiB',
+            '–' if row['gpu_peak_mib'] is None else f'{row["gpu_peak_mib"]:.0f} MiB',
+            with_interval(row.get('time_to_first')),
+            with_interval(row.get('time_to_all_queries')),
+        ]
+        for row in rows
+        if 'error' not in row
+    ]
+    print('\n'.join(markdown_table(head, table, texts=2)))
+    for failed in (*rows, together):
+        if 'error' in failed:
+            print(failed['error'])
+    return {
+        'model': arguments.model,
+        'image_size': arguments.image_size,
+        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu',
+        'rows': rows,
+        'in_one_process': together,
+    }
+
+
+def benchmark_scale(arguments: argparse.Namespace) -> dict:
+    """Predicts training at many devices from the speed of one: the exchange of gradients, loading, steps of an epoch.
+
+    The gradients' order and sizes are the model's own; what `scale.py` assumes beyond the options stands there.
+    """
+    if not timm.is_model(arguments.model):
+        raise unknown('--model', arguments.model, hub.list_models())
+    at_least(arguments, image_size=32, num_classes=1, batch_size=1, devices=1, per_node=1, cores_per_node=1)
+    at_least(arguments, num_pictures=1, latency_within=0, latency_between=0)
+    above_0(arguments, 'pictures_per_second', 'within', 'between', 'picture_bytes')
+    for devices in arguments.devices:
+        if devices > arguments.per_node and devices % arguments.per_node:
+            raise InputError(f'--devices is {devices}: must be whole nodes of {arguments.per_node}, or fit into one.')
+    if arguments.step:
+        step = scale.read_step(arguments.step, arguments.model, arguments.image_size)
+    else:
+        step = scale.Step(16, arguments.pictures_per_second, 'an assumption, not measured')
+    step = replace(step, batch_size=arguments.batch_size or step.batch_size)
+    core_rate = read_core_rate(arguments.data, arguments.image_size)
+
+    with torch.device('meta'):
+        model = timm.create_model(arguments.model, num_classes=arguments.num_classes).train()
+        pictures = torch.empty(step.batch_size, 3, arguments.image_size, arguments.image_size)
+    gradients, forward_share = scale.arrivals(model, pictures)
+    buckets = scale.make_buckets(gradients)
+    num_bytes = sum(gradient.num_bytes for gradient in gradients)
+    buffer_bytes = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    clusters = [
+        scale.Cluster(
+            devices,
+            arguments.per_node,
+            1e9 * arguments.within,
+            1e9 / 8 * between,
+            1e-6 * arguments.latency_within,
+            1e-6 * arguments.latency_between,
+        )
+        for between in arguments.between
+        for devices in arguments.devices
+        if devices > arguments.per_node or between == arguments.between[0]  # within one node nothing goes between
+    ]
+    rows = scale.predict(
+        gradients,
+        forward_share,
+        buffer_bytes,
+        step,
+        clusters,
+        core_rate,
+        arguments.cores_per_node,
+        arguments.picture_bytes,
+        arguments.num_pictures,
+    )
+    print(
+        f'{arguments.model}: {num_bytes / 1e6:.1f} MB of gradients in {len(buckets)} buckets, {buffer_bytes / 1e6:.2f}'
+        f' MB of buffers, {forward_share:.0%} of the FLOPs forward.\n'
+        f'One device: a step of {step.batch_size} pictures in {step.seconds:.3f} s, {step.pictures_per_second:.4g}'
+        f' pictures/s ({step.source}).\n'
+        f'One CPU core: {core_rate:.1f} pictures/s ({arguments.data.name}).\n'
+    )
+    print('\n'.join(scale.lines(rows, arguments.num_pictures)))
+    return {
+        'model': arguments.model,
+        'image_size': arguments.image_size,
+        'num_classes': arguments.num_classes,
+        'step': {**asdict(step), 'seconds': step.seconds},
+        'forward_share': forward_share,
+        'gradient_bytes': num_bytes,
+        'buffer_bytes': buffer_bytes,
+        'buckets': [asdict(bucket) for bucket in buckets],
+        'core_pictures_per_second': core_rate,
+        'cores_per_node': arguments.cores_per_node,
+        'picture_bytes': arguments.picture_bytes,
+        'num_pictures': arguments.num_pictures,
+        'rows': rows,
+    }
+
+
+def read_core_rate(path: Path, image_size: int) -> float:
+    """Reads the pictures per second of one core that `data` measured of training's own transform.
+
+    Raises:
+        InputError: The file is not of `data`, or of another size of pictures.
+    """
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        rate, measured_at = found['pictures_per_second']['default'], found['image_size']
+    except FileNotFoundError:
+        raise InputError(f'--data is {path}: there is no such file.') from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f'--data is {path}: was not written by benchmark.py data ({e!r}).') from None
+    if measured_at != image_size:
+        raise InputError(f'--data is {path}: was measured at {measured_at} pixels, not {image_size}.')
+    return rate
+
+
+def above_0(arguments: argparse.Namespace, *names: str) -> None:
+    """Checks that options that are given, or all values of one that takes several, are above 0.
+
+    Raises:
+        InputError: One is not.
+    """
+    for name in names:
+        for number in values_of(arguments, name):
+            if not number > 0:
+                raise InputError(f'--{name} is {number}: must be above 0.')
+
+
+def at_least(arguments: argparse.Namespace, **least: float) -> None:
+    """Checks that options, or all values of one that takes several, are not too small.
+
+    Raises:
+        InputError: One is.
+    """
+    for name, value in least.items():
+        for number in values_of(arguments, name):
+            if number < value:
+                raise InputError(f'--{name} is {number}: must be at least {value}.')
+
+
+def values_of(arguments: argparse.Namespace, name: str) -> list:
+    """Lists the values of an option: several, one, or none."""
+    given = getattr(arguments, name)
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def cache_model(model: torch.nn.Module, cache: Path, repo_id: str) -> Path:

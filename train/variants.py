@@ -5,14 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 import torch.nn as nn
@@ -22,17 +20,16 @@ from config import TrainConfig, VariantsConfig, parse
 from engine import Stopped, StopRequest
 from msff_timm import card, hub
 from msff_timm.errors import InputError
+from speed import time_in_turns
 from tables import Variant, tabulate, write_table
 
 __all__ = [
     'Run',
-    'Timing',
     'compare',
     'make_models',
     'make_pictures',
     'measure_speed',
     'plan',
-    'time_in_turns',
     'train_all',
 ]
 
@@ -214,52 +211,9 @@ def _train(run: Run, launch: Sequence[str] | None, stop: StopRequest) -> int:
         process.wait()
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How long several things take, measured in turns.
-
-    Attributes:
-        seconds: Median of each.
-        ratio: Of its time to the reference's in the same turn: the median, and 10 and 90 % of the turns.
-    """
-
-    seconds: list[float]
-    ratio: list[tuple[float, float, float]]
-
-
-def time_in_turns(
-    loops: Sequence[Callable[[], object]], turns: int, reference: int, stop: StopRequest | None = None
-) -> Timing:
-    """Times each in turns, each first as often as the others: what else the machine does meets all alike.
-
-    Args:
-        loops: What is timed; called once before.
-        turns: How often.
-        reference: Number of the one that the others are compared with.
-        stop: Whether the comparison has been asked to stop.
-
-    Raises:
-        Interrupted: It has.
-    """
-    seconds = np.empty((turns, len(loops)))
-    for turn in range(-1, turns):
-        for i in range(len(loops)):
-            number = (turn + i) % len(loops)
-            if stop is not None and stop.received:
-                raise Interrupted
-            _wait_for_device()
-            began = time.perf_counter()
-            loops[number]()
-            _wait_for_device()
-            if turn >= 0:  # the first one sets up memory
-                seconds[turn, number] = time.perf_counter() - began
-    ratio = np.percentile(seconds / seconds[:, reference, None], (50, 10, 90), axis=0)
-    return Timing(np.median(seconds, axis=0).tolist(), [tuple(values) for values in ratio.T.tolist()])
-
-
-def _wait_for_device() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _check(stop: StopRequest) -> None:
+    if stop.received:
+        raise Interrupted
 
 
 def make_models(variants: Sequence[Variant], num_classes: int) -> list[nn.Module]:
@@ -312,7 +266,8 @@ def measure_speed(
     print(f'\nTiming inference of {len(models)} models in {turns} turns.', flush=True)
     with torch.inference_mode(), torch.autocast('cuda', torch.bfloat16, enabled=is_gpu):
         number = [variant.name for variant in variants].index(reference)
-        timing = time_in_turns([partial(model, pictures) for model in models], turns, number, stop)
+        loops = [partial(model, pictures) for model in models]
+        timing = time_in_turns(loops, turns, number, None if stop is None else partial(_check, stop))
     for row, seconds, (ratio, *spread) in zip(rows, timing.seconds, timing.ratio, strict=True):
         row |= {'pictures_per_second': batch_size / seconds, 'time_ratio': ratio, 'time_ratio_10_to_90_percent': spread}
     return {
