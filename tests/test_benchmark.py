@@ -231,17 +231,19 @@ def test_labels_are_measured_alone_and_beside_each_other(measured, monkeypatch):
 @pytest.mark.slow
 def test_labels_are_measured_in_processes_of_their_own(measured, monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    options = ['--image_size', 64, '--num_classes', 10, 300, '--turns', 2]
-    _, found = measured('labels', '--model', 'q2l_test_resnet', *options)
-    few, many = found['rows']
-    model = timm.create_model('q2l_test_resnet', num_classes=300)
-    assert many['num_parameters'] == sum(p.numel() for p in model.parameters())
-    assert many['gflops'] > few['gflops']
-    for row in (few, many):
+    options = ['--image_size', 64, '--num_classes', 10, 300, '--max_queries', 50, '--turns', 2]
+    _, found = measured('labels', '--model', 'msff_test_resnet', *options)
+    _, few, all_queries, groups = found['rows']
+    for row, max_queries in ((all_queries, None), (groups, 50)):
+        model = timm.create_model('msff_test_resnet', num_classes=300, max_queries=max_queries)
+        assert row['num_parameters'] == sum(p.numel() for p in model.parameters())
+    assert all_queries['gflops'] > groups['gflops'] > few['gflops']  # 300, 50 and 10 queries
+    for row in found['rows']:
         assert row['peak_mib'] >= row['peak_mib_before'] > 100 and row['seconds'] > 0
     turns = np.array(found['in_one_process']['turns'])
-    assert turns.shape == (2, 2)
-    assert many['time_to_first']['median'] == pytest.approx(np.median(turns[:, 1] / turns[:, 0]))
+    assert turns.shape == (2, 4)
+    assert groups['time_to_first']['median'] == pytest.approx(np.median(turns[:, 3] / turns[:, 0]))
+    assert groups['time_to_all_queries']['median'] == pytest.approx(np.median(turns[:, 3] / turns[:, 2]))
 
 
 def test_training_at_many_devices_is_predicted_from_one(measured):
