@@ -308,6 +308,7 @@ def _recipe(results: dict) -> dict | None:
         'data': _title({**results['data'], **config['data']} if 'root' not in results['data'] else results['data']),
         'split': config['data']['train_split'],
         'init_from': _source(model.get('init_from')),
+        'backbone_from': _source(model.get('backbone_from')),
         'backbone_pretrained': bool(model.get('backbone_pretrained')),
         'teacher': _source(distill.get('teacher')),
         'epochs': int(config['optim']['epochs']),

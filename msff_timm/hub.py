@@ -17,6 +17,7 @@ from timm.models._hub import download_from_hf
 
 from .errors import InputError, unknown
 from .labels import relabel
+from .layers import copy_backbone
 from .publish import check_target, gather, patiently, reason, send
 from .verify import check_digest, check_model
 
@@ -254,6 +255,25 @@ def load_for(
         return model, relabel(model, label_names)
     model.reset_classifier(len(label_names))
     return model, {}
+
+
+def load_backbone(model: nn.Module, name: str) -> None:
+    """Lets the backbone of a new model start from the weights of a trained model.
+
+    Args:
+        model: One of ours, or a plain timm model, which is all backbone but for its classifier.
+        name: Of the trained model, ours or a plain one, as for `load`.
+
+    Raises:
+        InputError: As `load` does, or it has another backbone.
+    """
+    trained = load(name)
+    classifier = () if hasattr(model, 'backbone') else model.pretrained_cfg['classifier']
+    leave_out = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    try:
+        copy_backbone(*(getattr(of, 'backbone', of) for of in (trained, model)), leave_out)
+    except ValueError as e:
+        raise InputError(f'{name}: is no trained backbone of this model: {e}.') from None
 
 
 def _stored_thresholds(folder: str | Path, num_classes: int) -> list[float] | None:

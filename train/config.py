@@ -66,6 +66,8 @@ class ModelConfig:
         name: Any model that timm knows, ours among them.
         args: Further arguments of it, `{fusion_mode: 1}` say.
         backbone_pretrained: Start from timm's ImageNet weights of the backbone, unless `init_from` brings others.
+        backbone_from: Start the backbone from that of a trained model, ours or a plain one: `local-dir:FOLDER` or
+            `hf-hub:ORG/NAME`; null for none.
         init_from: Start from a trained model of that name: `local-dir:FOLDER` or `hf-hub:ORG/NAME`; null for none.
         keep_labels: Where its labels are others, keep what it has learnt of those that both share.
         drop_rate: Dropout.
@@ -78,6 +80,7 @@ class ModelConfig:
     name: str = 'msff_resnet101'
     args: dict[str, Any] = field(default_factory=dict)
     backbone_pretrained: bool = True
+    backbone_from: str | None = None
     init_from: str | None = None
     keep_labels: bool = False
     drop_rate: float = 0.1
@@ -94,6 +97,9 @@ class ModelConfig:
             raise InputError(
                 f'model.backbone_pretrained is true: {self.name} has no backbone of its own; set it to false.'
             )
+        if self.backbone_from and (self.backbone_pretrained or self.init_from):
+            other = 'backbone_pretrained false' if self.backbone_pretrained else 'init_from null'
+            raise InputError(f'model.backbone_from is {self.backbone_from}: set model.{other}, which brings others.')
         if self.keep_labels and not self.init_from:
             raise InputError('model.keep_labels is true: it needs model.init_from, the model to keep them from.')
         if not 0 <= self.drop_rate < 1:
@@ -490,6 +496,8 @@ class VariantsConfig:
         output: Folder that their runs, the tables and the pictures are written to.
         train: File of the training settings that all of them share.
         settings: Settings of training in place of that file's, `{optim: {epochs: 3}}` say.
+        backbone: Plain model that is trained first, by the settings of that file alone: all backbones start from its
+            weights. Null for none.
         seeds: Of the runs of each.
         launch: Arguments of `accelerate launch`, to train in several processes; null to train in one, without it.
         batch_size: Pictures at once where the time of inference is measured.
@@ -499,6 +507,7 @@ class VariantsConfig:
     output: str
     train: str
     settings: dict[str, Any] = field(default_factory=dict)
+    backbone: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     launch: list[str] | None = None
     batch_size: int = 8
@@ -510,6 +519,10 @@ class VariantsConfig:
         for key in _flatten(self.settings):
             if any(key == own or key.startswith(f'{own}.') for own in OF_A_VARIANT):
                 raise InputError(f'settings has {key}: leave it out, each run has its own.')
+        if self.backbone is not None and not timm.is_model(self.backbone):
+            raise unknown('backbone', self.backbone, timm.list_models())
+        if self.backbone and 'model.backbone_from' in _flatten(self.settings):
+            raise InputError('settings has model.backbone_from: leave it out, or set backbone to null.')
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f'seeds is {self.seeds}: must be one or more, each once.')
         _at_least('seeds', min(self.seeds), 0)

@@ -436,7 +436,10 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
         # The weights of a run that is resumed hold the backbone's.
         model_args = {'backbone_pretrained': True} if config.backbone_pretrained and not resumed else {}
         model_args |= {'num_classes': len(label_names), 'drop_rate': config.drop_rate, **config.args}
-        return hub.create(config.name, **model_args), {}
+        model = hub.create(config.name, **model_args)
+        if config.backbone_from and not resumed:
+            hub.load_backbone(model, config.backbone_from)
+        return model, {}
     model, kept_labels = hub.load_for(
         config.init_from, label_names, config.keep_labels, drop_rate=config.drop_rate, **config.args
     )

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 TRAIN = Path(__file__).with_name('train.py')
+PUSH_NOTHING = ('--push_to=null', '--push_private=false')
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def compare(
     runs = plan(config, variants)
     train_all(runs, config.launch, stop)
     found = [(variant, [run.results() for run in runs if run.variant is variant]) for variant in variants]
-    size, num_classes = runs[0].config.data.image_size, found[0][1][0]['num_classes']
+    size, num_classes = runs[-1].config.data.image_size, found[0][1][0]['num_classes']
     speed = measure_speed(variants, num_classes, size, config.batch_size, config.turns, reference, stop)
     table = {'title': title, **tabulate(found, reference, speed)}
     if more is not None:
@@ -124,16 +125,22 @@ def compare(
 
 
 def plan(config: VariantsConfig, variants: Sequence[Variant]) -> list[Run]:
-    """Makes the runs, the first seed's of all variants first, and checks all of them before any is trained.
+    """Makes the runs, and checks all of them before any is trained: the backbone's, then the first seed's of all, ...
 
     Raises:
         InputError: A setting is wrong, or a folder holds a run of other settings.
     """
-    shared = ['--config', config.train, *_arguments(config.settings), '--push_to=null', '--push_private=false']
+    shared = ['--config', config.train, *_arguments(config.settings), *PUSH_NOTHING]
     recipe = parse(TrainConfig, [*shared, f'--output={config.output}'])
     if recipe.model.args:
         raise InputError(f'{config.train} has model.args: leave it out, each row has its own.')
     runs = []
+    if config.backbone:
+        folder = Path(config.output, 'backbone')
+        argv = ['--config', config.train, *PUSH_NOTHING, f'--output={folder}', f'--model.name={config.backbone}']
+        runs.append(Run(Variant(config.backbone, config.backbone), parse(TrainConfig, argv), argv))
+        runs[-1].results()
+        shared.append(f'--model.backbone_from=local-dir:{folder}')
     for seed in config.seeds:
         for variant in variants:
             folder = Path(config.output, variant.folder, f'seed-{seed}')

@@ -2,6 +2,7 @@
 
 from .backbone import (
     check_size,
+    copy_backbone,
     create_backbone,
     first_conv_of_backbone,
     group_backbone,
@@ -25,6 +26,7 @@ __all__ = [
     'RegionSelection',
     'TransformerLayer',
     'check_size',
+    'copy_backbone',
     'create_backbone',
     'first_conv_of_backbone',
     'group_backbone',

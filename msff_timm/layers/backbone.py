@@ -10,7 +10,14 @@ import torch.nn as nn
 from timm.layers import register_notrace_function
 from timm.models import group_parameters
 
-__all__ = ['check_size', 'create_backbone', 'first_conv_of_backbone', 'group_backbone', 'no_weight_decay_of_backbone']
+__all__ = [
+    'check_size',
+    'copy_backbone',
+    'create_backbone',
+    'first_conv_of_backbone',
+    'group_backbone',
+    'no_weight_decay_of_backbone',
+]
 
 
 def create_backbone(
@@ -51,6 +58,27 @@ def create_backbone(
     if getattr(stages, 'output_fmt', None) == 'NHWC':
         args['feature_cls'] = 'getter'  # it gives NCHW whatever the model computes in
     return timm.create_model(name, pretrained=pretrained, out_indices=out_indices, **args, device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def copy_backbone(trained: nn.Module, backbone: nn.Module, leave_out: tuple[str, ...] = ()) -> None:
+    """Gives a backbone the weights and statistics of a trained one.
+
+    Args:
+        trained: The same timm model, whole or in its `features_only` form.
+        backbone: Is changed in place.
+        leave_out: Its modules that keep what they have, a classifier say.
+
+    Raises:
+        ValueError: The trained one lacks a tensor, or has it in another shape.
+    """
+    found = {ours: tensor for theirs, tensor in trained.state_dict().items() for ours in _our_names(theirs)}
+    for name, tensor in backbone.state_dict().items():
+        if name.rpartition('.')[0] in leave_out:
+            continue
+        if name not in found or found[name].shape != tensor.shape:
+            raise ValueError(f'it has no {name} of {" x ".join(map(str, tensor.shape))}')
+        tensor.copy_(found[name])
 
 
 def _any_size(name: str) -> dict:
