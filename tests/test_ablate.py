@@ -96,7 +96,8 @@ def test_tables_share_runs_and_tell_the_papers_figures_apart(tmp_path, monkeypat
     monkeypatch.setattr(variants, 'StopRequest', lambda: SimpleNamespace(received=None))
 
     def run(table, *more):
-        own = [f'--table={table}', f'--output={tmp_path}', f'--train={RECIPE}', '--seeds=[0, 1]', *TINY, *more]
+        own = [f'--table={table}', f'--output={tmp_path}', f'--train={RECIPE}', '--seeds=[0, 1]', *TINY]
+        own += ['--backbone=null', *more]
         monkeypatch.setattr(sys, 'argv', ['ablate.py', *own])
         ablate.main()
         name = f'table{table}' if table.isdigit() else table
@@ -144,7 +145,8 @@ def test_a_model_with_arguments_is_trained_saved_and_loaded_with_them(script, tm
 
 @pytest.mark.slow
 def test_an_ablation_runs(script, tmp_path):
-    own = [f'--output={tmp_path}', f'--train={RECIPE}', '--seeds=[0, 1]', *TINY, '--turns=3']
+    own = [f'--output={tmp_path}', f'--train={RECIPE}', '--seeds=[0, 1]', *TINY]
+    own += ['--backbone=null', '--turns=3']
     script('ablate.py', '--table=5', *own)
     table = json.loads((tmp_path / 'table5.json').read_text())
     for row in table['rows']:

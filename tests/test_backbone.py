@@ -7,6 +7,7 @@ from timm.models import group_parameters
 
 from msff_timm.layers import (
     check_size,
+    copy_backbone,
     create_backbone,
     first_conv_of_backbone,
     group_backbone,
@@ -35,6 +36,34 @@ def test_maps_are_those_of_the_whole_models_stages(name, size):
         assert got.shape[1] == channels
         assert all(abs(got.shape[2 + i] - size[i] / reduction) < 1 for i in range(2))
         torch.testing.assert_close(got, expected[tuple(got.shape)])
+
+
+@pytest.mark.parametrize('name', BACKBONES)
+def test_a_trained_models_weights_and_statistics_become_the_backbones(name):
+    args = {'dynamic_img_size': True} if 'swin' in name else {}
+    trained = timm.create_model(name, num_classes=3, **args).eval()
+    for tensor in [*trained.parameters(), *trained.buffers()]:
+        if tensor.is_floating_point():
+            torch.nn.init.uniform_(tensor, 0.1, 0.2)
+    backbone, x = create_backbone(name, (16, 32)).eval(), torch.randn(1, 3, 64, 96)
+    copy_backbone(trained, backbone)
+    expected = trained.forward_intermediates(x, output_fmt='NCHW', intermediates_only=True)
+    expected = {tuple(m.shape): m for m in expected}  # the last of each size
+    for m in backbone(x):
+        torch.testing.assert_close(m, expected[tuple(m.shape)])
+
+    other = timm.create_model(name, num_classes=3, **args)
+    head = {key: tensor.clone() for key, tensor in other.get_classifier().state_dict().items()}
+    classifier = other.pretrained_cfg['classifier']
+    copy_backbone(trained, other, (classifier,))
+    for key, tensor in other.state_dict().items():
+        module, _, leaf = key.rpartition('.')
+        assert torch.equal(tensor, head[leaf] if module == classifier else trained.state_dict()[key]), key
+
+
+def test_what_is_no_such_backbone_is_refused():
+    with pytest.raises(ValueError, match='it has no conv1.weight of 64 x 3 x 7 x 7'):
+        copy_backbone(timm.create_model('test_resnet'), create_backbone('resnet18'))
 
 
 def _pairs(backbone, whole):

@@ -21,7 +21,7 @@ from scipy import stats
 import compare
 import tables
 import variants
-from config import AblateConfig, CompareConfig, parse
+from config import AblateConfig, CompareConfig, TrainConfig, parse
 from made_up import RECIPE, TINY, made_up
 from msff_timm.errors import InputError
 from msff_timm.labels import VOC_LABELS
@@ -34,7 +34,7 @@ MODELS = ['msff_test_resnet', 'test_resnet']
 
 def settings(output: Path, *more: str) -> CompareConfig:
     own = [f'--output={output}', f'--train={RECIPE}', '--models=[msff_test_resnet, test_resnet]', '--seeds=[0]']
-    return parse(CompareConfig, [*own, *TINY, '--turns=2', *more], DEMO)
+    return parse(CompareConfig, [*own, *TINY, '--backbone=null', '--turns=2', *more], DEMO)
 
 
 def plan(config: CompareConfig) -> list[variants.Run]:
@@ -46,7 +46,7 @@ def compared(script, tmp_path_factory) -> Path:
     """The folder of a comparison of two models that have hardly been trained."""
     folder = tmp_path_factory.mktemp('compared')
     arguments = [f'--output={folder}', f'--train={RECIPE}', '--models', '[msff_test_resnet, test_resnet]']
-    printed = script('compare.py', *arguments, '--seeds=[0]', *TINY, '--turns=2').stdout
+    printed = script('compare.py', *arguments, '--seeds=[0]', *TINY, '--backbone=null', '--turns=2').stdout
     assert '0 of 2 runs are at their end.' in printed and '| msff\\_test\\_resnet |' in printed
     return folder
 
@@ -101,7 +101,7 @@ def test_what_is_at_its_end_is_not_trained_again(compared, tmp_path, monkeypatch
         variants.train_all(plan(settings(folder)), None, stop)
     with pytest.raises(InputError) as caught:
         plan(settings(folder, '--settings.optim.lr=0.5'))
-    assert 'msff_test_resnet/seed-0 holds a run of other settings: optim.lr was 0.002 and is 0.5' in str(caught.value)
+    assert 'msff_test_resnet/seed-0 holds a run of other settings: optim.lr was 0.001 and is 0.5' in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,11 @@ def test_what_is_at_its_end_is_not_trained_again(compared, tmp_path, monkeypatch
     [
         (['--models=[msff_test_resnet, tst_resnet]'], "unknown model 'tst_resnet': did you mean test_resnet?"),
         (['--models=[]'], 'models is []: must be one or more, each once.'),
+        (['--backbone=tst_resnet'], "unknown backbone 'tst_resnet': did you mean test_resnet?"),
+        (
+            ['--backbone=test_resnet', '--settings.model.backbone_from=local-dir:x'],
+            'settings has model.backbone_from: leave it out, or set backbone to null.',
+        ),
         (['--seeds=[0,0]'], 'seeds is [0, 0]: must be one or more, each once.'),
         (['--seeds=[-1]'], 'seeds is -1: must be at least 0.'),
         (['--train=nowhere.yaml'], 'train is nowhere.yaml: there is no such file.'),
@@ -134,9 +139,14 @@ def test_every_config_is_valid_and_shares_what_both_need(path, monkeypatch):
     config = parse(AblateConfig if is_ablation else CompareConfig, [f'--config={path}', *['--table=4'] * is_ablation])
     assert config.output == f'runs/compare_{path.stem}' and len(config.seeds) >= 3
     ours = tables.Variant('ours', config.model if is_ablation else config.models[0])
-    assert [str(run.output) for run in variants.plan(config, [ours])][0].endswith(f'{path.stem}/{ours.model}/seed-0')
+    outputs = [str(run.output.relative_to(config.output)) for run in variants.plan(config, [ours])]
+    assert outputs == ['backbone'] * bool(config.backbone) + [f'{ours.model}/seed-{seed}' for seed in config.seeds]
     other = yaml.safe_load(path.parents[1].joinpath('compare' if is_ablation else 'ablate', path.name).read_text())
-    assert (other['train'], other.get('settings', {})) == (config.train, config.settings)
+    assert (other['train'], other.get('settings', {}), other.get('backbone')) == (
+        config.train,
+        config.settings,
+        config.backbone,
+    )
 
 
 def test_a_plain_model_starts_from_the_weights_that_the_backbones_of_others_start_from(tmp_path):
@@ -146,6 +156,16 @@ def test_a_plain_model_starts_from_the_weights_that_the_backbones_of_others_star
     assert ours.model.backbone_pretrained and ours.model.init_from is None and ours.seed == plain.seed == 3
     assert not plain.model.backbone_pretrained and plain.model.init_from == 'resnet101'
     assert ours.optim == plain.optim and ours.data == plain.data
+
+
+def test_a_backbone_is_trained_first_by_the_recipe_alone_and_all_start_from_it(tmp_path):
+    first, *others = plan(settings(tmp_path, '--backbone=test_resnet'))
+    assert (first.output, first.config.model.name) == (tmp_path / 'backbone', 'test_resnet')
+    recipe = parse(TrainConfig, [f'--output={tmp_path}'], RECIPE)
+    assert (first.config.data, first.config.optim) == (recipe.data, recipe.optim) != (others[0].config.data, None)
+    assert first.config.model.backbone_from is None
+    assert [run.config.model.name for run in others] == MODELS
+    assert {run.config.model.backbone_from for run in others} == {f'local-dir:{tmp_path}/backbone'}
 
 
 def test_a_recipe_whose_model_has_arguments_is_refused(tmp_path):
@@ -280,7 +300,13 @@ sys.exit(75)
 
 @pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on(tmp_path):
-    command = [sys.executable, str(ROOT / 'train' / 'compare.py'), f'--output={tmp_path}', f'--train={RECIPE}', *TINY]
+    """With a backbone that is trained first, on a few pictures as all else here."""
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe['data'] |= {'train_size': 64, 'eval_size': 24, 'image_size': 32}
+    recipe['optim'] |= {'epochs': 1}
+    tiny = tmp_path / 'tiny.yaml'
+    tiny.write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, str(ROOT / 'train' / 'compare.py'), f'--output={tmp_path}', f'--train={tiny}', *TINY]
     command += ['--models=[msff_test_resnet, test_resnet]', '--seeds=[0, 1]', '--settings.data.train_size=960']
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     weights = tmp_path / 'msff_test_resnet' / 'seed-0' / 'checkpoints'
@@ -293,4 +319,7 @@ def test_a_comparison_that_is_stopped_goes_on(tmp_path):
     assert any(weights.glob('step-*')) and not (tmp_path / 'compare.md').exists()
     assert 'Going on from' in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     table = json.loads((tmp_path / 'compare.json').read_text())
+    runs = [json.loads(file.read_text()) for file in sorted(tmp_path.glob('*/seed-*/results.json'))]
+    assert len(runs) == 4
+    assert {run['config']['model']['backbone_from'] for run in runs} == {f'local-dir:{tmp_path}/backbone'}
     assert table['seeds'] == [0, 1] and table['rows'][1]['difference']['mAP']['low'] is not None

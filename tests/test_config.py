@@ -169,6 +169,14 @@ def test_without_a_file_the_default_one_is_read():
             ['--model.name=resnet18', '--model.backbone_pretrained=true'],
             'resnet18 has no backbone of its own; set it to false.',
         ),
+        (
+            ['--model.backbone_from=local-dir:x', '--model.backbone_pretrained=true'],
+            'model.backbone_from is local-dir:x: set model.backbone_pretrained false',
+        ),
+        (
+            ['--model.backbone_from=local-dir:x', '--model.init_from=local-dir:y', '--model.backbone_pretrained=false'],
+            'model.backbone_from is local-dir:x: set model.init_from null',
+        ),
         (['--model.keep_labels=true'], 'model.keep_labels is true: it needs model.init_from'),
         (['--model.drop_rate', '1'], 'model.drop_rate is 1.0: must be from 0 to below 1.'),
         (['--data.cutout', '2'], 'data.cutout is 2.0: must be from 0 to 1.'),

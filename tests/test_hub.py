@@ -158,6 +158,20 @@ def test_an_unreachable_hub_is_named(call, offline, line, tmp_path):
     assert result.stdout.count('\n') == 1
 
 
+@pytest.mark.parametrize('name', ['msff_test_resnet', 'q2l_test_resnet', 'test_resnet'])
+def test_a_backbone_starts_from_that_of_a_trained_model(name, model, folder):
+    """Of a model of ours and of a plain one; what is no backbone stays as it was."""
+    new = timm.create_model(name, num_classes=5, in_chans=4)
+    before = {key: tensor.clone() for key, tensor in new.state_dict().items()}
+    hub.load_backbone(new, f'local-dir:{folder}')
+    trained, prefix = model.backbone.state_dict(), 'backbone.' if hasattr(new, 'backbone') else ''
+    for key, tensor in new.state_dict().items():
+        of_backbone = key.removeprefix(prefix) in trained and key.startswith(prefix)
+        assert torch.equal(tensor, trained[key.removeprefix(prefix)] if of_backbone else before[key]), key
+    with pytest.raises(InputError, match='is no trained backbone of this model: it has no conv1.weight of 64 x 3'):
+        hub.load_backbone(timm.create_model('msff_resnet18', device='meta'), f'local-dir:{folder}')
+
+
 def test_thresholds_travel_beside_what_timm_reads(model, folder):
     assert hub.load(f'local-dir:{folder}').thresholds is None
     hub.set_thresholds(f'local-dir:{folder}', {'per_class': [0.2, 0.4, 0.9], 'overall': 0.3})
