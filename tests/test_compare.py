@@ -230,6 +230,25 @@ def test_the_papers_figures_stand_beside_those_of_the_same_data_and_are_marked(t
     assert not any('not to be compared' in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'start'),
+    [
+        ({'backbone_pretrained': False, 'backbone_from': 'local-dir:x'}, 'the backbone of one trained model'),
+        ({'backbone_pretrained': True}, "timm's weights of the backbone"),
+        ({'backbone_pretrained': False, 'init_from': 'resnet101'}, "timm's weights of the backbone"),
+        ({'backbone_pretrained': False}, 'random weights'),
+    ],
+)
+def test_what_the_runs_have_started_from_is_told(tmp_path, changes, start):
+    runs = [made_up(80), made_up(81)]
+    for run in runs:
+        run['config']['model'] |= changes
+    speed = {'rows': [{'num_parameters': 1, 'gflops': 1}]}
+    table = {'title': 'A table', **tables.tabulate([(tables.Variant('a', 'test_resnet'), runs)], 'a', speed)}
+    tables.write_table(table, tmp_path, 'table')
+    assert f'trained alike from {start}, with seeds' in (tmp_path / 'table.md').read_text()
+
+
 def test_runs_that_were_measured_on_other_pictures_make_no_table():
     variant = tables.Variant('ours', 'ours')
     for other in (made_up(81, num_images=39), made_up(81, seed=1), made_up(81, data='voc2012')):

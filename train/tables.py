@@ -137,6 +137,7 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
         'num_positives': {label: found['num_positives'] for label, found in first['labels'].items()},
         'num_positives_by_size': first['num_positives_by_size'],
         'weights': first['weights'],
+        'start': start_of(first['config']['model']),
         'recipe': {
             'data': {**first['config']['data'], 'root': None, 'image_root': None},  # paths of one machine
             'optim': first['config']['optim'],
@@ -147,6 +148,15 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
             for key in ('git_commit', 'git_dirty', 'devices', 'num_processes', 'mixed_precision', 'versions')
         },
     }
+
+
+def start_of(model: dict) -> str:
+    """Tells from a run's settings of the model which weights the runs have started from."""
+    if model.get('backbone_from'):
+        return 'the backbone of one trained model'
+    if model.get('backbone_pretrained') or model.get('init_from'):
+        return "timm's weights of the backbone"
+    return 'random weights'
 
 
 def _measure(run: dict, key: str) -> float | None:
@@ -227,9 +237,12 @@ def _lines(table: dict, name: str) -> Iterator[str]:
         f' ({table["basis"]}), {table["weights"]} of the weights.'
     )
     if len(seeds) > 1:
-        yield f'Each row is trained alike with seeds {", ".join(map(str, seeds))}: mean ± standard deviation.'
+        yield (
+            f'Each row is trained alike from {table["start"]}, with seeds {", ".join(map(str, seeds))}: mean ± standard'
+            ' deviation.'
+        )
     else:
-        yield f'Each row is trained alike, with seed {seeds[0]} alone: no spread is known.'
+        yield f'Each row is trained alike from {table["start"]}, with seed {seeds[0]} alone: no spread is known.'
     yield (
         f'"Difference" is that of mAP from {escape(table["reference"])}, seed by seed: its mean'
         + (f", and its 95 % interval by Student's t with {len(seeds) - 1} degree(s) of freedom." if seeds[1:] else '.')
