@@ -361,9 +361,10 @@ def _metadata(results: dict, measured: dict) -> tuple[list[EvalResult], dict]:
         if name in ('mAP', 'CF1', 'OF1') and value is not None
     ]
     more = {'datasets': [_plain(hub_id)]} if hub_id else {}
-    init_from = (((results.get('config') or {}).get('model') or {}).get('init_from')) or ''
-    if init_from.startswith('hf-hub:'):
-        more['base_model'] = _plain(init_from.removeprefix('hf-hub:').partition('@')[0])
+    model = (results.get('config') or {}).get('model') or {}
+    start = model.get('init_from') or model.get('backbone_from') or ''
+    if start.startswith('hf-hub:'):
+        more['base_model'] = _plain(start.removeprefix('hf-hub:').partition('@')[0])
     return evaluated, more
 
 

@@ -1,3 +1,4 @@
+import html
 import json
 import os
 import re
@@ -235,6 +236,12 @@ def test_where_model_and_data_come_from_is_metadata(copied, data, dataset, more)
     assert {key: found.get(key) for key in ('datasets', 'base_model') if found.get(key)} == more
     assert found.eval_results[0].dataset_name == dataset
     assert '**The model was trained on these images**' in text
+    assert 'from hf-hub:org/start@v1; 3 epochs' in html.unescape(section(text, 'Training'))
+    run['config']['model'] |= {'init_from': None, 'backbone_from': 'hf-hub:org/start@v1'}
+    (copied / 'results.json').write_text(json.dumps(run))
+    text = card.render(copied)
+    assert ModelCard(text).data.get('base_model') == 'org/start'
+    assert 'from the backbone of hf-hub:org/start@v1; 3 epochs' in html.unescape(section(text, 'Training'))
     assert ('Images without a label are left out.' in text) == (data['name'] == 'coco2014')
 
 
