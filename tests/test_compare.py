@@ -140,7 +140,8 @@ def test_every_config_is_valid_and_shares_what_both_need(path, monkeypatch):
     assert config.output == f'runs/compare_{path.stem}' and len(config.seeds) >= 3
     ours = tables.Variant('ours', config.model if is_ablation else config.models[0])
     outputs = [str(run.output.relative_to(config.output)) for run in variants.plan(config, [ours])]
-    assert outputs == ['backbone'] * bool(config.backbone) + [f'{ours.model}/seed-{seed}' for seed in config.seeds]
+    models = ['backbone'] * bool(config.backbone) + [ours.model]
+    assert outputs == [f'{model}/seed-{seed}' for seed in config.seeds for model in models]
     other = yaml.safe_load(path.parents[1].joinpath('compare' if is_ablation else 'ablate', path.name).read_text())
     assert (other['train'], other.get('settings', {}), other.get('backbone')) == (
         config.train,
@@ -158,14 +159,16 @@ def test_a_plain_model_starts_from_the_weights_that_the_backbones_of_others_star
     assert ours.optim == plain.optim and ours.data == plain.data
 
 
-def test_a_backbone_is_trained_first_by_the_recipe_alone_and_all_start_from_it(tmp_path):
-    first, *others = plan(settings(tmp_path, '--backbone=test_resnet'))
-    assert (first.output, first.config.model.name) == (tmp_path / 'backbone', 'test_resnet')
+def test_with_each_seed_a_backbone_is_trained_by_the_recipe_alone_and_all_start_from_it(tmp_path):
+    runs = plan(settings(tmp_path, '--backbone=test_resnet', '--seeds=[4, 2]'))
     recipe = parse(TrainConfig, [f'--output={tmp_path}'], RECIPE)
-    assert (first.config.data, first.config.optim) == (recipe.data, recipe.optim) != (others[0].config.data, None)
-    assert first.config.model.backbone_from is None
-    assert [run.config.model.name for run in others] == MODELS
-    assert {run.config.model.backbone_from for run in others} == {f'local-dir:{tmp_path}/backbone'}
+    for seed, (first, *others) in zip((4, 2), (runs[:3], runs[3:]), strict=True):
+        assert (first.output, first.config.model.name) == (tmp_path / 'backbone' / f'seed-{seed}', 'test_resnet')
+        assert (first.config.data, first.config.optim) == (recipe.data, recipe.optim) != (others[0].config.data, None)
+        assert first.config.model.backbone_from is None
+        assert [run.config.model.name for run in others] == MODELS
+        assert {run.config.model.backbone_from for run in others} == {f'local-dir:{first.output}'}
+        assert {run.config.seed for run in (first, *others)} == {seed}
 
 
 def test_a_recipe_whose_model_has_arguments_is_refused(tmp_path):
@@ -234,6 +237,7 @@ def test_the_papers_figures_stand_beside_those_of_the_same_data_and_are_marked(t
     ('changes', 'start'),
     [
         ({'backbone_pretrained': False, 'backbone_from': 'local-dir:x'}, 'the backbone of one trained model'),
+        ({'backbone_pretrained': False, 'backbone_from': 'local-dir:{}'}, 'a backbone trained with the same seed'),
         ({'backbone_pretrained': True}, "timm's weights of the backbone"),
         ({'backbone_pretrained': False, 'init_from': 'resnet101'}, "timm's weights of the backbone"),
         ({'backbone_pretrained': False}, 'random weights'),
@@ -241,8 +245,10 @@ def test_the_papers_figures_stand_beside_those_of_the_same_data_and_are_marked(t
 )
 def test_what_the_runs_have_started_from_is_told(tmp_path, changes, start):
     runs = [made_up(80), made_up(81)]
-    for run in runs:
+    for seed, run in enumerate(runs):
         run['config']['model'] |= changes
+        if 'backbone_from' in changes:
+            run['config']['model']['backbone_from'] = changes['backbone_from'].format(seed)
     speed = {'rows': [{'num_parameters': 1, 'gflops': 1}]}
     table = {'title': 'A table', **tables.tabulate([(tables.Variant('a', 'test_resnet'), runs)], 'a', speed)}
     tables.write_table(table, tmp_path, 'table')
@@ -338,7 +344,9 @@ def test_a_comparison_that_is_stopped_goes_on(tmp_path):
     assert any(weights.glob('step-*')) and not (tmp_path / 'compare.md').exists()
     assert 'Going on from' in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     table = json.loads((tmp_path / 'compare.json').read_text())
-    runs = [json.loads(file.read_text()) for file in sorted(tmp_path.glob('*/seed-*/results.json'))]
+    runs = [json.loads(file.read_text()) for name in MODELS for file in tmp_path.glob(f'{name}/seed-*/results.json')]
     assert len(runs) == 4
-    assert {run['config']['model']['backbone_from'] for run in runs} == {f'local-dir:{tmp_path}/backbone'}
+    for run in runs:
+        backbone = tmp_path / 'backbone' / f'seed-{run["config"]["seed"]}'
+        assert run['config']['model']['backbone_from'] == f'local-dir:{backbone}' and (backbone / 'report.md').exists()
     assert table['seeds'] == [0, 1] and table['rows'][1]['difference']['mAP']['low'] is not None

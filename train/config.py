@@ -496,8 +496,8 @@ class VariantsConfig:
         output: Folder that their runs, the tables and the pictures are written to.
         train: File of the training settings that all of them share.
         settings: Settings of training in place of that file's, `{optim: {epochs: 3}}` say.
-        backbone: Plain model that is trained first, by the settings of that file alone: all backbones start from its
-            weights. Null for none.
+        backbone: Plain model that is trained first with each seed, by the settings of that file alone: all backbones of
+            that seed's runs start from its weights. Null for none.
         seeds: Of the runs of each.
         launch: Arguments of `accelerate launch`, to train in several processes; null to train in one, without it.
         batch_size: Pictures at once where the time of inference is measured.

@@ -137,7 +137,7 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
         'num_positives': {label: found['num_positives'] for label, found in first['labels'].items()},
         'num_positives_by_size': first['num_positives_by_size'],
         'weights': first['weights'],
-        'start': start_of(first['config']['model']),
+        'start': start_of([run['config']['model'] for run in every]),
         'recipe': {
             'data': {**first['config']['data'], 'root': None, 'image_root': None},  # paths of one machine
             'optim': first['config']['optim'],
@@ -150,10 +150,11 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
     }
 
 
-def start_of(model: dict) -> str:
-    """Tells from a run's settings of the model which weights the runs have started from."""
+def start_of(models: Sequence[dict]) -> str:
+    """Tells from the runs' settings of the model which weights they have started from."""
+    model, backbones = models[0], {model.get('backbone_from') for model in models}
     if model.get('backbone_from'):
-        return 'the backbone of one trained model'
+        return 'the backbone of one trained model' if len(backbones) == 1 else 'a backbone trained with the same seed'
     if model.get('backbone_pretrained') or model.get('init_from'):
         return "timm's weights of the backbone"
     return 'random weights'

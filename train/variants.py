@@ -125,7 +125,7 @@ def compare(
 
 
 def plan(config: VariantsConfig, variants: Sequence[Variant]) -> list[Run]:
-    """Makes the runs, and checks all of them before any is trained: the backbone's, then the first seed's of all, ...
+    """Makes the runs, and checks all of them before any is trained: of the first seed the backbone and all rows, ...
 
     Raises:
         InputError: A setting is wrong, or a folder holds a run of other settings.
@@ -135,20 +135,23 @@ def plan(config: VariantsConfig, variants: Sequence[Variant]) -> list[Run]:
     if recipe.model.args:
         raise InputError(f'{config.train} has model.args: leave it out, each row has its own.')
     runs = []
-    if config.backbone:
-        folder = Path(config.output, 'backbone')
-        argv = ['--config', config.train, *PUSH_NOTHING, f'--output={folder}', f'--model.name={config.backbone}']
-        runs.append(Run(Variant(config.backbone, config.backbone), parse(TrainConfig, argv), argv))
-        runs[-1].results()
-        shared.append(f'--model.backbone_from=local-dir:{folder}')
     for seed in config.seeds:
+        start = []
+        if config.backbone:
+            # One for each seed: which backbone they start from moves all variants by more than their own seeds do.
+            folder = Path(config.output, 'backbone', f'seed-{seed}')
+            own = {'output': str(folder), 'seed': seed, 'model': {'name': config.backbone}}
+            argv = ['--config', config.train, *PUSH_NOTHING, *_arguments(own)]
+            runs.append(Run(Variant(config.backbone, config.backbone), parse(TrainConfig, argv), argv))
+            runs[-1].results()
+            start = [f'--model.backbone_from=local-dir:{folder}']
         for variant in variants:
             folder = Path(config.output, variant.folder, f'seed-{seed}')
             own = {'output': str(folder), 'seed': seed, 'model': {'name': variant.model}}
             if recipe.model.backbone_pretrained and variant.model not in hub.list_models():
                 # A plain model is all backbone: it starts from the weights that the others' backbones start from.
                 own['model'] |= {'backbone_pretrained': False, 'init_from': variant.model}
-            argv = [*shared, *_arguments(own), f'--model.args={json.dumps(variant.args)}']
+            argv = [*shared, *start, *_arguments(own), f'--model.args={json.dumps(variant.args)}']
             runs.append(Run(variant, parse(TrainConfig, argv), argv))
             runs[-1].results()
     return runs
