@@ -189,7 +189,7 @@ def _render(
             validate_repo_id(repo_id)
         except HFValidationError as e:
             raise InputError(f'{repo_id!r} is no id of a repository ({_one_line(e)}).') from None
-    labels = {name: {'AP': None, 'num_positives': None, 'threshold': None} for name in label_names}
+    labels = {name: dict.fromkeys(('AP', 'num_positives', 'num_negatives', 'threshold')) for name in label_names}
     measured = recipe = fitted = None
     evaluated, more = [], {}
     try:
@@ -241,7 +241,9 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
         if name not in labels:
             raise ValueError(f'its label {name!r} is not in config.json')
         labels[name].update(
-            AP=None if label['AP'] is None else float(label['AP']), num_positives=int(label['num_positives'])
+            AP=None if label['AP'] is None else float(label['AP']),
+            num_positives=int(label['num_positives']),
+            num_negatives=int(label['num_negatives']) if label.get('num_negatives') is not None else None,
         )
     named, data = results['definitions'], results['data']
     threshold = named['threshold']
@@ -250,6 +252,7 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
         rows.append(('raw', results['raw_weights']))
     if results.get('top3'):
         rows.append(('top3', results['top3']))
+    counted = {name: label for name, label in labels.items() if label['AP'] is not None}
     by_size, positives = results.get('mAP_by_size') or {}, results.get('num_positives_by_size') or {}
     return {
         'data': _title(data),
@@ -262,7 +265,7 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
         'threshold': float(threshold) if isinstance(threshold, int | float) else None,
         'num_images': int(results['num_images']),
         'num_classes': int(results['num_classes']),
-        'num_counted': int(results['num_classes_with_positives']),
+        'num_counted': int(results.get('num_labels_counted', results.get('num_classes_with_positives'))),
         'rows': {
             name: [float(values[key]) if values.get(key) is not None else None for key in MEASURES]
             for name, values in rows
@@ -273,8 +276,10 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
             for size in SIZES
             if by_size.get(size) is not None
         },
-        'few': [name for name, label in labels.items() if 0 < (label['num_positives'] or 0) < FEW],
+        'few': [name for name, label in counted.items() if label['num_positives'] < FEW],
+        'few_absent': [name for name, label in counted.items() if (label['num_negatives'] or FEW) < FEW],
         'without': [name for name, label in labels.items() if label['num_positives'] == 0],
+        'without_absent': [name for name, label in labels.items() if label['num_positives'] and name not in counted],
         'most': FEW,
     }
 
@@ -289,6 +294,7 @@ def _thresholds(thresholds: dict, labels: dict[str, dict]) -> dict:
         'data': _title(thresholds['data']) if thresholds.get('data') else None,
         'split': (thresholds.get('data') or {}).get('split'),
         'num_images': int(thresholds['num_images']) if thresholds.get('num_images') is not None else None,
+        'num_fitted': int(thresholds['num_fitted']) if thresholds.get('num_fitted') is not None else None,
         'folds': int(thresholds['folds']) if thresholds.get('folds') is not None else None,
         'out_of_fold': {
             kind: [float(out_of_fold[kind][name]) for name in ('CF1', 'OF1', 'macro_F1')]

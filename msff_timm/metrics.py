@@ -9,7 +9,7 @@ __all__ = ['DEFINITIONS', 'Measures', 'average_precision', 'evaluate', 'precisio
 
 SIZES = {'small': (0.0, 0.01), 'medium': (0.01, 0.1), 'large': (0.1, np.inf)}  # shares of the image's area: from, below
 TOP = 3  # labels of an image
-FEW = 5  # positives, below which a class's AP says little
+FEW = 5  # positives or negatives, below which a label's AP says little
 
 
 def evaluate(
@@ -24,21 +24,24 @@ def evaluate(
 ) -> dict:
     """Computes mAP and the precision, recall and F1 measures of Eqs. 13-19.
 
-    mAP is the mean over the classes that have a positive. CP and CR are means over all classes; a class never
-    predicted counts 0 for precision, a class without a positive counts 0 for recall. CF1 and OF1 are the harmonic
-    means of CP and CR and of OP and OR. `_top3` measures predict the three labels of highest score in each image,
-    whatever their probability, as Query2Label does; of equal scores the earlier class goes first.
+    An entry that `ignore` marks is as if it was not there. mAP is the mean over the labels that count: those with at
+    least one positive and one negative. Any ranking of a label without a negative is perfect, so that it would add an
+    AP of 100; one without a positive has no AP. CP and CR are means over all labels that have an entry; a label never
+    predicted counts 0 in CP, one without a positive counts 0 in both (scikit-learn's `zero_division=0`). CF1 and OF1
+    are the harmonic means of CP and CR and of OP and OR. `_top3` metrics predict the three labels of highest score in
+    each image, whatever their probability, as Query2Label does; of equal scores the earlier label goes first.
 
-    A class's mAP by size counts as positives the images whose largest instance of it is small (under 1 % of the
-    image's area), medium (1 % to under 10 %) or large; images that hold the class at another or an unknown size are
-    left out of that class, those that do not hold it stay.
+    A label's mAP by size counts as positives the images whose largest instance of it is small (under 1 % of the
+    image's area), medium (1 % to under 10 %) or large; images that hold the label at another or an unknown size are
+    left out of that label, those that do not hold it stay. Each mean by size, and that of each resample, is again over
+    the labels with at least one positive and one negative there.
 
     Args:
         scores: (N, K), probabilities.
         targets: (N, K), 1 or 0.
-        ignore: (N, K), true where an entry is left out: of its class's AP, and of the other measures, which count it
+        ignore: (N, K), true where an entry is left out: of its label's AP, and of the other metrics, which count it
             neither as predicted nor as present. It takes none of the three places.
-        threshold: A label is predicted when its probability exceeds this, one number or one for each class (K,).
+        threshold: A label is predicted when its probability exceeds this, one number or one for each label (K,).
         ap: Definition of average precision, one of `DEFINITIONS`.
         areas: (N, K), share of the image's area that the largest instance of a present label takes; NaN where that is
             unknown. Those of absent labels are not read.
@@ -46,16 +49,17 @@ def evaluate(
         seed: Of the resamples; each is one `integers(N, size=N)` of NumPy's default generator.
 
     Returns:
-        In percent: `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1`, the last six as `CP_top3` and so on, `AP` (K,); with
-        areas `mAP_small`, `mAP_medium` and `mAP_large`, NaN where no class has such a positive, and the numbers of such
-        positives, `num_positives_small` and so on; with bootstrap `mAP_interval`, the 2.5th and 97.5th percentile.
-        Besides: `ap` (the definition's name), `num_images`,
-        `num_classes_with_positives`, `num_positives` (K,) and `few_positives`, the classes (their numbers) that have
-        1 to 4 positives, which are warned of.
+        In percent: `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1`, the last six as `CP_top3` and so on, `AP` (K,), NaN for
+        labels that do not count; with areas `mAP_small`, `mAP_medium` and `mAP_large`, NaN where no label counts, and
+        the numbers of positives of each size, `num_positives_small` and so on; with bootstrap `mAP_interval`, the 2.5th
+        and 97.5th percentile of the resamples in which a label counts, NaN without any.
+        Besides: `ap` (the definition's name), `num_images`, `num_labels_counted`, `num_positives` and `num_negatives`
+        (K,), and `few_positives` and `few_negatives`, the labels (their numbers) that count with 1 to 4 of these, which
+        are warned of.
 
     Raises:
-        ValueError: Scores are no probabilities, targets neither 1 nor 0, shapes differ, there is no image, no label is
-            present in any, or the definition is unknown.
+        ValueError: Scores are no probabilities, targets neither 1 nor 0, shapes differ, there is no image, no label
+            counts, or the definition is unknown.
     """
     scores, present, ignore, areas = checked(scores, targets, ignore, areas)
     num_images, num_classes = scores.shape
@@ -63,21 +67,22 @@ def evaluate(
         raise ValueError(f'scores {scores.shape} and targets {present.shape} must both be (N, K) with N > 0 and K > 0.')
     threshold = np.asarray(threshold, np.float64)
     if threshold.shape not in ((), (num_classes,)) or not ((threshold >= 0) & (threshold <= 1)).all():
-        raise ValueError(f'threshold must be one number from 0 to 1, or one for each of the {num_classes} classes.')
-    predicted = scores > threshold
-    if ignore is not None:
-        predicted &= ~ignore
-        present = present & ~ignore
-    num_positives = present.sum(0)
+        raise ValueError(f'threshold must be one number from 0 to 1, or one for each of the {num_classes} labels.')
+    present, absent = present_and_absent(present, ignore)
+    num_positives, num_negatives = present.sum(0), absent.sum(0)
+    counts = (num_positives > 0) & (num_negatives > 0)
     if not num_positives.any():
         raise ValueError('targets hold no positive: mAP is not defined.')
+    if not counts.any():
+        raise ValueError('targets hold no label with both a positive and a negative: mAP is not defined.')
 
-    class_ap = 100 * average_precision(scores, present, ignore, ap)
+    label_ap = 100 * average_precision(scores, present, ignore, ap)
+    top3 = precision_recall_f1(_top(scores, ignore), present, ignore)
     measures = {
-        'mAP': _mean(class_ap),
-        **precision_recall_f1(predicted, present),
-        **{f'{name}_top3': value for name, value in precision_recall_f1(_top(scores, ignore), present).items()},
-        'AP': class_ap,
+        'mAP': _mean(label_ap),
+        **precision_recall_f1(scores > threshold, present, ignore),
+        **{f'{name}_top3': value for name, value in top3.items()},
+        'AP': label_ap,
     }
     if areas is not None:
         for size, (low, high) in SIZES.items():
@@ -87,27 +92,33 @@ def evaluate(
             measures[f'num_positives_{size}'] = int(in_band.sum())
     if bootstrap > 0:
         means = _bootstrap(scores, present, ignore, ap, bootstrap, seed)
-        measures['mAP_interval'] = tuple(float(bound) for bound in 100 * np.nanpercentile(means, (2.5, 97.5)))
+        means = means[~np.isnan(means)]
+        bounds = 100 * np.percentile(means, (2.5, 97.5)) if len(means) else (np.nan, np.nan)
+        measures['mAP_interval'] = tuple(map(float, bounds))
 
-    few = np.flatnonzero((num_positives > 0) & (num_positives < FEW)).tolist()
-    if few:
-        named = ', '.join(map(str, few[:10])) + (', ...' if len(few) > 10 else '')
-        counted = f'{len(few)} of {num_classes} classes have fewer than {FEW} positives'
-        warnings.warn(f'{counted}, so that their AP says little: {named}', stacklevel=2)
+    few = {}
+    for kind, number in (('positives', num_positives), ('negatives', num_negatives)):
+        few[kind] = np.flatnonzero(counts & (number < FEW)).tolist()
+        if few[kind]:
+            named = ', '.join(map(str, few[kind][:10])) + (', ...' if len(few[kind]) > 10 else '')
+            counted = f'{len(few[kind])} of {num_classes} labels have fewer than {FEW} {kind}'
+            warnings.warn(f'{counted}, so that their AP says little: {named}', stacklevel=2)
     return {
         **measures,
         'ap': ap,
         'num_images': num_images,
-        'num_classes_with_positives': int((num_positives > 0).sum()),
+        'num_labels_counted': int(counts.sum()),
         'num_positives': num_positives,
-        'few_positives': few,
+        'num_negatives': num_negatives,
+        'few_positives': few['positives'],
+        'few_negatives': few['negatives'],
     }
 
 
 def average_precision(
     scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None = None, ap: str = 'all-points'
 ) -> np.ndarray:
-    """Computes each class's average precision; images of equal score pass a threshold together.
+    """Computes each label's average precision; images of equal score pass a threshold together.
 
     With P_n and R_n the precision and the recall at the n-th threshold from the top:
 
@@ -119,11 +130,11 @@ def average_precision(
     Args:
         scores: (N, K), any increasing function of the probability.
         targets: (N, K), 1 or 0.
-        ignore: (N, K), true where an image is left out of a class.
+        ignore: (N, K), true where an image is left out of a label.
         ap: One of these three.
 
     Returns:
-        (K,), from 0 to 1; NaN for a class without a positive.
+        (K,), from 0 to 1; NaN for a label that does not have at least one positive and one negative.
 
     Raises:
         ValueError: The definition is unknown.
@@ -132,7 +143,7 @@ def average_precision(
     present, absent = present_and_absent(targets, ignore)
     result = np.full(scores.shape[1], np.nan)
     for k, (column, positive, negative) in enumerate(columns(scores, present, absent)):
-        if positive.any():
+        if positive.any() and negative.any():
             _, correct, passing = curve(column[positive], np.sort(column[negative]))
             result[k] = average(correct, correct / passing)
     return result
@@ -153,16 +164,23 @@ def curve(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.nd
     return levels, correct, correct + len(negative) - np.searchsorted(negative, levels)
 
 
-def precision_recall_f1(predicted: np.ndarray, present: np.ndarray) -> dict[str, float]:
-    """Computes the measures of Eqs. 13-19 in percent: CP, CR, CF1, OP, OR, OF1.
+def precision_recall_f1(
+    predicted: np.ndarray, present: np.ndarray, ignore: np.ndarray | None = None
+) -> dict[str, float]:
+    """Computes the metrics of Eqs. 14-19 in percent: CP, CR, CF1, OP, OR, OF1.
 
     Args:
         predicted: (N, K), bool.
         present: (N, K), bool.
+        ignore: (N, K), bool, true where an entry is left out; a label of which all are is left out of CP and CR.
     """
+    if ignore is not None:
+        has_entry = ~ignore.all(0)
+        kept = ~ignore[:, has_entry]
+        predicted, present = predicted[:, has_entry] & kept, present[:, has_entry] & kept
     num_correct, num_predicted, num_present = (predicted & present).sum(0), predicted.sum(0), present.sum(0)
-    cp = _ratio(num_correct, num_predicted).mean()
-    cr = _ratio(num_correct, num_present).mean()
+    cp = _mean(_ratio(num_correct, num_predicted))
+    cr = _mean(_ratio(num_correct, num_present))
     op = _ratio(num_correct.sum(), num_predicted.sum())
     or_ = _ratio(num_correct.sum(), num_present.sum())
     cf1, of1 = _ratio(2 * cp * cr, cp + cr), _ratio(2 * op * or_, op + or_)
@@ -337,7 +355,7 @@ def _top(scores: np.ndarray, ignore: np.ndarray | None, rows: int = 4096) -> np.
 def _bootstrap(
     scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None, ap: str, resamples: int, seed: int
 ) -> np.ndarray:
-    """Computes the mAP of each resample of the images (resamples,), from 0 to 1; NaN for one without a positive.
+    """Computes the mAP of each resample of the images (resamples,), from 0 to 1; NaN for one in which no label counts.
 
     An image drawn n times weighs n: the scores of a class are ranked once.
     """
@@ -355,10 +373,11 @@ def _bootstrap(
         passed[~(positive | negative)] = 0
         positive = np.flatnonzero(positive)
         passed_by_positives = passed[positive]
+        has_negative = times @ negative > 0
         for b, weights in enumerate(times):
             correct = _from_the_top(np.bincount(passed_by_positives, weights[positive], len(levels) + 1)[1:])
             passing = _from_the_top(np.bincount(passed, weights, len(levels) + 1)[1:])
-            if correct.any():
+            if correct.any() and has_negative[b]:
                 class_ap[k, b] = average(correct, _ratio(correct, passing))
     return np.array([_mean(column) for column in class_ap.T])
 

@@ -16,15 +16,18 @@ class Thresholds:
     """Probabilities that a label has to exceed to be predicted.
 
     Attributes:
-        per_class: One for each class, which maximises the class's F1.
-        overall: One for all classes, which maximises OF1.
-        out_of_fold: `CF1`, `OF1` and `macro_F1` (the mean over the classes of each one's F1) in percent, under
-            `per_class`, `overall` and `default` (0.5). Each image is judged by thresholds fitted without its fold.
+        per_class: One for each label, which maximises the label's F1; 0.5 for labels that do not count.
+        overall: One for all labels, which maximises the OF1 of those that count.
+        out_of_fold: `CF1` and `OF1` of all labels, as `metrics.evaluate` defines them, and `macro_F1` (the mean of each
+            label's F1 over those that count) in percent, under `per_class`, `overall` and `default` (0.5). Each image
+            is judged by thresholds fitted without its fold.
+        num_fitted: Number of labels that count.
     """
 
     per_class: list[float]
     overall: float
     out_of_fold: dict[str, dict[str, float]]
+    num_fitted: int
 
 
 def fit(
@@ -33,7 +36,8 @@ def fit(
     """Fits thresholds to all images, and anew to the images outside of each fold for the figures.
 
     A threshold lies midway between two neighbouring scores (or 0 or 1), so that it has room on both sides; of
-    thresholds that are equally good, the one nearest 0.5 is taken. A class that no image holds gets 0.5.
+    thresholds that are equally good, the one nearest 0.5 is taken. A label counts if it has at least one positive and
+    one negative; any other tells nothing of where to part them, and gets 0.5, also within the folds.
 
     Args:
         scores: (N, K), probabilities.
@@ -51,8 +55,9 @@ def fit(
     if len(scores) < folds:
         raise ValueError(f'{len(scores)} images cannot be dealt into {folds} folds: give more images or fewer folds.')
     present, absent = present_and_absent(targets, ignore)
-    if not present.any():
-        raise ValueError('targets hold no positive: there is nothing to fit thresholds to.')
+    counts = _counts(present, absent)
+    if not counts.any():
+        raise ValueError('targets hold no label with both a positive and a negative: there is nothing to fit to.')
 
     predicted = {name: np.empty(scores.shape, bool) for name in ('per_class', 'overall')}
     for fold in np.array_split(np.random.default_rng(seed).permutation(len(scores)), folds):
@@ -64,13 +69,21 @@ def fit(
     predicted['default'] = scores > DEFAULT
 
     per_class, overall = _fit(scores, present, absent)
-    counted = present | absent
-    return Thresholds(per_class, overall, {k: _figures(v & counted, present) for k, v in predicted.items()})
+    figures = {name: _figures(found, present, absent) for name, found in predicted.items()}
+    return Thresholds(per_class, overall, figures, int(counts.sum()))
+
+
+def _counts(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
+    return present.any(0) & absent.any(0)
 
 
 def _fit(scores: np.ndarray, present: np.ndarray, absent: np.ndarray) -> tuple[list[float], float]:
-    per_class = [_best(s[positive], s[negative]) for s, positive, negative in columns(scores, present, absent)]
-    return per_class, _best(scores[present], scores[absent])
+    counts = _counts(present, absent)
+    per_class = [
+        _best(s[positive], s[negative]) if positive.any() and negative.any() else DEFAULT
+        for s, positive, negative in columns(scores, present, absent)
+    ]
+    return per_class, _best(scores[present & counts], scores[absent & counts])
 
 
 def _best(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -97,8 +110,9 @@ def _best(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(best[np.abs(best - DEFAULT).argmin()])
 
 
-def _figures(predicted: np.ndarray, present: np.ndarray) -> dict[str, float]:
-    measures = precision_recall_f1(predicted, present)
-    predicted_or_present = predicted.sum(0) + present.sum(0)
-    class_f1 = 2 * (predicted & present).sum(0) / np.maximum(predicted_or_present, 1)  # 0 where a class is neither
-    return {'CF1': measures['CF1'], 'OF1': measures['OF1'], 'macro_F1': 100 * float(class_f1.mean())}
+def _figures(predicted: np.ndarray, present: np.ndarray, absent: np.ndarray) -> dict[str, float]:
+    measures = precision_recall_f1(predicted, present, ~(present | absent))
+    counts = _counts(present, absent)
+    predicted, present = predicted[:, counts] & (present | absent)[:, counts], present[:, counts]
+    label_f1 = 2 * (predicted & present).sum(0) / (predicted.sum(0) + present.sum(0))
+    return {'CF1': measures['CF1'], 'OF1': measures['OF1'], 'macro_F1': 100 * float(label_f1.mean())}

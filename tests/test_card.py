@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from msff_timm import card, cli, hub, metrics, thresholds
 from msff_timm.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-LABELS = ['cat', 'dog', 'chair', 'never seen', 'rare']
+LABELS = ['cat', 'dog', 'chair', 'always there', 'nearly so', 'never seen', 'rare']
 HOSTILE = [
     '<script>alert(1)</script>',
     '</details><img src=x onerror=alert(1)>',
@@ -39,18 +40,21 @@ HOSTILE = [
 
 
 def make_folder(folder: Path, label_names: list[str], **context) -> Path:
-    """Saves a model with the results of scores that are drawn; the last label has 2 positives, the one before none."""
+    """Saves a model with the results of scores that are drawn.
+
+    Of the last four labels the first has no absent entry, the next 1, the next no positive, and the last 2.
+    """
     torch.manual_seed(0)
     model = timm.create_model('msff_test_resnet', num_classes=len(label_names))
     data_config = timm.data.resolve_model_data_config(model) | {'input_size': (3, 64, 96)}
     rng = np.random.default_rng(0)
     targets = rng.random((60, len(label_names))) < 0.4
     targets[:, -2], targets[2:, -1], targets[:2, -1] = False, False, True
+    targets[:, -4], targets[:, -3] = True, np.arange(60) > 0
     scores = (0.5 * rng.random(targets.shape) + 0.5 * targets * rng.random(targets.shape)).astype(np.float32)
     measures = metrics.evaluate(scores, targets, bootstrap=20, areas=np.where(targets, rng.random(targets.shape), 0))
     fitted = thresholds.fit(scores, targets)
-    stored = {'per_class': fitted.per_class, 'overall': fitted.overall, 'out_of_fold': fitted.out_of_fold}
-    stored |= {'folds': 5, 'data': {'name': 'scenes', 'split': 'validation'}, 'num_images': 60}
+    stored = {**asdict(fitted), 'folds': 5, 'data': {'name': 'scenes', 'split': 'validation'}, 'num_images': 60}
     hub.save(model, folder, label_names, data_config, thresholds=stored)
     config = {
         'output': '/home/someone/runs/secret',
@@ -154,7 +158,7 @@ def test_figures_are_those_of_the_results(folder, text, tmp_path):
     for name, result in evaluated.items():
         assert result.metric_value == pytest.approx(run['measures'][name], abs=0.005)
         assert (result.dataset_type, result.dataset_split) == ('scenes', 'validation')
-        assert result.dataset_args == {'num_images': 60, 'num_classes': 4}
+        assert result.dataset_args == {'num_images': 60, 'num_classes': 5}
     assert evaluated['mAP'].metric_name == 'mAP in percent (all-points)'
     assert data['model-index'][0]['name'] == 'name'
 
@@ -164,7 +168,13 @@ def test_figures_are_those_of_the_results(folder, text, tmp_path):
     raw = ['12.35' if name == 'mAP' else f'{run["raw_weights"][name]:.2f}' for name in names]
     assert table_row(part, 'without averaging (not these weights)') in (raw, ['12.35', *raw[1:]], ['12.34', *raw[1:]])
     assert table_row(part, 'these weights, top 3 labels') == ['–', *(f'{run["top3"][n]:.2f}' for n in names[1:])]
-    assert '60 images, 4 of 5 labels' in part and 'all-points' in part and 'a probability of 0.5' in part
+    assert (
+        f'**mAP {run["measures"]["mAP"]:.2f} %** (all-points) on scenes validation, 60 images, over 5 of 7 labels'
+        in text
+    )
+    assert '60 images, 5 of 7 labels, those with at least one positive and one absent entry' in part
+    assert 'means over all labels (one without a positive counts 0)' in part
+    assert 'all-points' in part and 'a probability of 0.5' in part
     low, high = run['mAP_interval_95']
     assert f'resampling the images: {low:.2f} to {high:.2f}' in part
     stored = json.loads((folder / 'config.json').read_text())['thresholds']
@@ -177,7 +187,12 @@ def test_figures_are_those_of_the_results(folder, text, tmp_path):
         assert table_row(section(text, 'Thresholds'), row) == [
             f'{figures[name]:.2f}' for name in ('CF1', 'OF1', 'macro_F1')
         ]
-    assert 'their figures say little: rare.' in text and 'for want of positives: never seen.' in text
+    assert 'Fewer than 5 positives, so that their figures say little: rare.' in text
+    assert 'known to be without them, so that their figures say little: nearly so.' in text
+    assert 'Left out of mAP, for want of positives: never seen.' in text
+    assert 'Left out of mAP, for want of images known to be without them: always there.' in text
+    assert 'fitted to 5 of 7 labels; the others lack a positive or an absent entry there and keep 0.5.' in text
+    assert stored['num_fitted'] == 5 and stored['per_class'][3] == stored['per_class'][5] == 0.5
 
 
 def test_no_figure_of_quality_is_in_no_file(folder, text):

@@ -3,9 +3,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, precision_score, recall_score
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, precision_score, recall_score
 from torchmetrics.classification import (
     MultilabelAveragePrecision,
     MultilabelF1Score,
@@ -15,7 +15,7 @@ from torchmetrics.classification import (
 
 from msff_timm.metrics import DEFINITIONS, Measures, average_precision, evaluate
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*fewer than 5 positives')
+pytestmark = pytest.mark.filterwarnings('ignore:.*have fewer than 5')
 
 NAMES = ('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 
@@ -104,11 +104,12 @@ def test_ignored_entries_are_as_if_they_were_not_there(seed, threshold):
         kept = ~ignore[:, k]
         s, t = scores[kept, k], targets[kept, k]
         ap.append(average_precision_score(t, s) if t.any() else np.nan)
-        precision.append(precision_score(t, s > each[k], zero_division=0) if len(t) else 0)
-        recall.append(recall_score(t, s > each[k], zero_division=0) if len(t) else 0)
+        if len(t):
+            precision.append(precision_score(t, s > each[k], zero_division=0))
+            recall.append(recall_score(t, s > each[k], zero_division=0))
         labels.append(s > each[k])
         truth.append(t)
-    assert np.isnan(ap[0]) and np.isnan(ap[1])
+    assert np.isnan(ap[0]) and np.isnan(ap[1]) and len(precision) == 19
     np.testing.assert_allclose(result['AP'] / 100, ap, rtol=0, atol=1e-12)
     labels, truth = np.concatenate(labels), np.concatenate(truth)
     cp, cr, op, or_ = np.mean(precision), np.mean(recall), precision_score(truth, labels), recall_score(truth, labels)
@@ -116,7 +117,101 @@ def test_ignored_entries_are_as_if_they_were_not_there(seed, threshold):
     expected['OF1'] = 2 * op * or_ / (op + or_)
     assert {name: result[name] / 100 for name in expected} == pytest.approx(expected, abs=1e-11)
     assert result['num_positives'].tolist() == (targets & ~ignore).sum(0).tolist()
-    assert result['num_classes_with_positives'] == 18 and result['num_images'] == 200
+    assert result['num_negatives'].tolist() == (~targets & ~ignore).sum(0).tolist()
+    assert result['num_labels_counted'] == 18 and result['num_images'] == 200
+
+
+# A label's entries: positive, negative or masked, in any mix, so that every kind of label occurs.
+ENTRIES = st.integers(1, 4).flatmap(
+    lambda k: st.lists(
+        st.lists(st.tuples(st.integers(0, 5), st.sampled_from([1, 1, 0, 0, None])), min_size=k, max_size=k),
+        min_size=1,
+        max_size=9,
+    )
+)
+
+
+@pytest.mark.parametrize('ap', DEFINITIONS)
+@given(ENTRIES, st.sampled_from([0.0, 0.4, 0.5]))
+@settings(max_examples=150, deadline=None)
+def test_evaluate_is_scikit_learns_with_masked_entries_and_labels_of_one_kind(ap, rows, threshold):
+    """Labels without a positive or without a negative are left out of mAP on both sides."""
+    scores = np.array([[s / 5 for s, _ in row] for row in rows])
+    targets = np.array([[t == 1 for _, t in row] for row in rows])
+    ignore = np.array([[t is None for _, t in row] for row in rows])
+    by_label = [(scores[~i, k], targets[~i, k]) for k, i in enumerate(ignore.T)]
+    counted = [len(set(t.tolist())) == 2 for _, t in by_label]
+    if not any(counted):
+        with pytest.raises(ValueError, match='mAP is not defined'):
+            evaluate(scores, targets, ignore)
+        return
+
+    result = evaluate(scores, targets, ignore, threshold, ap)
+    expected = []
+    for (s, t), counts in zip(by_label, counted, strict=True):
+        expected.append(np.nan)
+        if counts:
+            expected[-1] = average_precision_score(t, s) if ap == 'all-points' else ap_by_the_book(s, t, ap)
+    np.testing.assert_allclose(result['AP'] / 100, expected, rtol=0, atol=1e-12)
+    assert result['mAP'] / 100 == pytest.approx(np.nanmean(expected), abs=1e-12)
+    assert result['num_labels_counted'] == sum(counted)
+
+    each = [
+        precision_recall_fscore_support(t, s > threshold, average='binary', zero_division=0)[:2]
+        for s, t in by_label
+        if len(t)
+    ]
+    cp, cr = np.mean(each, 0)
+    flat = targets[~ignore], (scores > threshold)[~ignore]
+    op, or_, of1, _ = precision_recall_fscore_support(*flat, average='binary', zero_division=0)
+    cf1 = 2 * cp * cr / (cp + cr) if cp + cr else 0
+    expected = {'CP': cp, 'CR': cr, 'CF1': cf1, 'OP': op, 'OR': or_, 'OF1': of1}
+    assert {name: result[name] / 100 for name in NAMES} == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_label_without_an_absent_entry_does_not_lift_map():
+    """One such label among these four made 49.8 of 33.1."""
+    table = [  # of four labels: score and whether it is present, None where that is masked
+        [(0.9, 1), (0.9, 0), (0.9, 0), (0.9, 0)],
+        [(0.8, None), (0.8, 0), (0.8, 0), (0.8, 0)],
+        [(0.7, 1), (0.7, 1), (0.7, 0), (0.7, None)],
+        [(0.6, None), (0.6, 0), (0.6, 1), (0.6, 1)],
+        [(0.5, 1), (0.5, None), (0.5, 1), (0.5, 0)],
+    ]
+    scores, states = (np.array([[entry[part] for entry in row] for row in table], float) for part in (0, 1))
+    result = evaluate(scores, states == 1, np.isnan(states))
+    # The present ones are third of four; fourth and fifth of five; third of four.
+    expected = [1 / 3, (1 / 4 + 2 / 5) / 2, 1 / 3]
+    assert result['mAP'] / 100 == pytest.approx(sum(expected) / 3, abs=1e-12)
+    assert round(result['mAP'], 1) == 33.1 and np.isnan(result['AP'][0]) and result['num_labels_counted'] == 3
+    assert result['num_positives'].tolist() == [3, 1, 2, 1] and result['num_negatives'].tolist() == [0, 3, 3, 3]
+    assert result['few_positives'] == result['few_negatives'] == [1, 2, 3]  # not the label that does not count
+    without = evaluate(scores[:, 1:], states[:, 1:] == 1, np.isnan(states[:, 1:]))
+    assert result['mAP'] == without['mAP']
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=25, deadline=None)
+def test_a_label_of_masked_entries_only_changes_nothing(seed):
+    scores, targets, ignore = example(seed, shape=(30, 5), decimals=1)
+    areas = np.random.default_rng(seed).random((30, 5)) ** 4
+    more = [np.insert(array, 2, value, 1) for array, value in ((scores, 0.9), (targets, 1), (ignore, 1), (areas, 0.5))]
+    assume((targets & ~ignore).any())
+    one, other = (
+        evaluate(s, t, i, areas=a, bootstrap=5) for s, t, i, a in ((scores, targets, ignore, areas), tuple(more))
+    )
+    assert {k: v for k, v in one.items() if np.ndim(v) == 0} == pytest.approx(
+        {k: v for k, v in other.items() if np.ndim(v) == 0}, nan_ok=True
+    )
+    assert one['mAP_interval'] == other['mAP_interval']
+
+
+def test_an_interval_of_resamples_in_which_no_label_counts_is_nan(recwarn):
+    targets = np.array([[1], [0]])
+    drawn = [set(np.random.default_rng(seed).integers(2, size=2).tolist()) for seed in range(20)]
+    seed = next(seed for seed in range(20) if len(drawn[seed]) == 1)
+    assert np.isnan(evaluate(targets * 0.5, targets, bootstrap=1, seed=seed)['mAP_interval']).all()
+    assert all('fewer than' in str(warned.message) for warned in recwarn)
 
 
 @pytest.mark.parametrize('ap', DEFINITIONS)
@@ -161,7 +256,7 @@ def test_definitions_of_average_precision_by_hand(ap, expected):
 
 
 @pytest.mark.parametrize('ap', DEFINITIONS)
-@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1).filter(lambda r: any(t for _, t in r)))
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans())).filter(lambda r: {t for _, t in r} == {True, False}))
 @settings(max_examples=150, deadline=None)
 def test_definitions_are_those_of_the_book(ap, rows):
     scores, targets = np.array([s / 6 for s, _ in rows]), np.array([t for _, t in rows])
@@ -209,7 +304,7 @@ def test_a_class_never_predicted_counts_zero_and_one_without_positives_leaves_ma
     targets = np.array([[1, 1, 0], [0, 0, 0]])
     result = evaluate(scores, targets)
     assert (result['CP'], result['CR']) == pytest.approx((100 / 3, 100 / 3), abs=1e-9)
-    assert np.isnan(result['AP'][2]) and result['num_classes_with_positives'] == 2
+    assert np.isnan(result['AP'][2]) and result['num_labels_counted'] == 2
     assert result['mAP'] == pytest.approx((100 + 50) / 2, abs=1e-9)
 
 
@@ -219,13 +314,15 @@ def test_nothing_predicted_gives_zero_without_a_warning(recwarn):
     assert len(recwarn) == 0 and result['few_positives'] == []
 
 
-def test_one_warning_counts_the_classes_of_few_positives():
+@pytest.mark.parametrize('kind', ['positives', 'negatives'])
+def test_one_warning_counts_the_labels_of_few_positives_or_negatives(kind):
     targets = np.arange(20)[:, None] < np.array([5, 4, 0, *[1] * 12])
     with pytest.warns(UserWarning) as warned:
-        result = evaluate(np.full((20, 15), 0.1), targets)
-    assert result['few_positives'] == [1, *range(3, 15)] and len(warned) == 1
+        result = evaluate(np.full((20, 15), 0.1), targets == (kind == 'positives'))
+    other = {'positives': 'negatives', 'negatives': 'positives'}[kind]
+    assert result[f'few_{kind}'] == [1, *range(3, 15)] and result[f'few_{other}'] == [] and len(warned) == 1
     message = str(warned[0].message)
-    assert message.startswith('13 of 15 classes have fewer than 5 positives')
+    assert message.startswith(f'13 of 15 labels have fewer than 5 {kind}')
     assert message.endswith(': 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...') and warned[0].filename == __file__
 
 
@@ -269,8 +366,8 @@ def test_top3_is_a_stable_sort_of_each_image():
 
 
 def test_two_labels_are_both_among_the_three():
-    result = evaluate(np.array([[0.1, 0.0]]), np.array([[1, 0]]))
-    assert (result['OP_top3'], result['OR_top3']) == (50, 100)
+    result = evaluate(np.array([[0.1, 0.0], [0.1, 0.0]]), np.array([[1, 0], [0, 0]]))
+    assert (result['OP_top3'], result['OR_top3']) == (25, 100)
 
 
 def test_map_by_size_by_hand():
@@ -297,14 +394,15 @@ def test_map_by_size_is_map_without_the_images_of_other_sizes(ap):
         for k in range(20):
             of_size = [low <= area < high for area in areas[:, k]]
             kept = ~ignore[:, k] & (~targets[:, k] | of_size)
-            if targets[kept, k].any():
+            if targets[kept, k].any() and not targets[kept, k].all():
                 by_class.append(ap_by_the_book(scores[kept, k], targets[kept, k], ap))
         assert len(by_class) in (17, 18)  # of the 18 with positives, one may have none of a size
         assert result[f'mAP_{size}'] / 100 == pytest.approx(np.mean(by_class), abs=1e-12)
 
 
 def test_a_size_that_no_positive_has_is_nan(recwarn):
-    result = evaluate(np.full((6, 1), 0.5), np.ones((6, 1)), areas=np.full((6, 1), 0.5))
+    targets = np.eye(2)[np.arange(10) % 2]
+    result = evaluate(targets, targets, areas=np.full((10, 2), 0.5))
     assert np.isnan(result['mAP_small']) and np.isnan(result['mAP_medium']) and result['mAP_large'] == 100
     assert len(recwarn) == 0
 
@@ -327,14 +425,14 @@ def test_the_interval_is_that_of_resamples_with_repeated_rows(ap):
     assert evaluate(scores, targets, ignore, ap=ap, bootstrap=40, seed=6)['mAP_interval'] != (low, high)
 
 
-def test_resamples_without_any_positive_leave_the_interval(recwarn):
+def test_resamples_in_which_no_label_counts_leave_the_interval(recwarn):
     targets = np.zeros((5, 1))
     targets[0] = 1
     result = evaluate(np.full((5, 1), 0.5), targets, bootstrap=30)
     rng = np.random.default_rng(0)
     times = [(rng.integers(5, size=5) == 0).sum() for _ in range(30)]  # one score: AP is the share of positives
     assert 0 in times
-    expected = np.percentile([100 * n / 5 for n in times if n], [2.5, 97.5])
+    expected = np.percentile([100 * n / 5 for n in times if 0 < n < 5], [2.5, 97.5])
     assert result['mAP_interval'] == pytest.approx(tuple(expected), abs=1e-10)
     assert [w for w in recwarn if 'fewer than' not in str(w.message)] == []
 
@@ -348,6 +446,10 @@ def test_resamples_without_any_positive_leave_the_interval(recwarn):
         (np.zeros((2, 0)), np.zeros((2, 0)), {}, 'K > 0'),
         (np.zeros((3, 2)), np.zeros((3, 2)), {}, 'no positive'),
         (np.zeros((3, 2)), np.ones((3, 2)), {'ignore': np.ones((3, 2), bool)}, 'no positive'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {}, 'no label with both a positive and a negative'),
+        (np.zeros((3, 2)), np.eye(3, 2), {'ignore': np.eye(3, 2) == 0}, 'no label with both'),
+        (np.zeros((3, 2)), np.array([[1, 0]] * 3), {}, 'no label with both'),
+        (np.zeros((1, 2)), np.array([[1, 0]]), {}, 'no label with both'),
         (np.full((3, 2), np.nan), np.ones((3, 2)), {}, 'not NaN: apply sigmoid'),
         (np.full((3, 2), 1.01), np.ones((3, 2)), {}, 'apply sigmoid'),
         (np.full((3, 2), -0.01), np.ones((3, 2)), {}, 'apply sigmoid'),
@@ -358,10 +460,10 @@ def test_resamples_without_any_positive_leave_the_interval(recwarn):
         (np.zeros((3, 2)), np.ones((3, 2)), {'areas': np.zeros(2)}, r'areas \(2,\) must have the shape of scores'),
         (np.zeros((3, 2)), np.ones((3, 2)), {'areas': np.full((3, 2), 25.0)}, 'divide by width'),
         (np.zeros((3, 2)), np.ones((3, 2)), {'areas': np.array([[np.nan, -1]] * 3)}, 'divide by width'),
-        (np.zeros((3, 2)), np.ones((3, 2)), {'threshold': np.zeros(3)}, 'one for each of the 2 classes'),
+        (np.zeros((3, 2)), np.ones((3, 2)), {'threshold': np.zeros(3)}, 'one for each of the 2 labels'),
         (np.zeros((3, 2)), np.ones((3, 2)), {'threshold': 50}, 'from 0 to 1'),
         (np.zeros((3, 2)), np.ones((3, 2)), {'threshold': np.nan}, 'from 0 to 1'),
-        (np.zeros((3, 2)), np.ones((3, 2)), {'ap': 'coco'}, "'coco': choose from all-points, interpolated, voc11"),
+        (np.zeros((3, 2)), np.eye(3, 2), {'ap': 'coco'}, "'coco': choose from all-points, interpolated, voc11"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(scores, targets, options, message):

@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 from msff_timm.metrics import evaluate
 from msff_timm.thresholds import Thresholds, fit
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*fewer than 5 positives')
+pytestmark = pytest.mark.filterwarnings('ignore:.*have fewer than 5')
 
 
 def example(seed, shape=(60, 4), decimals=1, dtype=np.float64, ignored=0.2):
@@ -32,8 +32,8 @@ def best_by_trying_all(scores, targets):
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=12).filter(
-        lambda r: any(t for _, t in r)
+    st.lists(st.tuples(st.integers(0, 8), st.booleans()), max_size=12).filter(
+        lambda r: {t for _, t in r} == {True, False}
     )
 )
 @settings(max_examples=200, deadline=None)
@@ -67,13 +67,28 @@ def test_an_example_worked_by_hand():
 
 
 @pytest.mark.parametrize(
-    ('targets', 'ignore'), [([0, 0, 0], None), ([1, 1, 0], [1, 1, 1])], ids=['no positive', 'all ignored']
+    ('targets', 'ignore'),
+    [([0, 0, 0], [0, 0, 0]), ([1, 1, 1], [0, 0, 0]), ([1, 1, 0], [0, 0, 1]), ([1, 1, 0], [1, 1, 1])],
+    ids=['no positive', 'no negative', 'its negative ignored', 'all ignored'],
 )
-def test_a_class_with_nothing_to_fit_gets_a_half(targets, ignore):
+def test_a_label_that_does_not_count_gets_a_half_and_no_say(targets, ignore):
     scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.3]])
     targets = np.stack([np.array([1, 1, 0]), np.array(targets)], axis=1)
-    ignore = None if ignore is None else np.stack([np.zeros(3, bool), np.array(ignore, bool)], axis=1)
-    assert fit(scores, targets, ignore, folds=3).per_class == [pytest.approx(0.45, abs=1e-9), 0.5]
+    ignore = np.stack([np.zeros(3, bool), np.array(ignore, bool)], axis=1)
+    fitted = fit(scores, targets, ignore, folds=3)
+    assert fitted.per_class == [pytest.approx(0.45, abs=1e-9), 0.5] and fitted.num_fitted == 1
+    assert fitted.overall == pytest.approx(0.45, abs=1e-9)
+
+
+def test_a_label_that_does_not_count_in_a_fold_gets_a_half_there():
+    """Each fold leaves out the only negative of one of two labels."""
+    targets = np.array([[0, 1], [1, 0]])
+    scores = np.array([[0.1, 0.6], [0.4, 0.2]])
+    fitted = fit(scores, targets, folds=2)
+    assert fitted.per_class == pytest.approx([0.25, 0.4]) and fitted.num_fitted == 2
+    # Without one of the images no label counts: all is as with 0.5, so only 0.6 is predicted, which is right.
+    figures = pytest.approx({'CF1': 50, 'OF1': 200 / 3, 'macro_F1': 50})
+    assert [fitted.out_of_fold[name] for name in ('per_class', 'overall', 'default')] == [figures] * 3
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
@@ -92,7 +107,7 @@ def test_neighbouring_numbers_are_parted_in_their_own_precision(dtype):
 def test_out_of_fold_figures(ignored, folds, seed):
     """Each fold predicted, image by image, with thresholds fitted anew to the rest; the measures are scikit-learn's."""
     scores, targets, ignore = example(seed, shape=(47, 5), ignored=ignored)
-    targets[:, 4] = False
+    targets[:, 4] = False  # so that it does not count
     fitted = fit(scores, targets, ignore, folds=folds, seed=seed)
 
     order = np.random.default_rng(seed).permutation(47)
@@ -113,7 +128,7 @@ def test_out_of_fold_figures(ignored, folds, seed):
         expected = {
             'CF1': measures['CF1'],
             'OF1': 100 * f1_score(truth, labels, average='micro'),
-            'macro_F1': 100 * f1_score(truth, labels, average='macro', zero_division=0),
+            'macro_F1': 100 * f1_score(truth[:, :4], labels[:, :4], average='macro', zero_division=0),
         }
         assert fitted.out_of_fold[name] == pytest.approx(expected, abs=1e-9)
 
@@ -154,5 +169,6 @@ def test_folds_that_cannot_be_dealt_are_refused(images, folds, message):
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ValueError, match='apply sigmoid'):
         fit(np.full((5, 2), 1.5), np.ones((5, 2)))
-    with pytest.raises(ValueError, match='no positive'):
-        fit(np.full((5, 2), 0.5), np.ones((5, 2)), np.ones((5, 2), bool))
+    for ignore in (True, False):
+        with pytest.raises(ValueError, match='no label with both a positive and a negative'):
+            fit(np.full((5, 2), 0.5), np.ones((5, 2)), np.full((5, 2), ignore))

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 import msff_timm
 from msff_timm.card import escape
+from msff_timm.data.counts import left_out
 from msff_timm.data.sheet import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
 from msff_timm.metrics import FEW, SIZES
 
@@ -51,7 +52,7 @@ PER_IMAGE = 2  # of them, so that one image does not fill the sheet
 
 
 def results(measures: dict, label_names: list[str], threshold: float | list[float] = 0.5, **context) -> dict:
-    """Makes the results of one model: measures in percent with their definitions, per label, and what they stand on.
+    """Makes the results of one model: metrics in percent with their definitions, per label, and what they stand on.
 
     Args:
         measures: What `msff_timm.metrics.evaluate` gives.
@@ -60,7 +61,7 @@ def results(measures: dict, label_names: list[str], threshold: float | list[floa
         **context: What else was measured on or with: data, split, settings, history; `mistakes`; and what
             `environment` gives.
     """
-    per_label = zip(label_names, measures['AP'], measures['num_positives'], strict=True)
+    per_label = zip(label_names, measures['AP'], measures['num_positives'], measures['num_negatives'], strict=True)
     return {
         **context,
         'measures': summary(measures),
@@ -74,10 +75,14 @@ def results(measures: dict, label_names: list[str], threshold: float | list[floa
         },
         'num_images': measures['num_images'],
         'num_classes': len(label_names),
-        'num_classes_with_positives': measures['num_classes_with_positives'],
+        'num_labels_counted': measures['num_labels_counted'],
         'labels': {
-            name: {'AP': None if np.isnan(ap) else float(ap), 'num_positives': int(positives)}
-            for name, ap, positives in per_label
+            name: {
+                'AP': None if np.isnan(ap) else float(ap),
+                'num_positives': int(positives),
+                'num_negatives': int(negatives),
+            }
+            for name, ap, positives, negatives in per_label
         },
         'versions': {
             'msff_timm': msff_timm.__version__,
@@ -95,7 +100,7 @@ def optional(measures: dict) -> dict:
         'mAP_by_size': {size: None if np.isnan(value) else value for size, value in sizes.items()},
         'num_positives_by_size': {size: measures.get(f'num_positives_{size}') for size in SIZES},
     }
-    if 'mAP_interval' in measures:
+    if not np.isnan(measures.get('mAP_interval', np.nan)).any():
         found['mAP_interval_95'] = measures['mAP_interval']
     return found
 
@@ -106,29 +111,40 @@ def summary(measures: dict) -> dict[str, float]:
 
 
 def describe(measures: dict, threshold: float | list[float] = 0.5) -> str:
-    """Puts the measures into one line, with the definition and the counts that they stand on."""
+    """Puts the metrics into one line, with the definition and the counts that they stand on.
+
+    How many labels are left out of mAP is part of it, and why: `mAP all-points over 3 of 4 labels (1 without an absent
+    entry, 0 without a positive)`.
+    """
     values = '  '.join(f'{name} {value:.2f}' for name, value in summary(measures).items())
     if 'mAP_interval' in measures:
         low, high = measures['mAP_interval']
         values = f'{values}  mAP 95 % interval {low:.2f} to {high:.2f}'
-    counted, few = measures['num_classes_with_positives'], len(measures['few_positives'])
-    return f'{values}  ({_basis(measures["num_images"], counted, len(measures["AP"]), few, measures["ap"], threshold)})'
+    counts = measures['num_positives'], measures['num_negatives']
+    return f'{values}  ({_basis(measures["num_images"], *counts, measures["ap"], threshold)})'
 
 
-def _basis(images: int, counted: int, of: int, few: int, ap: str, threshold: float | list[float]) -> str:
-    """Names what measures stand on: images, classes (those that have positives, of all), definition and threshold."""
-    classes = f'{counted} classes' if counted == of else f'{counted} of {of} classes'
-    if few:
-        classes += f', {few} of them with fewer than {FEW} positives'
+def _basis(
+    images: int, positives: Sequence[int], negatives: Sequence[int], ap: str, threshold: float | list[float]
+) -> str:
+    """Names what metrics stand on: images, definition, labels (those that count, of all) and threshold."""
+    positives, negatives = np.array(positives), np.array(negatives)
+    counted = (positives > 0) & (negatives > 0)
+    labels = f'{counted.sum()} labels'
+    if not counted.all():
+        in_cp = ', which count 0 in CP and CR' if ((positives == 0) & (negatives > 0)).any() else ''
+        labels = f'{counted.sum()} of {len(counted)} labels ({left_out(positives, negatives)}{in_cp})'
+    for kind, numbers in (('positives', positives), ('absent entries', negatives)):
+        if few := (counted & (numbers < FEW)).sum():
+            labels += f', {few} of them with fewer than {FEW} {kind}'
     named = f'threshold {threshold:g}' if isinstance(threshold, float) else "the model's own thresholds"
-    return f'{images} images, {classes}, mAP {ap}, {named}'
+    return f'{images} images, mAP {ap} over {labels}, {named}'
 
 
 def basis_of(run: dict) -> str:
     """Names what the results of a run stand on, as `describe` does."""
-    few = sum(0 < label['num_positives'] < FEW for label in run['labels'].values())
-    counts = run['num_images'], run['num_classes_with_positives'], run['num_classes'], few
-    return _basis(*counts, run['definitions']['mAP'], run['definitions']['threshold'])
+    counts = ([label[key] for label in run['labels'].values()] for key in ('num_positives', 'num_negatives'))
+    return _basis(run['num_images'], *counts, run['definitions']['mAP'], run['definitions']['threshold'])
 
 
 def mistakes(scored: dict, dataset: datasets.Dataset, label_names: Sequence[str]) -> dict[str, list[dict]]:
@@ -453,5 +469,5 @@ def _ap_title(shown: int, ranked: int, num_classes: int) -> str:
     title = f'{ranked} labels'
     if shown < ranked:
         title = f'the {MOST_LABELS // 2} highest and the {MOST_LABELS // 2} lowest of {title}'
-    unmeasured = num_classes - ranked
-    return f'{title}; {unmeasured} more have no positive' if unmeasured else title
+    num_left_out = num_classes - ranked
+    return f'{title}; {num_left_out} more have no positive or no absent entry' if num_left_out else title
