@@ -218,7 +218,7 @@ def _data(args: argparse.Namespace) -> int:
     splits, not_loaded = load_splits(args.name, args.splits, **{key: getattr(args, key) for key in LOADING})
     for message in not_loaded:
         print(f'msff-timm: left out: {message}', file=sys.stderr)
-    report = inspect(splits, args.check, args.workers)
+    report = inspect(splits, args.check, args.workers, args.name)
     print('\n'.join(report.lines()), flush=True)
     print('\n'.join(map(str, draw(report, splits, args.output or f'inspect-{args.name}'))))
     return 0 if report.is_whole else 1

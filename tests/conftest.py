@@ -28,6 +28,15 @@ def coco_root() -> Path:
     return root
 
 
+@pytest.fixture(scope='session')
+def cases() -> Path:
+    """The folder of small files that users of such tools have, where it is at hand."""
+    root = Path(os.environ.get('MSFF_CASES_ROOT', ROOT.parent / 'shared' / 'cases'))
+    if not root.is_dir():
+        pytest.skip(f'no cases at {root}; set MSFF_CASES_ROOT')
+    return root
+
+
 @pytest.fixture(scope='module')
 def one_thread():
     """Lets torch compute in one thread.

@@ -158,6 +158,39 @@ sys.exit(cli.main(['data', 'scenes', '--size', '2', '--check', '-o', {str(tmp_pa
     assert process.communicate(timeout=20)[1] == '' and process.returncode == 130
 
 
+def test_labels_that_do_not_count_are_warned_of_for_each_split():
+    columns = {'image': [None] * 3, 'area': [[]] * 3, 'image_id': list('abc')}
+    train = {'labels': [[0, 1], [0, 1], [0]], 'ignore': [[3], [3], [1, 3]]}
+    validation = {'labels': [[0, 1], [1], []], 'ignore': [[2], [3], []]}
+    splits = {
+        name: datasets.Dataset.from_dict({**columns, **entries}, features=features(NAMES))
+        for name, entries in (('train', train), ('validation', validation))
+    }
+    lines = inspect(splits, data='table').lines()
+    settings = 'if -1 or blank means absent in the data, set data.minus_one or data.blank to absent.'
+    assert (
+        'train: 4 of 4 labels cannot be learnt: 2 without an absent entry [cat, dog], 1 masked throughout [yak], 1'
+        f' without a positive [owl]; {settings}'
+    ) in lines
+    assert (
+        'validation: 2 of 4 labels are left out of mAP and of fitted thresholds: 0 without an absent entry, 2 without a'
+        ' positive [owl, yak].'
+    ) in lines
+    assert '1 to 4 absent entries in validation: 4 labels (cat, dog, owl, yak)' in lines
+
+
+@pytest.mark.parametrize('case', ['celeba', 'blank'])
+def test_command_warns_of_a_table_without_an_absent_entry(case, cases, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+    arguments = ['--root', str(cases / 'minus_one_is_absent' / case), '-o', str(tmp_path)]
+    arguments += ['--image-column', 'image_id'] if case == 'celeba' else []
+    assert cli.main(['data', 'table', *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for split, what in (('train', 'cannot be learnt'), ('validation', 'are left out of mAP')):
+        (line,) = [line for line in lines if line.startswith(f'{split}: 3 of 3 labels {what}')]
+        assert 'set data.minus_one or data.blank to absent' in line
+
+
 def test_command_prints_and_draws(tmp_path, capsys):
     assert cli.main(['data', 'scenes', '--size', '30', '--image-size', '48', '-o', str(tmp_path / 'out')]) == 0
     printed = capsys.readouterr().out

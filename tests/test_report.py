@@ -97,7 +97,7 @@ def test_a_report_says_what_was_measured_and_all_of_it_is_in_the_results(tmp_pat
     assert {file.name for file in tmp_path.iterdir()} == files  # and no temporary one
     assert set(re.findall(r'\]\((.*?\.png)\)', text)) == {file for file in files if file.endswith('.png')}
     assert f'mAP {measures["mAP"]:.2f}, CF1 {measures["CF1"]:.2f}, OF1 {measures["OF1"]:.2f} percent' in text
-    assert 'averaged weights of epoch 2 on scenes validation (40 images, 12 classes, mAP all-points' in text
+    assert 'averaged weights of epoch 2 on scenes validation (40 images, mAP all-points over 12 labels, ' in text
     assert '| raw weights | 12.34 | 12.34 |' in text
     assert f'top 3 | – | {measures["CP_top3"]:.2f} |' in text
 
@@ -110,6 +110,59 @@ def test_a_report_says_what_was_measured_and_all_of_it_is_in_the_results(tmp_pat
     for entries in run['mistakes'].values():
         for entry in entries:
             assert f'| {entry["image_id"]} | {entry["label"]} | {entry["probability"]:.3f} |' in text
+
+
+def states(*columns):
+    """Scores, targets and ignore of columns of +, - and ? for masked."""
+    marks = np.array([list(column) for column in columns]).T
+    scores = np.linspace(0.9, 0.1, marks.size).reshape(marks.shape)
+    return scores, marks == '+', marks == '?'
+
+
+@pytest.mark.filterwarnings('ignore:.*have fewer than 5')
+@pytest.mark.parametrize(
+    ('columns', 'basis'),
+    [
+        (['+++++-----'], '10 images, mAP all-points over 1 label, threshold 0.5'),
+        (
+            ['+++++-----', '?+++++++?+', '++++++++++'],
+            '10 images, mAP all-points over 1 of 3 labels (2 without an absent entry, 0 without a positive),'
+            ' threshold 0.5',
+        ),
+        (
+            ['+++++-----', '++++++++++', '----------', '??????????', '--------??', '?????????+'],
+            '10 images, mAP all-points over 1 of 6 labels (2 without an absent entry, 1 masked throughout, 2 without a'
+            ' positive, which count 0 in CP and CR), threshold 0.5',
+        ),
+        (
+            ['+++++-----', '+?????????', '-++++++++?', '+++++++++-', '+---------'],
+            '10 images, mAP all-points over 4 of 5 labels (1 without an absent entry, 0 without a positive), 1 of them'
+            ' with fewer than 5 positives, 2 of them with fewer than 5 absent entries, threshold 0.5',
+        ),
+    ],
+    ids=['all', 'no absent entry', 'each kind', 'few'],
+)
+def test_describe_counts_the_labels_that_are_left_out(columns, basis, tmp_path):
+    scores, targets, ignore = states(*columns)
+    measures = metrics.evaluate(scores, targets, ignore)
+    assert report.describe(measures).endswith(f'  ({basis})')
+    run = report.results(measures, [f'label {k}' for k in range(len(columns))])
+    report.write_json(run, tmp_path / 'results.json')
+    read = json.loads((tmp_path / 'results.json').read_text())
+    assert report.basis_of(read) == basis
+    counted = [label['AP'] is not None for label in read['labels'].values()]
+    assert counted == ['+' in column and '-' in column for column in columns]
+    assert read['num_labels_counted'] == sum(counted)
+    assert [label['num_negatives'] for label in read['labels'].values()] == [column.count('-') for column in columns]
+
+
+def test_an_interval_that_is_not_defined_is_left_out():
+    scores, targets, _ = states('+-')
+    bounds = [
+        report.results(metrics.evaluate(scores, targets, bootstrap=1, seed=seed), ['a']).get('mAP_interval_95')
+        for seed in range(10)
+    ]
+    assert set(bounds) == {None, (100, 100)}  # of resamples that drew one image twice, and both
 
 
 def test_text_of_the_data_is_shown_as_it_is(tmp_path):
@@ -141,7 +194,7 @@ def test_the_chart_of_labels_is_cut(num_labels, num_shown):
     assert len(shown) == min(num_shown, num_labels - 1) and shown[0] == f'label {num_labels - 1}'
     assert shown[-1] == 'label 1' and 'voc11' in left.get_xlabel()
     assert [bar.get_width() for bar in right.patches] == [int(name.split()[1]) for name in shown]
-    assert figure.get_suptitle().endswith('1 more have no positive')
+    assert figure.get_suptitle().endswith('1 more have no positive or no absent entry')
     assert ('highest' in figure.get_suptitle()) == (num_labels == 1000)
 
 

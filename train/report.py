@@ -130,7 +130,7 @@ def _basis(
     """Names what metrics stand on: images, definition, labels (those that count, of all) and threshold."""
     positives, negatives = np.array(positives), np.array(negatives)
     counted = (positives > 0) & (negatives > 0)
-    labels = f'{counted.sum()} labels'
+    labels = f'{counted.sum()} label{"s" if counted.sum() > 1 else ""}'
     if not counted.all():
         in_cp = ', which count 0 in CP and CR' if ((positives == 0) & (negatives > 0)).any() else ''
         labels = f'{counted.sum()} of {len(counted)} labels ({left_out(positives, negatives)}{in_cp})'

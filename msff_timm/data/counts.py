@@ -82,7 +82,9 @@ class LabelCounts:
         if not num_left_out:
             return None
         kinds = left_out(self.positives, self.negatives, self.names)
-        what = 'teach nothing but that they are always or never present' if trains else 'are left out of mAP'
+        what = 'cannot be learnt' if trains else 'are left out of mAP and of fitted thresholds'
+        if not trains and num_left_out == len(self.names):
+            what += ', which leaves nothing to evaluate on'
         fix = self._fix()
         line = f'{where}: {num_left_out} of {len(self.names)} labels {what}: {kinds}'
         return f'{line}; {fix}' if fix else f'{line}.'

@@ -27,6 +27,7 @@ from PIL import Image
 
 from ..errors import InputError
 from . import label_names, load
+from .counts import LabelCounts
 from .sheet import COLUMNS, DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
 from .transforms import open_image
 
@@ -54,7 +55,7 @@ class SplitReport:
         num_unlabelled: Pictures without any label.
         labels_per_image: `min`, `mean`, `median` and `max`.
         positives: Of each label.
-        ignored: Pictures of which each label is not known or not to be counted.
+        ignored: Images in which each label is masked.
         missing: Paths at which there is no file.
         unreadable: A message for each picture that cannot be read; without `check` only of files that are empty or may
             not be opened.
@@ -87,6 +88,7 @@ class Report:
         co_occurrence: Number of pictures of all splits with both labels (K, K).
         duplicates: Groups of pictures of the same content, as (split, picture); those across splits come first.
         shared_ids: For each two splits the values of `image_id` that are in both.
+        data: Name of the data set, which decides the settings that the text names; None if it is not known.
     """
 
     label_names: list[str]
@@ -94,6 +96,7 @@ class Report:
     co_occurrence: np.ndarray
     duplicates: list[list[tuple[str, str]]]
     shared_ids: dict[tuple[str, str], list[str]]
+    data: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -148,9 +151,14 @@ class Report:
         total = np.sum([split.positives for split in self.splits.values()], 0)
         yield from self._named('without any example at all', np.flatnonzero(total == 0))
         for name, split in self.splits.items():
-            counts = np.array(split.positives)
-            yield from self._named(f'only in other splits than {name}', np.flatnonzero((counts == 0) & (total > 0)))
-            yield from self._named(f'1 to {FEW - 1} positives in {name}', np.flatnonzero((counts > 0) & (counts < FEW)))
+            positives = np.array(split.positives)
+            negatives = split.num_images - positives - split.ignored
+            counts = LabelCounts(self.label_names, positives, negatives, split.num_images, self.data)
+            if line := counts.warning(name, trains=name.startswith('train')):
+                yield line
+            for kind, numbers in (('positives', positives), ('absent entries', negatives)):
+                few = np.flatnonzero((numbers > 0) & (numbers < FEW))
+                yield from self._named(f'1 to {FEW - 1} {kind} in {name}', few)
 
     def _named(self, what: str, labels: np.ndarray) -> Iterator[str]:
         if len(labels):
@@ -218,13 +226,16 @@ def load_splits(
     return loaded, [str(e) for e in errors]
 
 
-def inspect(splits: dict[str, datasets.Dataset], check: bool = False, workers: int | None = None) -> Report:
+def inspect(
+    splits: dict[str, datasets.Dataset], check: bool = False, workers: int | None = None, data: str | None = None
+) -> Report:
     """Counts labels and looks for files that are missing or the same.
 
     Args:
         splits: What `msff_timm.data.load` gave, by name.
         check: Decode every picture.
         workers: Processes that do so, 0 for this one; None for one on each processor.
+        data: Name of the data set, as for `msff_timm.data.load`.
 
     Raises:
         InputError: The splits have not the same labels, or `workers` is negative, or a process ended early.
@@ -250,7 +261,7 @@ def inspect(splits: dict[str, datasets.Dataset], check: bool = False, workers: i
         others = set(ids[b])
         if common := [image_id for image_id in ids[a] if image_id in others]:
             shared[a, b] = common
-    return Report(names[first], reports, co_occurrence, duplicates, shared)
+    return Report(names[first], reports, co_occurrence, duplicates, shared, data)
 
 
 def _count(dataset: datasets.Dataset, co_occurrence: np.ndarray) -> tuple[SplitReport, list[str]]:
