@@ -542,6 +542,7 @@ def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: 
 
     Raises:
         Stopped: It has.
+        InputError: A logit is not finite.
     """
     model.eval()
     measures, samples = Measures(), loader.dataset
@@ -549,10 +550,18 @@ def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: 
         with accelerator.autocast():
             logits = model(batch['image'])
         asked = torch.tensor([stop is not None and stop.received is not None], device=accelerator.device)
-        index, scores, asked = accelerator.gather((batch['index'], logits.float().sigmoid(), asked))
+        index, logits, asked = accelerator.gather((batch['index'], logits.float(), asked))
         if asked.any():
             raise Stopped
-        index, scores = index.cpu().numpy(), scores.cpu().numpy()
+        index, finite = index.cpu().numpy(), logits.isfinite().all(1).cpu().numpy()
+        if not finite.all():
+            image_id = samples.dataset[int(index[~finite][0])]['image_id']
+            overflow = '' if accelerator.mixed_precision == 'no' else f', or {accelerator.mixed_precision} overflows'
+            raise InputError(
+                f"image {image_id}: the model's logits are not finite: its weights hold NaN or infinite"
+                f' values{overflow}; use the weights of an earlier checkpoint.'
+            )
+        scores = logits.sigmoid().cpu().numpy()
         targets = samples.targets[index]
         areas = None if samples.areas is None else samples.areas[index]
         measures.update(index, scores, targets == 1, targets == -1, areas)
@@ -560,25 +569,25 @@ def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: 
 
 
 def measure(measures: Measures, num_images: int, **options: object) -> dict:
-    """Evaluates scored pictures, each once; see `msff_timm.metrics.evaluate` for the options.
+    """Evaluates scored images, each once; see `msff_timm.metrics.evaluate` for the options.
 
     Raises:
-        InputError: No label is present in any of them.
+        InputError: No label has both a positive and a negative, or an option is not what it should be.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.* fewer than')  # `report.describe` counts these classes
+        warnings.filterwarnings('ignore', message='.* fewer than')  # `report.describe` counts these labels
         try:
             return measures.compute(num_images, **options)
         except ValueError as e:
-            raise InputError(f'the pictures cannot be measured on: {e}') from None
+            raise InputError(f'the images cannot be evaluated: {e}') from None
 
 
 def fit_thresholds(scored: Measures, data: dict) -> dict | None:
-    """Fits the thresholds that `hub.save` stores to scored pictures; None where these are too few.
+    """Fits the thresholds that `hub.save` stores to scored images; None where these are too few.
 
     Args:
-        scored: What `score` gives.
-        data: Which pictures they are, to be stored with the thresholds.
+        scored: What `score` gives; at least one label has both a positive and a negative.
+        data: Which images they are, to be stored with the thresholds.
     """
     arrays = scored.arrays()
     num_images = len(arrays['scores'])

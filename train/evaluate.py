@@ -22,6 +22,7 @@ from config import EvalDataConfig, EvaluateConfig, parse
 from engine import fit_thresholds, make_loader, measure, run_command, score, share_cores
 from msff_timm import hub
 from msff_timm.data import voc
+from msff_timm.data.counts import LabelCounts
 from msff_timm.data.samples import Samples
 from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
@@ -54,6 +55,11 @@ def main() -> None:
     if labels.left_out:  # what `score` compares with
         samples.targets = samples.targets[:, labels.rows]
         samples.areas = None if samples.areas is None else samples.areas[:, labels.rows]
+    if not config.submission:
+        counts = LabelCounts.of(samples.targets, labels.names, data.name)
+        counts.check(f'{data.root or data.name}: {data.split}', 'data.split')
+        if line := counts.warning(data.split, trains=False):
+            accelerator.print(f'warning: {line}')
     loader = accelerator.prepare(make_loader(samples, config.batch_size, data.workers))
     scorer = Scorer(model, labels.columns, config.flip).to(accelerator.device)
     scored = score(accelerator, scorer, loader)

@@ -58,6 +58,7 @@ from engine import (
     train_one_epoch,
 )
 from msff_timm import hub
+from msff_timm.data.counts import LabelCounts
 from msff_timm.data.samples import Samples, StreamedSamples
 from msff_timm.data.transforms import Normalize, describe_transforms, eval_transform, train_transform
 from msff_timm.errors import InputError
@@ -193,11 +194,13 @@ class Run:
         # Where the run is
         self.checkpoints.register(model, ema.module, schedule)
         eval_samples = Samples(self.eval_set, eval_transform(self.data_config, as_bytes=True))
+        self.check_labels(eval_samples, data.eval_split, trains=False)
         prints = {'eval': fingerprint(eval_samples.targets, self.eval_set['image_id'][:])}
         self.transform = train_transform(self.data_config, data.rand_augment, data.cutout)
         skip = data.unreadable == 'skip'
         if not data.streaming:
             train_samples = Samples(self.train_set, self.transform, skip, config.seed)
+            self.check_labels(train_samples, data.train_split, trains=True)
             prints['train'] = fingerprint(train_samples.targets, self.train_set['image_id'][:])
         self.about = about_run(config, self.label_names, prints)
         self.progress = self.checkpoints.load(found, self.about, config.force) if found else Progress()
@@ -221,6 +224,19 @@ class Run:
             f' {accelerator.num_processes} process(es) on {accelerator.device.type}; a step of {optim.batch_size}'
             f' pictures is {accelerator.num_processes} x {self.passes} x {self.per_pass}.'
         )
+
+    def check_labels(self, samples: Samples, split: str, trains: bool) -> None:
+        """Warns of the labels that do not count in a split.
+
+        Raises:
+            InputError: None counts in the split that is evaluated on.
+        """
+        data = self.config.data
+        counts = LabelCounts.of(samples.targets, self.label_names, data.name)
+        if not trains:
+            counts.check(f'{data.root or data.name}: {split}', 'data.eval_split')
+        if line := counts.warning(split, trains):
+            self.accelerator.print(f'warning: {line}')
 
     def train(self) -> None:
         """Trains and measures, epoch after epoch, and leaves the weights for use with their results.
