@@ -173,7 +173,7 @@ def test_figures_are_those_of_the_results(folder, text, tmp_path):
         in text
     )
     assert '60 images, 5 of 7 labels, those with at least one positive and one absent entry' in part
-    assert 'means over all labels (one without a positive counts 0)' in part
+    assert 'means over all labels with an entry (one without a positive counts 0)' in part
     assert 'all-points' in part and 'a probability of 0.5' in part
     low, high = run['mAP_interval_95']
     assert f'resampling the images: {low:.2f} to {high:.2f}' in part

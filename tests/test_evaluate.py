@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from torchvision.transforms.functional import normalize, to_tensor
 
@@ -210,6 +211,60 @@ def test_labels_that_are_not_shared_are_refused(table_root, monkeypatch):
     twice = make_model(table_root / 'twice', ['cat', 'image_id'])
     with pytest.raises(InputError, match='a label is called image_id'):
         run(monkeypatch, model=twice, scores=table_root / 's.parquet', **settings)
+
+
+def masked_table(root, *rows):
+    lines = [f'{number}.png,{row}' for number, row in enumerate(rows)]
+    (root / 'test.csv').write_text('\n'.join(['image,cat,dog,owl', *lines]))
+
+
+def test_labels_that_do_not_count_are_named_before_and_in_the_results(table_root, monkeypatch, capsys):
+    """Of three labels the second has no absent entry, the third no positive."""
+    masked_table(table_root, '1,1,0', '0,-1,0', '1,,0', '0,1,')
+    model, output = make_model(table_root / 'model', ['dog', 'cat', 'owl']), table_root / 'results.json'
+    scores = table_root / 'scores.parquet'
+    settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'scores': scores}
+    run(monkeypatch, model=model, output=output, **settings)
+    warning, line = capsys.readouterr().out.splitlines()
+    assert warning == (
+        'warning: test: 2 of 3 labels are left out of mAP and of fitted thresholds: 1 without an absent entry [dog],'
+        ' 1 without a positive [owl]; if -1 or blank means absent in the data, set data.minus_one or data.blank to'
+        ' absent.'
+    )
+    assert 'over 1 of 3 labels (1 without an absent entry, 1 without a positive), 1 of them with fewer than 5' in line
+    found, table = json.loads(output.read_text()), pq.read_table(scores)
+    ap = 100 * average_precision_score([1, 0, 1, 0], table['cat'].to_numpy())
+    assert found['measures']['mAP'] == found['labels']['cat']['AP'] == pytest.approx(ap)
+    assert (found['labels']['dog']['AP'], found['labels']['owl']['AP'], found['num_labels_counted']) == (None, None, 1)
+
+
+def test_nothing_to_evaluate_on_is_told_before_scoring(table_root, monkeypatch):
+    masked_table(table_root, '1,1,0', '-1,,0', '1,,0', '-1,1,')
+    monkeypatch.setattr(evaluate, 'score', lambda *_: pytest.fail('it was scored'))
+    settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test'}
+    message = (
+        f'{table_root}: test: there is nothing to evaluate on, as no label has both a positive and an absent entry'
+        r' among the 4 images .*: if -1 or blank means absent in the data, set data\.minus_one or data\.blank to'
+        r' absent\.$'
+    )
+    with pytest.raises(InputError, match=message):
+        run(monkeypatch, model=make_model(table_root / 'model', ['cat', 'dog', 'owl']), **settings)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('where', ['first', 'last'])
+def test_weights_that_are_not_finite_are_one_line(tmp_path, monkeypatch, value, where):
+    names = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
+    model, path = make_model(tmp_path, names), tmp_path / 'model.safetensors'
+    weights = load_file(path)
+    name = {'first': 'backbone.conv1.0.weight', 'last': 'classifier.bias'}[where]
+    weights[name].view(-1)[0] = value
+    save_file(weights, path, {'format': 'pt'})
+    image_id = msff_timm.data.load('scenes', 'validation', size=5)['image_id'][0]
+    message = f"^image {image_id}: the model's logits are not finite: its weights hold NaN or infinite values; use"
+    with pytest.raises(InputError, match=message):
+        run(monkeypatch, model=model, data__size=5, output=tmp_path / 'results.json')
+    assert not (tmp_path / 'results.json').exists()
 
 
 def test_the_mean_of_a_picture_and_its_mirror_image_is_exact_at_both_ends():

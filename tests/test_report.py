@@ -127,17 +127,17 @@ def states(*columns):
         (
             ['+++++-----', '?+++++++?+', '++++++++++'],
             '10 images, mAP all-points over 1 of 3 labels (2 without an absent entry, 0 without a positive),'
-            ' threshold 0.5',
+            ' CP and CR over 3, threshold 0.5',
         ),
         (
             ['+++++-----', '++++++++++', '----------', '??????????', '--------??', '?????????+'],
             '10 images, mAP all-points over 1 of 6 labels (2 without an absent entry, 1 masked throughout, 2 without a'
-            ' positive, which count 0 in CP and CR), threshold 0.5',
+            ' positive), CP and CR over 5, threshold 0.5',
         ),
         (
             ['+++++-----', '+?????????', '-++++++++?', '+++++++++-', '+---------'],
             '10 images, mAP all-points over 4 of 5 labels (1 without an absent entry, 0 without a positive), 1 of them'
-            ' with fewer than 5 positives, 2 of them with fewer than 5 absent entries, threshold 0.5',
+            ' with fewer than 5 positives, 2 of them with fewer than 5 absent entries, CP and CR over 5, threshold 0.5',
         ),
     ],
     ids=['all', 'no absent entry', 'each kind', 'few'],

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 import timm
 import torch
@@ -21,7 +22,7 @@ from config import DataConfig
 from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import match_labels
-from train import load_data
+from train import Run, load_data
 
 ROOT = Path(__file__).parents[1]
 TINY = ['--data.train_size=32', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
@@ -104,9 +105,41 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_a
         assert (
             one['num_images'] == several['num_images'] == 33
         )  # 2 and 3 processes repeat pictures to fill their batches
-        same = ('measures', 'top3', 'mAP_by_size', 'labels', 'num_classes_with_positives')
+        same = ('measures', 'top3', 'mAP_by_size', 'labels', 'num_labels_counted')
         assert {key: several[key] for key in same} == {key: one[key] for key in same}
     assert one['measures'] == pytest.approx(results(trained)['measures'], abs=1e-6)
+
+
+@pytest.mark.parametrize('case', ['celeba', pytest.param('blank', marks=pytest.mark.slow)])
+def test_nothing_to_evaluate_on_ends_a_run_before_its_first_step(case, script, cases, tmp_path):
+    arguments = [f'--data.root={cases / "minus_one_is_absent" / case}', '--data.name=table', f'--output={tmp_path}']
+    arguments += ['--data.image_column=image_id'] if case == 'celeba' else []
+    sizes = ['--data.train_size=null', '--data.eval_size=null', '--optim.batch_size=4']
+    result = script('train.py', *TINY, *sizes, *arguments, check=False)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and 'Training' not in result.stdout
+    assert line.startswith('train.py: error: ') and ': validation: there is nothing to evaluate on' in line
+    assert line.endswith('set data.minus_one or data.blank to absent.')
+
+
+def test_labels_that_do_not_count_are_warned_of_by_training(capsys):
+    data = DataConfig(name='table', root='photos')
+    run = SimpleNamespace(
+        config=SimpleNamespace(data=data), label_names=['a', 'b'], accelerator=SimpleNamespace(print=print)
+    )
+    samples = SimpleNamespace(targets=np.array([[1, 1], [0, -1]]))
+    Run.check_labels(run, samples, 'train', trains=True)
+    Run.check_labels(run, samples, 'validation', trains=False)
+    train, validation = capsys.readouterr().out.splitlines()
+    kinds = '1 without an absent entry [b], 0 without a positive; if -1 or blank means absent'
+    assert train.startswith(f'warning: train: 1 of 2 labels cannot be learnt: {kinds}')
+    assert validation.startswith(
+        f'warning: validation: 1 of 2 labels are left out of mAP and of fitted thresholds: {kinds}'
+    )
+    samples.targets[1] = -1
+    Run.check_labels(run, samples, 'train', trains=True)
+    with pytest.raises(InputError, match='photos: validation: there is nothing to evaluate on'):
+        Run.check_labels(run, samples, 'validation', trains=False)
 
 
 def curve(folder: Path, tag: str) -> list[float]:

@@ -114,7 +114,7 @@ def describe(measures: dict, threshold: float | list[float] = 0.5) -> str:
     """Puts the metrics into one line, with the definition and the counts that they stand on.
 
     How many labels are left out of mAP is part of it, and why: `mAP all-points over 3 of 4 labels (1 without an absent
-    entry, 0 without a positive)`.
+    entry, 0 without a positive), CP and CR over 4`.
     """
     values = '  '.join(f'{name} {value:.2f}' for name, value in summary(measures).items())
     if 'mAP_interval' in measures:
@@ -132,11 +132,12 @@ def _basis(
     counted = (positives > 0) & (negatives > 0)
     labels = f'{counted.sum()} label{"s" if counted.sum() > 1 else ""}'
     if not counted.all():
-        in_cp = ', which count 0 in CP and CR' if ((positives == 0) & (negatives > 0)).any() else ''
-        labels = f'{counted.sum()} of {len(counted)} labels ({left_out(positives, negatives)}{in_cp})'
+        labels = f'{counted.sum()} of {len(counted)} labels ({left_out(positives, negatives)})'
     for kind, numbers in (('positives', positives), ('absent entries', negatives)):
         if few := (counted & (numbers < FEW)).sum():
             labels += f', {few} of them with fewer than {FEW} {kind}'
+    if not counted.all():
+        labels += f', CP and CR over {(positives + negatives > 0).sum()}'
     named = f'threshold {threshold:g}' if isinstance(threshold, float) else "the model's own thresholds"
     return f'{images} images, mAP {ap} over {labels}, {named}'
 
