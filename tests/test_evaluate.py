@@ -160,6 +160,8 @@ def test_thresholds_are_stored_in_the_models_order(tmp_path, monkeypatch):
     assert hub.load(model).thresholds == pytest.approx(fitted.per_class) and len(set(fitted.per_class)) > 1
     assert json.loads((tmp_path / 'r.json').read_text())['labels_left_out'] == []
 
+    with pytest.raises(InputError, match='fit_thresholds is true: 4 images are too few; give at least 5'):
+        run(monkeypatch, model=model, data__size=4, fit_thresholds='true')
     more = make_model(tmp_path / 'more', [*names, 'unicorn'])
     with pytest.raises(InputError, match=r'fit_thresholds is true: the data have not all labels of .*\(unicorn\)'):
         run(monkeypatch, model=more, data__size=12, fit_thresholds='true')
@@ -220,12 +222,13 @@ def masked_table(root, *rows):
 
 def test_labels_that_do_not_count_are_named_before_and_in_the_results(table_root, monkeypatch, capsys):
     """Of three labels the second has no absent entry, the third no positive."""
-    masked_table(table_root, '1,1,0', '0,-1,0', '1,,0', '0,1,')
+    Image.new('RGB', (40, 40)).save(table_root / '4.png')
+    masked_table(table_root, '1,1,0', '0,-1,0', '1,,0', '0,1,', '0,1,0')
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'owl']), table_root / 'results.json'
     scores = table_root / 'scores.parquet'
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'scores': scores}
-    run(monkeypatch, model=model, output=output, **settings)
-    warning, line = capsys.readouterr().out.splitlines()
+    run(monkeypatch, model=model, output=output, fit_thresholds='true', **settings)
+    warning, line, stored = capsys.readouterr().out.splitlines()
     assert warning == (
         'warning: test: 2 of 3 labels are left out of mAP and of fitted thresholds: 1 without an absent entry [dog],'
         ' 1 without a positive [owl]; if -1 or blank means absent in the data, set data.minus_one or data.blank to'
@@ -233,9 +236,13 @@ def test_labels_that_do_not_count_are_named_before_and_in_the_results(table_root
     )
     assert 'over 1 of 3 labels (1 without an absent entry, 1 without a positive), 1 of them with fewer than 5' in line
     found, table = json.loads(output.read_text()), pq.read_table(scores)
-    ap = 100 * average_precision_score([1, 0, 1, 0], table['cat'].to_numpy())
+    ap = 100 * average_precision_score([1, 0, 1, 0, 0], table['cat'].to_numpy())
     assert found['measures']['mAP'] == found['labels']['cat']['AP'] == pytest.approx(ap)
     assert (found['labels']['dog']['AP'], found['labels']['owl']['AP'], found['num_labels_counted']) == (None, None, 1)
+    assert stored.startswith('Thresholds of 1 of 3 labels fitted, 0.5 for the others; stored in ')
+    thresholds = json.loads((table_root / 'model' / 'config.json').read_text())['thresholds']
+    dog, cat, owl = thresholds['per_class']
+    assert thresholds['num_fitted'] == 1 and dog == owl == 0.5 != cat
 
 
 def test_nothing_to_evaluate_on_is_told_before_scoring(table_root, monkeypatch):

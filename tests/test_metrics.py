@@ -409,17 +409,17 @@ def test_a_size_that_no_positive_has_is_nan(recwarn):
 
 @pytest.mark.parametrize('ap', DEFINITIONS)
 def test_the_interval_is_that_of_resamples_with_repeated_rows(ap):
-    # So few positives that some resamples miss some classes.
+    # So few positives, or negatives, that some labels do not count in some resamples.
     scores, targets, ignore = example(shape=(30, 6), decimals=1)
-    targets[:, 2] = np.arange(30) < 1
-    ignore[0, 2] = False
+    targets[:, 2], targets[:, 3] = np.arange(30) < 1, np.arange(30) > 0
+    ignore[0, 2:4] = False
     rng, means, missed = np.random.default_rng(5), [], 0
     for _ in range(40):
         drawn = rng.integers(30, size=30)
         by_class = average_precision(scores[drawn], targets[drawn], ignore[drawn], ap)
         means.append(np.nanmean(by_class))
-        missed += np.isnan(by_class[2])
-    assert 0 < missed < 40
+        missed += np.isnan(by_class[2:4])
+    assert ((0 < missed) & (missed < 40)).all()
     low, high = evaluate(scores, targets, ignore, ap=ap, bootstrap=40, seed=5)['mAP_interval']
     assert (low / 100, high / 100) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), abs=1e-12)
     assert evaluate(scores, targets, ignore, ap=ap, bootstrap=40, seed=6)['mAP_interval'] != (low, high)

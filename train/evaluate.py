@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 
 import msff_timm.data
 from config import EvalDataConfig, EvaluateConfig, parse
-from engine import fit_thresholds, make_loader, measure, run_command, score, share_cores
+from engine import FOLDS, fit_thresholds, make_loader, measure, run_command, score, share_cores
 from msff_timm import hub
 from msff_timm.data import voc
 from msff_timm.data.counts import LabelCounts
@@ -55,6 +55,8 @@ def main() -> None:
     if labels.left_out:  # what `score` compares with
         samples.targets = samples.targets[:, labels.rows]
         samples.areas = None if samples.areas is None else samples.areas[:, labels.rows]
+    if config.fit_thresholds and len(dataset) < FOLDS:
+        raise InputError(f'fit_thresholds is true: {len(dataset)} images are too few; give at least {FOLDS}.')
     if not config.submission:
         counts = LabelCounts.of(samples.targets, labels.names, data.name)
         counts.check(f'{data.root or data.name}: {data.split}', 'data.split')
@@ -82,7 +84,12 @@ def main() -> None:
     if accelerator.is_main_process:
         if fitted:
             fitted['per_class'] = [fitted['per_class'][k] for k in np.argsort(labels.columns)]  # as the logits
-            print(f'Thresholds of {len(labels.names)} labels stored in {hub.set_thresholds(config.model, fitted)}.')
+            path, number, total = hub.set_thresholds(config.model, fitted), fitted['num_fitted'], len(labels.names)
+            print(
+                f'Thresholds of {total} labels stored in {path}.'
+                if number == total
+                else f'Thresholds of {number} of {total} labels fitted, 0.5 for the others; stored in {path}.'
+            )
         if config.output:
             run = results(
                 measures,

@@ -171,8 +171,8 @@ def _distinct(values: Sequence[object]) -> list:
 
 def _check_alike(runs: Sequence[dict]) -> None:
     def basis_of(run: dict) -> dict:
-        counts = {name: label['num_positives'] for name, label in run['labels'].items()}
-        return {**{key: run[key] for key in ('data', 'num_images', 'definitions', 'weights')}, 'num_positives': counts}
+        counts = {name: (label['num_positives'], label['num_negatives']) for name, label in run['labels'].items()}
+        return {**{key: run[key] for key in ('data', 'num_images', 'definitions', 'weights')}, 'counts': counts}
 
     for run in runs:
         if basis_of(run) != basis_of(runs[0]):
