@@ -133,7 +133,7 @@ ENTRIES = st.integers(1, 4).flatmap(
 
 @pytest.mark.parametrize('ap', DEFINITIONS)
 @given(ENTRIES, st.sampled_from([0.0, 0.4, 0.5]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_evaluate_is_scikit_learns_with_masked_entries_and_labels_of_one_kind(ap, rows, threshold):
     """Labels without a positive or without a negative are left out of mAP on both sides."""
     scores = np.array([[s / 5 for s, _ in row] for row in rows])
