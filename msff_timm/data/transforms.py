@@ -1,15 +1,12 @@
-"""From a photo to a batch: opening, the augmentation of section 4.3, and the checkpoint's own preprocessing."""
+"""From an image to a batch: the augmentation of section 4.3, and the checkpoint's own preprocessing."""
 
-import io
 import re
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
 from torchvision import transforms
@@ -17,9 +14,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ..errors import InputError
+from .images import open_image
 
 __all__ = [
-    'MAX_PIXELS',
     'Cutout',
     'Normalize',
     'TrainTransform',
@@ -29,9 +26,6 @@ __all__ = [
     'train_transform',
 ]
 
-MAX_PIXELS = 2**28 // 3  # a quarter of a GiB in RGB: where Pillow begins to warn of decompression bombs
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-
 # Of RandAugment's rotations, shears and shifts: torchvision's default too, and three times as fast as timm's choice at
 # random between bilinear and bicubic.
 GEOMETRY = Image.Resampling.NEAREST
@@ -40,59 +34,6 @@ GEOMETRY = Image.Resampling.NEAREST
 RAND_AUGMENT = re.compile(
     r'rand(-(m\d+|n[1-9]|p(0(\.\d+)?|1(\.0+)?)|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*'
 )
-
-
-def open_image(
-    source: str | Path | bytes, name: str | None = None, at_least: tuple[int, int] | None = None
-) -> Image.Image:
-    """Opens a photo upright, in 8-bit RGB; of several frames the first.
-
-    What is transparent shows white, as on a page; Pillow's `convert('RGB')` shows the colour that was hidden. 16-bit
-    grays become their 8-bit equals, where Pillow clips them at 255. Floats count as from 0 to 1, or from 0 to 255
-    where one is above 1.
-
-    Args:
-        source: A path, or the content of a file.
-        name: What messages call the picture; None for the path.
-        at_least: Height and width that are enough: a JPEG is decoded at 1/2, 1/4 or 1/8 as long as it stays that
-            large, which is faster. None decodes every pixel, as evaluation and inference need it to see exactly what
-            timm's own preprocessing sees.
-
-    Raises:
-        InputError: The file is missing, is not a whole picture, or has more than `MAX_PIXELS` pixels.
-    """
-    name = name or ('picture' if isinstance(source, bytes) else str(source))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # ours is the limit, and it is an error
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f'{image.width} x {image.height} pixels, over {MAX_PIXELS:,}')
-                if at_least:
-                    sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-                    image.draft(None, at_least if sideways else at_least[::-1])
-                ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
-    except FileNotFoundError:
-        raise InputError(f'{name}: there is no such file.') from None
-    except Exception as e:  # Pillow's decoders raise nearly every kind of error on bytes that are not as they should be
-        if isinstance(e, Image.UnidentifiedImageError):
-            reason = 'not a picture that Pillow can read'
-        else:
-            reason = getattr(e, 'strerror', None) or ' '.join(str(e).split()) or type(e).__name__
-        raise InputError(f'{name}: cannot be read as a picture ({reason}).') from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts a loaded picture of any mode."""
-    if image.mode == 'F' or image.mode.startswith('I'):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        white = 65535 if image.mode != 'F' else 1 if values.max() <= 1 else 255
-        image = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image.convert('RGB')
 
 
 def eval_transform(data_config: dict, as_bytes: bool = False) -> transforms.Compose:

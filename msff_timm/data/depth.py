@@ -1,0 +1,300 @@
+"""Images of more than 8 bits: which values are black and white, and the bytes that follow.
+
+`images.open_image` documents the rule.
+"""
+
+import io
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFile
+
+__all__ = ['ValueRange', 'is_deep', 'make_tile', 'raw_mode_of', 'read_statement', 'scale_colour', 'scale_gray']
+
+BLOCK = 2**20  # pixels that are scaled at once
+OUTLIERS = 1e-3  # share of values that may lie above white: hot pixels, which would turn the rest black
+FILL = 1e30  # beyond it a float is no measurement but a fill value, the greatest float e.g.
+SMALLEST = -1100  # below the exponent of every float
+OTHER_BYTE = {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}  # of Pillow's 16-bit raw modes
+PNG_HEADER = 8  # bytes before the first chunk
+
+# TIFF tags
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+MAX_VALUE, S_MIN, S_MAX, GDAL_NODATA = 281, 340, 341, 42113
+
+
+@dataclass(frozen=True)
+class ValueRange:
+    """The values of an image of more than 8 bits.
+
+    Attributes:
+        lowest: Least finite value.
+        highest: Greatest finite value.
+        black: Value that becomes 0.
+        white: Value that becomes 255.
+        is_stated: Whether the file states black and white, or else the rule of `open_image` decides.
+    """
+
+    lowest: float
+    highest: float
+    black: float
+    white: float
+    is_stated: bool
+
+
+def make_tile(*entries: object) -> tuple:
+    return getattr(ImageFile, '_Tile', lambda *entries: entries)(*entries)  # Pillow 10 has mere tuples
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened, not yet loaded file holds more than 8 bits that are to be scaled here."""
+    raw_mode = raw_mode_of(image)
+    is_colour = raw_mode.partition(';')[2] in ('16L', '16B', '16N') and not raw_mode.startswith('RGBa')
+    return image.mode == 'F' or image.mode.startswith('I') or (is_colour and image.mode in ('RGB', 'RGBA', 'CMYK'))
+
+
+def raw_mode_of(image: Image.Image) -> str:
+    """Returns the layout of a PNG's or TIFF's samples, in Pillow's words."""
+    if image.format not in ('PNG', 'TIFF') or not image.tile:
+        return ''
+    arguments = image.tile[0][3]
+    return arguments if isinstance(arguments, str) else arguments[0]
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """What a file states of its values: the range and, if values may go beyond it, the white that counts then."""
+
+    black: float
+    white: float
+    beyond: float | None
+
+
+def read_statement(image: Image.Image) -> _Statement | None:
+    """Reads the depth or the range that an opened, not yet loaded file states."""
+    if image.format in ('PPM', 'JPEG2000'):  # Pillow scales by the depth in the header
+        return None if image.mode == 'F' else _Statement(0, 65535, 65535)
+    if image.format == 'PNG':
+        bits = _significant_bits(image)
+        # The specification wants samples scaled to all 16 bits; some writers leave them as they are.
+        return _Statement(0, 2**bits - 1, 65535) if bits else None
+    if image.format != 'TIFF':
+        return None
+    tags = image.tag_v2
+    if S_MAX in tags:
+        black, white = min(_numbers(tags.get(S_MIN, 0))), max(_numbers(tags[S_MAX]))
+        if black < white:
+            return _Statement(black, white, white)
+    bits = max(_numbers(tags.get(BITS, 1)))
+    if bits == 12:
+        return _Statement(0, 4095, 4095)
+    if MAX_VALUE in tags and max(_numbers(tags.get(SAMPLE_FORMAT, 1))) != 3:
+        return _Statement(0, 2 ** int(max(_numbers(tags[MAX_VALUE]))).bit_length() - 1, None)
+    return None
+
+
+def _numbers(value: object) -> list[float]:
+    return [float(number) for number in (value if isinstance(value, tuple) else (value,))]
+
+
+def _significant_bits(image: Image.Image) -> int | None:
+    """Reads the depth of the channels before they were stored in a PNG, which Pillow passes over."""
+    place = image.fp.tell()
+    image.fp.seek(PNG_HEADER)
+    try:
+        while True:
+            length, kind = struct.unpack('>L4s', image.fp.read(8))
+            if kind == b'sBIT':
+                bits = image.fp.read(length)[: 1 if image.mode.startswith('I') or length < 3 else 3]
+                return max(bits) if bits and max(bits) in range(1, 17) else None
+            if kind == b'IDAT':
+                return None
+            image.fp.seek(length + 4, io.SEEK_CUR)
+    except struct.error:
+        return None
+    finally:
+        image.fp.seek(place)
+
+
+class _Scaling:
+    """Maps values of more than 8 bits to bytes.
+
+    Args:
+        blocks: Gives all values, in parts.
+        statement: Of the file.
+        missing: Value that stands for none.
+        is_inverted: Whether the least value is the brightest.
+    """
+
+    def __init__(
+        self,
+        blocks: Iterator[np.ndarray],
+        statement: _Statement | None = None,
+        missing: float | None = None,
+        is_inverted: bool = False,
+    ):
+        self.missing = missing
+        self.is_inverted = is_inverted
+        self.is_float = False
+        self.lowest, self.highest, self.least_negative = np.inf, -np.inf, -np.inf
+        self.above, self.below = (np.zeros(2 * -SMALLEST, np.int64) for _ in range(2))  # values by binary exponent
+        counts = np.zeros(2**16, np.int64)
+        for block in blocks:
+            if block.dtype == np.uint16:
+                counts += np.bincount(block.ravel(), minlength=len(counts))
+            else:
+                self.is_float = block.dtype.kind == 'f'
+                self._add(block.ravel().astype(np.float64))
+        present = np.flatnonzero(counts)
+        self._add(present.astype(np.float64), counts[present])
+        self.values = self._range(statement)
+        self.table = self._to_bytes(np.arange(len(counts)))
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        return self.table[block] if block.dtype == np.uint16 else self._to_bytes(block)
+
+    def _add(self, values: np.ndarray, counts: np.ndarray | None = None) -> None:
+        counted = np.abs(values) < FILL  # neither is NaN
+        if self.missing is not None:
+            counted &= values != self.missing
+        values, counts = values[counted], None if counts is None else counts[counted]
+        if not len(values):
+            return
+        self.lowest, self.highest = min(self.lowest, values.min()), max(self.highest, values.max())
+        for sign, found in ((1, self.above), (-1, self.below)):
+            chosen = values * sign > 0
+            sizes = values[chosen] * sign
+            if sign < 0 and len(sizes):
+                self.least_negative = max(self.least_negative, -sizes.min())
+            # 2**n holds itself among floats and below zero; among integers n bits end at 2**n - 1.
+            exponents = np.frexp(np.nextafter(sizes, 0) if self.is_float or sign < 0 else sizes)[1]
+            weights = None if counts is None else counts[chosen]
+            found += np.bincount(exponents - SMALLEST, weights, len(found)).astype(np.int64)
+
+    def _range(self, statement: _Statement | None) -> ValueRange:
+        up, down = _held(self.above), _held(self.below)
+        lowest, highest = (0.0, 0.0) if self.lowest > self.highest else (self.lowest, self.highest)
+        if statement:
+            is_beyond = up is not None and 2.0**up > statement.white + 1
+            white = statement.beyond if is_beyond else statement.white
+            if white is not None:
+                return ValueRange(lowest, highest, statement.black, white, True)
+        if self.is_float:
+            n = 0 if up is None or -2 < up <= 0 else up
+            white = 2.0**n - (n >= 8)
+        elif down is None:
+            n = up or 0
+            white = 2.0 ** max(8, n + n % 2 if n < 16 else n) - 1
+        else:
+            white = 2.0 ** (up or 0) - 1
+        if up is None and down is not None:
+            white = 0.0
+        black = 0.0 if down is None else -(2.0**down)
+        if self.least_negative == self.lowest and -self.lowest >= white > 0:
+            black = 0.0
+        return ValueRange(lowest, highest, black, white, False)
+
+    def _to_bytes(self, values: np.ndarray) -> np.ndarray:
+        black, white = self.values.black, self.values.white
+        if self.is_inverted:
+            black, white = white, black
+        scaled = (values.astype(np.float64) - black) * (255 / (white - black))
+        scaled = np.nan_to_num(scaled, posinf=255, neginf=0).round().clip(0, 255).astype(np.uint8)
+        if self.missing is not None:
+            scaled[values == self.missing] = 0
+        return scaled
+
+
+def _held(found: np.ndarray) -> int | None:
+    """Returns the exponent of the least power of two that holds all but the outliers; None without any value."""
+    total = found.sum()
+    return int(np.argmax(total - found.cumsum() <= OUTLIERS * total)) + SMALLEST if total else None
+
+
+def _rows(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Cuts an image into blocks of rows, each with its place."""
+    rows = max(BLOCK // image.width, 1)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def scale_gray(image: Image.Image, statement: _Statement | None) -> tuple[Image.Image, ValueRange]:
+    """Scales an image of one channel."""
+    tags = image.tag_v2 if image.format == 'TIFF' else {}
+    is_unsigned = image.mode == 'I' and tags.get(SAMPLE_FORMAT, (1,)) == (1,) and tags.get(BITS) == (32,)
+
+    def values(part: Image.Image) -> np.ndarray:
+        block = np.asarray(part)
+        if image.mode.startswith('I;16'):
+            return block.astype(np.uint16, copy=False)  # from either order of bytes
+        return block.view(np.uint32) if is_unsigned else block
+
+    try:
+        missing = float(tags[GDAL_NODATA].strip(' \0'))
+    except (KeyError, ValueError):
+        missing = None
+    scaling = _Scaling((values(part) for _, part in _rows(image)), statement, missing, tags.get(PHOTOMETRIC) == 0)
+    clear = image.info.get('transparency')
+    result = Image.new('L', image.size)
+    for top, part in _rows(image):
+        block = values(part)
+        scaled = scaling(block)
+        if clear is not None:
+            scaled[block == clear] = 255
+        result.paste(Image.fromarray(scaled), (0, top))
+    return result, scaling.values
+
+
+def scale_colour(
+    image: Image.Image, reopen: Callable[[], Image.Image], raw_mode: str, statement: _Statement | None
+) -> ValueRange:
+    """Scales an image of several channels of 16 bits in place.
+
+    Pillow keeps the upper byte of each sample, which is right where all 16 bits are used. Else the file is read anew
+    for the lower bytes, by the raw mode of the other order of bytes.
+    """
+    colours = 4 if image.mode == 'CMYK' else 3
+    clear = image.info.pop('transparency', None)
+    counts = np.reshape(image.histogram(), (-1, 256))[:colours].sum(0)
+    present = np.flatnonzero(counts) * 257
+    if clear is None and counts[64:].sum() > OUTLIERS * counts.sum() and (not statement or statement.white > 2**15):
+        return ValueRange(float(present.min()), float(present.max()), 0.0, 65535.0, statement is not None)
+    with reopen() as other:
+        is_gray = raw_mode.startswith('LA')
+        lower_mode = 'RGBA' if is_gray else raw_mode[:-1] + OTHER_BYTE[raw_mode[-1]]
+        other.tile = [_with_raw_mode(tile, lower_mode) for tile in other.tile]
+        other.load()
+        # Read as RGBA, a gray with alpha has both bytes of both.
+        lower = Image.merge('RGBA', [other.getchannel(k) for k in (1, 1, 1, 3)]) if is_gray else other
+
+    def values(upper: Image.Image, lower: Image.Image) -> np.ndarray:
+        return np.asarray(upper).astype(np.uint16) << 8 | np.asarray(lower)
+
+    def blocks(channels: slice) -> Iterator[np.ndarray]:
+        for (_, upper), (_, part) in zip(_rows(image), _rows(lower), strict=True):
+            yield values(upper, part)[..., channels]
+
+    colour, alpha = slice(None, colours), slice(colours, None)
+    scaling = _Scaling(blocks(colour), statement)
+    opacity = _Scaling(blocks(alpha)) if image.mode == 'RGBA' else None
+    for (top, upper), (_, part) in zip(_rows(image), _rows(lower), strict=True):
+        block = values(upper, part)
+        scaled = scaling(block)
+        if opacity:
+            scaled[..., alpha] = opacity(block[..., alpha])
+        if clear is not None:
+            scaled[(block == clear).all(-1)] = 255
+        image.paste(Image.frombytes(image.mode, upper.size, scaled.tobytes()), (0, top))
+    return scaling.values
+
+
+def _with_raw_mode(tile: tuple, raw_mode: str) -> tuple:
+    *place, arguments = tile
+    if isinstance(arguments, str):
+        return make_tile(*place, raw_mode)
+    if len(arguments[0]) != len(raw_mode):  # one channel of a TIFF that stores them apart
+        raw_mode = arguments[0][:-1] + raw_mode[-1]
+    return make_tile(*place, (raw_mode, *arguments[1:]))

@@ -1,0 +1,294 @@
+"""Decoding: from a file of any kind to an upright image in 8-bit RGB."""
+
+import io
+import os
+import re
+import stat
+import struct
+import warnings
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from ..errors import InputError
+from .depth import ValueRange, is_deep, make_tile, raw_mode_of, read_statement, scale_colour, scale_gray
+
+__all__ = ['MAX_PIXELS', 'Decoded', 'decode', 'open_image']
+
+MAX_PIXELS = 2**28 // 3  # a quarter of a GiB in RGB: where Pillow begins to warn of decompression bombs
+
+UPRIGHT = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
+
+PNG, JPEG, TIFF = b'\x89PNG\r\n\x1a\n', b'\xff\xd8', (b'II*\0', b'MM\0*')
+MOST_BYTES = 2**28  # of a file that is repaired
+XMP_ORIENTATION = re.compile(rb'tiff:Orientation\s*(?:=\s*["\']|>)\s*([1-8])')
+INTEGERS = {1: 'B', 3: 'H', 4: 'L', 6: 'b', 8: 'h', 9: 'l'}  # TIFF's types
+END_OF_JPEG = b'\xff\xd9'
+
+# TIFF tags
+BITS, COMPRESSION, PHOTOMETRIC, PLANAR = 258, 259, 262, 284
+PIXEL_TAGS = {*range(256, 260), 262, 266, *range(273, 282), 284, 292, 293, 317, *range(320, 326)}
+PIXEL_TAGS |= {*range(332, 334), *range(336, 348), *range(512, 522), *range(529, 533), 42113}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image and what its file holds.
+
+    Attributes:
+        image: Upright, in 8-bit RGB.
+        mode: Pillow's mode of the file.
+        values: Of an image of more than 8 bits, else None.
+    """
+
+    image: Image.Image
+    mode: str
+    values: ValueRange | None
+
+
+def open_image(
+    source: str | Path | bytes, name: str | None = None, at_least: tuple[int, int] | None = None
+) -> Image.Image:
+    """Opens an image upright, in 8-bit RGB; of several frames the first.
+
+    What is transparent shows white, as on a page; Pillow's `convert('RGB')` shows the colour that was hidden. Of EXIF
+    and XMP only the orientation counts; one that cannot be read is the normal one.
+
+    Images of more than 8 bits are scaled. A depth or range that the file states decides: TIFF's SMinSampleValue and
+    SMaxSampleValue, MaxSampleValue or BitsPerSample, PNG's sBIT, the depth of JPEG 2000 and PGM. Where it states
+    none, the image's own values do, as sensors of 10, 12 and 14 bits write files of 16 without a word:
+
+    - Integers: white is the greatest value of 8, 10, 12, 14, 16, 17, ... bits, whichever is the first to hold the
+      image's values. So a dark image of 16 bits comes out brighter than it is, by a factor of at most four from what
+      its brightest pixel allows, unless the file states its depth.
+    - Floats: white is 1 where the greatest value is above 0.25 and at most 1; else the power of two that holds the
+      values, minus 1 from 256 on.
+    - Negative values: black is the power of two that holds them; without any, black is 0.
+
+    Up to one in a thousand of the values may lie above white (or below black) and is clipped. NaN, GDAL's value for
+    missing data and a single negative value that lies farther from 0 than white (-9999 e.g.) show black.
+
+    Args:
+        source: A path, or the content of a file.
+        name: What messages call the image; None for the path.
+        at_least: Height and width that are enough: a JPEG is decoded at 1/2, 1/4 or 1/8 as long as it stays that
+            large, which is faster. None decodes every pixel, as evaluation and inference need it to see exactly what
+            timm's own preprocessing sees.
+
+    Raises:
+        InputError: The file is missing, is not a whole image, or has more than `MAX_PIXELS` pixels.
+    """
+    return decode(source, name, at_least).image
+
+
+def decode(source: str | Path | bytes, name: str | None = None, at_least: tuple[int, int] | None = None) -> Decoded:
+    """Opens an image as `open_image` does, with what its file holds."""
+    name = name or ('picture' if isinstance(source, bytes) else str(source))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # metadata that Pillow finds odd
+            warnings.simplefilter('error', Image.DecompressionBombWarning)  # before ICO and ICNS decode what they hold
+            if not isinstance(source, bytes):
+                _refuse_devices(source)
+            try:
+                return _decode(source, at_least)
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+                raise
+            except Exception as e:
+                try:
+                    return _decode(_repair(source), at_least)
+                except Exception:
+                    raise e from None
+    except FileNotFoundError:
+        raise InputError(f'{name}: there is no such file.') from None
+    except Exception as e:  # Pillow's decoders raise nearly every kind of error on bytes that are not as they should be
+        if isinstance(e, Image.UnidentifiedImageError):
+            reason = 'not a picture that Pillow can read'
+        else:
+            reason = getattr(e, 'strerror', None) or ' '.join(str(e).split()) or type(e).__name__
+        raise InputError(f'{name}: cannot be read as a picture ({reason}).') from None
+
+
+def _refuse_devices(path: str | Path) -> None:
+    """Refuses what is no regular file: opening a FIFO waits for a writer, and a device may never end."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError('is a folder' if stat.S_ISDIR(mode) else 'is a FIFO, a socket or a device, not a file')
+
+
+def _decode(source: str | Path | bytes, at_least: tuple[int, int] | None) -> Decoded:
+    with _open(source) as image:
+        mode, deep, raw_mode = image.mode, is_deep(image), raw_mode_of(image)
+        orientation = _orientation(image)
+        if at_least:
+            image.draft(None, at_least if orientation in SIDEWAYS else at_least[::-1])
+        statement = read_statement(image) if deep else None
+        image.load()
+        pixels, values = image, None
+        if deep and image.getbands() in (('I',), ('F',)):
+            pixels, values = scale_gray(image, statement)
+        elif deep:
+            values = scale_colour(image, lambda: _open(source), raw_mode, statement)
+        pixels = _to_rgb(pixels)
+        if image.format == 'PNG':
+            orientation = _orientation(image)  # its EXIF may follow the pixels
+        # `ImageOps.exif_transpose` would write all EXIF anew, which raises where that is odd.
+        return Decoded(pixels.transpose(UPRIGHT[orientation]) if orientation > 1 else pixels, mode, values)
+
+
+def _open(source: str | Path | bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise Image.DecompressionBombError(f'{image.width} x {image.height} pixels, over {MAX_PIXELS:,}')
+    if image.format == 'TIFF' and image.tag_v2.get(COMPRESSION, 1) == 1:
+        _fix_uncompressed(image)
+    return image
+
+
+def _fix_uncompressed(image: Image.Image) -> None:
+    """Gives the tiles of a TIFF the layout that they have, where Pillow mistakes it."""
+    if image.tag_v2.get(PHOTOMETRIC) == 6:  # YCbCr, of which libtiff knows the subsampling
+        size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        image.use_load_libtiff = True
+        image.tile = [make_tile('libtiff', (0, 0, *size), 0, ('RGBX', 'raw', False, image.tag_v2.offset))]
+    elif image.tag_v2.get(PLANAR) == 2 and set(image.tag_v2.get(BITS, ())) == {16}:
+        order = 'L' if image.tag_v2.prefix == b'II' else 'B'
+        image.tile = [make_tile(*tile[:3], (f'{tile[3][0]};16{order}', *tile[3][1:])) for tile in image.tile]
+
+
+def _orientation(image: Image.Image) -> int:
+    """Reads the orientation from EXIF, or else from XMP; 1 where neither has one that can be read."""
+    if image.format == 'TIFF':
+        return 1  # Pillow turns a TIFF itself as it loads it
+    orientation = _exif_orientation(_exif(image))
+    if orientation is None and (found := XMP_ORIENTATION.search(_xmp(image))):
+        orientation = int(found[1])
+    return orientation if orientation in UPRIGHT else 1
+
+
+def _exif(image: Image.Image) -> bytes:
+    exif = image.info.get('exif', b'')
+    for key in ('Raw profile type exif', 'Raw profile type APP1'):  # hexadecimal, as ImageMagick writes it into PNG
+        if not exif and key in image.info:
+            with suppress(ValueError):
+                exif = bytes.fromhex(''.join(image.info[key].split('\n')[3:]))
+    while exif.startswith(b'Exif\0\0'):  # some cameras write it twice
+        exif = exif[6:]
+    return exif
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """Finds the orientation among tags that Pillow reads only as far as they are in order."""
+    try:
+        order, _, places = _directory(exif)
+        for place in places:
+            tag, kind, count = struct.unpack_from(order + 'HHL', exif, place)
+            if tag == ExifTags.Base.Orientation and kind in INTEGERS:
+                is_far = count * struct.calcsize(INTEGERS[kind]) > 4
+                value = struct.unpack_from(order + 'L', exif, place + 8)[0] if is_far else place + 8
+                return struct.unpack_from(order + INTEGERS[kind], exif, value)[0]
+    except struct.error:  # it ends early
+        pass
+    return None
+
+
+def _directory(content: bytes) -> tuple[str, int, range]:
+    """Returns the order of bytes, the start and the places of the entries of the first directory of TIFF or EXIF."""
+    if content[:4] not in TIFF:
+        return '<', 0, range(0)
+    order = '<' if content.startswith(b'I') else '>'
+    (start,) = struct.unpack_from(order + 'L', content, 4)
+    (count,) = struct.unpack_from(order + 'H', content, start)
+    return order, start, range(start + 2, start + 2 + 12 * count, 12)
+
+
+def _xmp(image: Image.Image) -> bytes:
+    xmp = image.info.get('xmp') or image.info.get('XML:com.adobe.xmp') or b''
+    if not xmp:  # Pillow 10 leaves a JPEG's among its segments
+        xmp = b''.join(
+            data for _, data in getattr(image, 'applist', ()) if data.startswith(b'http://ns.adobe.com/xap/')
+        )
+    return xmp.encode() if isinstance(xmp, str) else xmp
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Converts a loaded image of 8 bits."""
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image.convert('RGB')
+
+
+def _repair(source: str | Path | bytes) -> bytes:
+    """Leaves out metadata at which Pillow stops, where the pixels may be whole, and adds a JPEG's missing end.
+
+    Raises:
+        ValueError: The file is of another kind, or too large to be read at once.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
+        head = file.read(12)
+        kinds = {
+            _bare_png: head.startswith(PNG),
+            _bare_tiff: head[:4] in TIFF,
+            _bare_avif: head[4:8] == b'ftyp',
+            _ended_jpeg: head.startswith(JPEG),
+        }
+        for repair, fits in kinds.items():
+            if fits and file.seek(0, io.SEEK_END) <= MOST_BYTES:
+                file.seek(0)
+                return repair(file.read())
+    raise ValueError('there is nothing to repair')
+
+
+def _bare_png(content: bytes) -> bytes:
+    kept, place = [PNG], len(PNG)
+    while place + 12 <= len(content):
+        length, kind = struct.unpack_from('>L4s', content, place)
+        chunk = content[place : place + 12 + length]
+        is_whole = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], 'big')
+        if kind[:1].isupper() or (kind in (b'tRNS', b'sBIT', b'eXIf', b'acTL', b'fcTL', b'fdAT') and is_whole):
+            kept.append(chunk)
+        place += len(chunk)
+    return b''.join(kept)
+
+
+def _bare_tiff(content: bytes) -> bytes:
+    order, start, places = _directory(content)
+    entries = [content[place : place + 12] for place in places]
+    kept = [entry for entry in entries if struct.unpack_from(order + 'H', entry)[0] in PIXEL_TAGS]
+    directory = struct.pack(order + 'H', len(kept)) + b''.join(kept) + bytes(4)
+    return content[:start] + directory + content[start + len(directory) :]
+
+
+def _bare_avif(content: bytes) -> bytes:
+    return content.replace(b'Exif', b'none')  # a kind of item that readers pass over
+
+
+def _ended_jpeg(content: bytes) -> bytes:
+    """Adds the end marker to a JPEG that lacks nothing else.
+
+    What follows the last coefficient changes nothing, so it has to be all there if different bytes after the end of the
+    file give the same pixels. A progressive file could lack whole scans, which this does not show.
+    """
+    pixels = set()
+    for filler in (b'\0', b'\x55', b'\xaa'):
+        with _open(content + filler * 4096 + END_OF_JPEG) as image:
+            if 'progressive' in image.info:
+                raise ValueError('scans may be missing')
+            pixels.add(image.tobytes())
+    if len(pixels) > 1:
+        raise ValueError('pixels are missing')
+    return content + END_OF_JPEG
