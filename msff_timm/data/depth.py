@@ -263,12 +263,11 @@ def scale_colour(
     if clear is None and counts[64:].sum() > OUTLIERS * counts.sum() and (not statement or statement.white > 2**15):
         return ValueRange(float(present.min()), float(present.max()), 0.0, 65535.0, statement is not None)
     with reopen() as other:
-        is_gray = raw_mode.startswith('LA')
-        lower_mode = 'RGBA' if is_gray else raw_mode[:-1] + OTHER_BYTE[raw_mode[-1]]
-        other.tile = [_with_raw_mode(tile, lower_mode) for tile in other.tile]
+        other.tile = [_of_lower_bytes(tile) for tile in other.tile]
         other.load()
-        # Read as RGBA, a gray with alpha has both bytes of both.
-        lower = Image.merge('RGBA', [other.getchannel(k) for k in (1, 1, 1, 3)]) if is_gray else other
+        lower = other
+        if raw_mode.startswith('LA'):
+            lower = Image.merge('RGBA', [other.getchannel(k) for k in (1, 1, 1, 3)])
 
     def values(upper: Image.Image, lower: Image.Image) -> np.ndarray:
         return np.asarray(upper).astype(np.uint16) << 8 | np.asarray(lower)
@@ -291,10 +290,9 @@ def scale_colour(
     return scaling.values
 
 
-def _with_raw_mode(tile: tuple, raw_mode: str) -> tuple:
+def _of_lower_bytes(tile: tuple) -> tuple:
     *place, arguments = tile
-    if isinstance(arguments, str):
-        return make_tile(*place, raw_mode)
-    if len(arguments[0]) != len(raw_mode):  # one channel of a TIFF that stores them apart
-        raw_mode = arguments[0][:-1] + raw_mode[-1]
-    return make_tile(*place, (raw_mode, *arguments[1:]))
+    raw_mode, rest = (arguments, None) if isinstance(arguments, str) else (arguments[0], arguments[1:])
+    # Pillow has no other order for gray with alpha: as RGBA it gives both bytes of both.
+    raw_mode = 'RGBA' if raw_mode.startswith('LA') else raw_mode[:-1] + OTHER_BYTE[raw_mode[-1]]
+    return make_tile(*place, raw_mode if rest is None else (raw_mode, *rest))
