@@ -43,8 +43,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
-    command = commands.add_parser('predict', help='print the labels of photos with their probabilities')
-    command.add_argument('photos', nargs='+', metavar='PHOTO', help='file, folder or glob')
+    command = commands.add_parser(
+        'predict',
+        help='print the labels of photos with their probabilities',
+        description='Print the labels of images with their probabilities. The exit code is 1 if an image could not be'
+        " read; HEIC (without pillow-heif) and cameras' raw files count as such. Hidden files, documents and videos in"
+        ' a folder are passed over.',
+    )
+    command.add_argument('photos', nargs='+', metavar='PHOTO', help='file, folder (without its subfolders) or glob')
     command.add_argument('--model', required=True, help='local-dir:FOLDER, hf-hub:ORG/NAME or a pretrained timm name')
     command.add_argument('--threshold', type=_probability, help="of probability (default: the model's own, else 0.5)")
     command.add_argument('--json', action='store_true', help='print JSON instead of a table')

@@ -1,6 +1,7 @@
 """Labels with probabilities for photos."""
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
-from .data.transforms import eval_transform, open_image
+from .data.formats import is_image
+from .data.images import open_image
+from .data.transforms import eval_transform
 from .errors import InputError
 from .labels import names_of
 
@@ -33,20 +36,25 @@ class Prediction:
 
 
 def find_photos(patterns: Sequence[str]) -> list[str]:
-    """Lists the photos that files, folders (not their subfolders) and globs name, in the order given.
+    """Lists the images that files, folders (not their subfolders) and globs name, in the order given.
 
-    A file that is missing stays in the list: `predict` reports it.
+    Of a folder or a glob those files count that are an image or a camera's raw file by their name or content; hidden
+    files, documents and videos do not. A file that is named stays in the list whatever it is, as does an image that
+    cannot be read: `predict` reports it.
 
     Raises:
-        InputError: A folder holds no photo, or a glob matches nothing.
+        InputError: A folder cannot be read or holds no image, or a glob matches none.
     """
     Image.init()
     photos = []
     for pattern in patterns:
-        if Path(pattern).is_dir():
-            found = [str(p) for p in sorted(Path(pattern).iterdir()) if p.suffix.lower() in Image.EXTENSION]
-        elif glob.has_magic(pattern) and not Path(pattern).exists():
-            found = sorted(glob.glob(pattern, recursive=True))
+        if os.path.isdir(pattern):
+            try:
+                found = [str(path) for path in sorted(Path(pattern).iterdir()) if is_image(path)]
+            except OSError as e:
+                raise InputError(f'{pattern}: cannot be read ({e.strerror}).') from None
+        elif glob.has_magic(pattern) and not os.path.lexists(pattern):
+            found = [path for path in sorted(glob.glob(pattern, recursive=True)) if is_image(Path(path))]
         else:
             found = [pattern]
         if not found:

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from msff_timm import cli
 from msff_timm.data import images
 from msff_timm.data.depth import ValueRange
 from msff_timm.data.images import decode, open_image
@@ -581,7 +583,7 @@ def test_open_image_takes_a_jpeg_without_its_end_only_where_it_is_whole(coco_roo
 
 @pytest.mark.parametrize('kind', ['ico', 'icns'])
 def test_open_image_refuses_icons_before_they_are_decoded(kind):
-    bomb = png(20_000, 20_000, 8, 2, b'')  # without pixels: to decode it would be another error
+    bomb = png(10_000, 9_000, 8, 2, b'')  # without pixels: to decode it would be another error
     if kind == 'ico':
         content = struct.pack('<3H4B2H2L', 0, 1, 1, 16, 16, 0, 0, 1, 32, len(bomb), 22) + bomb
     else:
@@ -622,3 +624,29 @@ def test_open_image_needs_little_memory_for_deep_images(tmp_path):
     width, kilobytes = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     # Pillow holds 2 bytes of each pixel as it is in the file, 1 in gray and 4 in RGB.
     assert width == side and kilobytes * 1024 < 12 * side**2
+
+
+def test_inspect_reports_the_values_of_deep_images(tmp_path, capsys):
+    contents = {
+        'a.tif': tiff(ramp(5, 4000, 'u2')),
+        'b.tif': tiff(ramp(0, 3000, 'u2')),
+        'c.tif': tiff(ramp(0, 900, 'u2')),
+        'd.png': deep_png(ramp(0, 700, 'u2'), sbit=[16]),
+        'e.png': encoded(Image.new('RGB', (9, 9)), 'png'),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / 'train.csv').write_text('image,x\n' + ''.join(f'{name},{n % 2}\n' for n, name in enumerate(contents)))
+    arguments = ['--root', str(tmp_path), '--splits', 'train', '--workers', '0', '-o', str(tmp_path / 'out')]
+    assert cli.main(['data', 'table', *arguments, '--check']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index('more than 8 bits in train: 4 pictures, values from 0 to 4,000; black and white are')
+    assert lines[start + 1 : start + 4] == [
+        '  0 and 4,095, by their values: 2',
+        '  0 and 1,023, by their values: 1',
+        '  0 and 65,535, as the file states: 1',
+    ]
+    assert lines[start + 4].startswith('  To give them one scale, state it in the files')
+    split = json.loads((tmp_path / 'out' / 'inspect.json').read_text())['splits']['train']
+    assert split['values'] == [0, 4000] and sum(split['scales'].values()) == 4
+    assert split['modes'] == {'I;16': 4, 'RGB': 1}

@@ -1,12 +1,18 @@
+import io
 import json
+import os
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from msff_timm import cli, hub
+from msff_timm.data.images import open_image
 from msff_timm.errors import InputError
 from msff_timm.predict import find_photos, predict
 
@@ -93,6 +99,124 @@ def test_the_command_goes_on_past_unreadable_photos_and_counts_them(trained, pho
     assert [results[path]['error'] is None for path in arguments] == [False, True, False, True]
     assert all(len(results[path]['labels']) == (0 if results[path]['error'] else 12) for path in arguments)
     assert 'gone.jpg: there is no such file.' in captured.err and '2 of 4 photos could not be read' in captured.err
+
+
+def jpeg(**settings):
+    file = io.BytesIO()
+    Image.new('RGB', (40, 30), 'teal').save(file, 'JPEG', **settings)
+    return file.getvalue()
+
+
+def box(brand, *compatible):
+    content = brand + bytes(4) + b''.join(compatible)
+    return struct.pack('>L', 8 + len(content)) + b'ftyp' + content + bytes(100)
+
+
+def thumbnail():
+    """What many a raw file begins with: a TIFF of few pixels, which Pillow reads."""
+    file = io.BytesIO()
+    Image.new('RGB', (16, 12)).save(file, 'TIFF')
+    return file.getvalue()
+
+
+READ = {
+    'a.jpg': jpeg(), 'b.JPG': jpeg(), 'c.jfif': jpeg(), 'no suffix': jpeg(), 'scan.0001': jpeg(), 'x.bak': jpeg(),
+    'd.tif': thumbnail(), 'TIFF': thumbnail(), 'raw.jpg.cr2': jpeg(),
+}  # fmt: skip
+NAMED = {
+    'p.HEIC': (box(b'heic', b'mif1'), 'pip install pillow-heif'),
+    'p.heif': (b'', 'pip install pillow-heif'),
+    'p.hif': (box(b'mif1', b'heic'), 'pip install pillow-heif'),
+    'heic': (box(b'heix'), 'pip install pillow-heif'),
+    'heic.jpg': (box(b'heic', b'mif1'), 'pip install pillow-heif'),
+    'r.CR2': (b'II*\0\x10\0\0\0CR\2\0' + bytes(200), 'raw file'),
+    'r.CR3': (box(b'crx ', b'isom'), 'raw file'),
+    'canon': (box(b'crx ', b'isom'), 'raw file'),
+    'r.NEF': (thumbnail(), 'raw file'),
+    'r.arw': (thumbnail(), 'raw file'),
+    'r.dng': (b'', 'raw file'),
+    'r.RW2': (b'IIU\0' + bytes(100), 'raw file'),
+    'r.raf': (b'FUJIFILMCCD-RAW ' + bytes(100), 'raw file'),
+    'x.jxl': (b'\xff\x0a' + bytes(100), 'JXL'),
+    'jxl': (b'\0\0\0\x0cJXL \r\n\x87\n' + bytes(100), 'JXL'),
+    'x.exr': (b'v/1\1' + bytes(100), 'EXR'),
+    'cut.jpg': (jpeg()[:300], 'Truncated'),
+    'empty.png': (b'', 'not a picture'),
+}
+IGNORED = {
+    '._a.jpg': b'\0\5\x16\7' + bytes(80), '.hidden.jpg': jpeg(), '.DS_Store': b'\0\0\0\1Bud1' + bytes(100),
+    'report.pdf': b'%PDF-1.4\n', 'notes.txt': b'notes', 'README': b'P is not for PPM',
+    'clip.mp4': box(b'isom', b'mp42'),
+    'clip.mov': box(b'qt  '), 'clip.mpg': b'\0\0\1\xb3' + bytes(100), 'data.h5': b'\x89HDF\r\n\x1a\n' + bytes(100),
+    'table.csv': b'file,label\n', 'a.xmp': b'<x:xmpmeta/>', 'empty': b'', 'archive.zip': b'PK\3\4' + bytes(100),
+}  # fmt: skip
+
+
+def test_find_photos_lists_whatever_is_an_image(tmp_path):
+    for name, content in {**READ, **{n: c for n, (c, _) in NAMED.items()}, **IGNORED}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / 'folder.jpg').mkdir()
+    (tmp_path / 'loop.jpg').symlink_to(tmp_path / 'loop.jpg')
+    (tmp_path / 'link').symlink_to(tmp_path / 'a.jpg')
+    os.mkfifo(tmp_path / 'fifo')
+    os.mkfifo(tmp_path / 'fifo.png')
+    expected = sorted([*READ, *NAMED, 'loop.jpg', 'link', 'fifo.png'])
+    for pattern in (tmp_path, tmp_path / '*'):
+        assert [path.removeprefix(f'{tmp_path}/') for path in find_photos([str(pattern)])] == expected
+    for name in READ:
+        assert open_image(tmp_path / name).mode == 'RGB'
+    for name, (_, reason) in NAMED.items():
+        with pytest.raises(InputError, match=f'^{tmp_path}/{name}: cannot be read as a picture .*{reason}'):
+            open_image(tmp_path / name)
+    with pytest.raises(InputError, match='symbolic links'):
+        open_image(tmp_path / 'loop.jpg')
+
+
+def test_find_photos_takes_no_document_for_an_image(tmp_path):
+    for name, content in IGNORED.items():
+        (tmp_path / name).write_bytes(content)
+    for pattern in (tmp_path, tmp_path / '*', tmp_path / '*.pdf'):
+        with pytest.raises(InputError, match='no photo is there'):
+            find_photos([str(pattern)])
+    assert find_photos([str(tmp_path / 'report.pdf')]) == [str(tmp_path / 'report.pdf')]  # as it is named
+
+
+def test_find_photos_keeps_an_image_that_is_too_large(tmp_path):
+    rows = struct.pack('>IIBBBBB', 20_000, 20_000, 8, 2, 0, 0, 0)
+    head = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + rows + struct.pack('>I', zlib.crc32(b'IHDR' + rows))
+    (tmp_path / 'large').write_bytes(head + b'\0\0\0\0IDAT' + struct.pack('>I', zlib.crc32(b'IDAT')))
+    assert find_photos([str(tmp_path)]) == [str(tmp_path / 'large')]
+
+
+def test_find_photos_names_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(Path, 'iterdir', refuse)
+    with pytest.raises(InputError, match=r'cannot be read \(Permission denied\)'):
+        find_photos([str(tmp_path)])
+
+
+def test_the_command_names_and_counts_what_it_cannot_label(trained, cases, capsys):
+    folder = cases / 'folder_with_other_files'
+    expected = {
+        'heic': ([], ['IMG_0001.HEIC']),
+        'mixed': (['IMG_0001.jpg', 'scan'], ['IMG_0002.HEIC', 'IMG_0003.DNG']),
+        'photos': (
+            ['a.jpg', 'b.JPG', 'c.jfif', 'd.png', 'f.webp', 'h.tif', 'noext'],
+            ['IMG_0001.HEIC', 'IMG_0002.CR2'],
+        ),
+    }
+    (expected['photos'][0 if features.check('avif') else 1]).append('g.avif')
+    for name, (labelled, named) in expected.items():
+        code = cli.main(['predict', str(folder / name), '--model', f'local-dir:{trained}', '--json'])
+        captured = capsys.readouterr()
+        results = {Path(entry['photo']).name: entry['error'] for entry in json.loads(captured.out)}
+        assert code == 1 and results.keys() == {*labelled, *named}
+        assert all((results[file] is None) == (file in labelled) for file in results)
+        lines = captured.err.splitlines()
+        assert len(lines) == len(named) + 1 and all(any(file in line for line in lines) for file in named)
+        assert lines[-1] == f'msff-timm: {len(named)} of {len(results)} photos could not be read.'
 
 
 @pytest.mark.parametrize(

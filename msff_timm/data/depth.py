@@ -176,7 +176,7 @@ class _Scaling:
 
     def _range(self, statement: _Statement | None) -> ValueRange:
         up, down = _held(self.above), _held(self.below)
-        lowest, highest = (0.0, 0.0) if self.lowest > self.highest else (self.lowest, self.highest)
+        lowest, highest = (0.0, 0.0) if self.lowest > self.highest else (float(self.lowest), float(self.highest))
         if statement:
             is_beyond = up is not None and 2.0**up > statement.white + 1
             white = statement.beyond if is_beyond else statement.white

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 
 from ..errors import InputError
 from .depth import ValueRange, is_deep, make_tile, raw_mode_of, read_statement, scale_colour, scale_gray
+from .formats import RAW_REASON, explain_unknown, is_raw
 
 __all__ = ['MAX_PIXELS', 'Decoded', 'decode', 'open_image']
 
@@ -38,7 +39,7 @@ INTEGERS = {1: 'B', 3: 'H', 4: 'L', 6: 'b', 8: 'h', 9: 'l'}  # TIFF's types
 END_OF_JPEG = b'\xff\xd9'
 
 # TIFF tags
-BITS, COMPRESSION, PHOTOMETRIC, PLANAR = 258, 259, 262, 284
+BITS, COMPRESSION, PHOTOMETRIC, PLANAR, DNG_VERSION = 258, 259, 262, 284, 50706
 PIXEL_TAGS = {*range(256, 260), 262, 266, *range(273, 282), 284, 292, 293, 317, *range(320, 326)}
 PIXEL_TAGS |= {*range(332, 334), *range(336, 348), *range(512, 522), *range(529, 533), 42113}
 
@@ -96,6 +97,7 @@ def open_image(
 def decode(source: str | Path | bytes, name: str | None = None, at_least: tuple[int, int] | None = None) -> Decoded:
     """Opens an image as `open_image` does, with what its file holds."""
     name = name or ('picture' if isinstance(source, bytes) else str(source))
+    suffix = os.path.splitext(name if isinstance(source, bytes) else source)[1]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # metadata that Pillow finds odd
@@ -103,19 +105,19 @@ def decode(source: str | Path | bytes, name: str | None = None, at_least: tuple[
             if not isinstance(source, bytes):
                 _refuse_devices(source)
             try:
-                return _decode(source, at_least)
-            except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+                return _decode(source, suffix, at_least)
+            except (Image.DecompressionBombError, Image.DecompressionBombWarning, InputError):
                 raise
             except Exception as e:
                 try:
-                    return _decode(_repair(source), at_least)
+                    return _decode(_repair(source), suffix, at_least)
                 except Exception:
                     raise e from None
     except FileNotFoundError:
         raise InputError(f'{name}: there is no such file.') from None
     except Exception as e:  # Pillow's decoders raise nearly every kind of error on bytes that are not as they should be
         if isinstance(e, Image.UnidentifiedImageError):
-            reason = 'not a picture that Pillow can read'
+            reason = explain_unknown(suffix, _head(source))
         else:
             reason = getattr(e, 'strerror', None) or ' '.join(str(e).split()) or type(e).__name__
         raise InputError(f'{name}: cannot be read as a picture ({reason}).') from None
@@ -128,8 +130,15 @@ def _refuse_devices(path: str | Path) -> None:
         raise OSError('is a folder' if stat.S_ISDIR(mode) else 'is a FIFO, a socket or a device, not a file')
 
 
-def _decode(source: str | Path | bytes, at_least: tuple[int, int] | None) -> Decoded:
+def _head(source: str | Path | bytes) -> bytes:
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
+        return file.read(64)
+
+
+def _decode(source: str | Path | bytes, suffix: str, at_least: tuple[int, int] | None) -> Decoded:
     with _open(source) as image:
+        if image.format == 'TIFF' and (is_raw(suffix) or DNG_VERSION in image.tag_v2):
+            raise InputError(RAW_REASON)  # Pillow would take the thumbnail for the image
         mode, deep, raw_mode = image.mode, is_deep(image), raw_mode_of(image)
         orientation = _orientation(image)
         if at_least:

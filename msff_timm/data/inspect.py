@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -23,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from ..errors import InputError
 from . import label_names, load
 from .counts import LabelCounts
+from .depth import ValueRange
+from .images import decode
 from .sheet import COLUMNS, DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
-from .transforms import open_image
 
 if TYPE_CHECKING:
     import datasets
@@ -43,7 +42,9 @@ TAIL = 4096  # bytes at the end of a file that are compared before the whole of 
 BLOCK = 8192  # rows whose labels are multiplied at once
 CHUNK = 16  # pictures that a process reads at once
 MOST_NAMES, MOST_GROUPS, MOST_FILES = 20, 10, 20  # that the text lists
+MOST_SCALES = 8
 ROWS = 4  # of the contact sheet
+BY_VALUES = 'by their values'
 
 
 @dataclass
@@ -63,6 +64,8 @@ class SplitReport:
         modes: Number of decoded pictures of each of Pillow's modes.
         widths: Least, median and greatest of the decoded pictures, upright; None without any.
         heights: Likewise.
+        values: Least and greatest value of the decoded images of more than 8 bits; None without any.
+        scales: Number of those images by the values that become black and white, and what decides them.
     """
 
     num_images: int
@@ -76,6 +79,8 @@ class SplitReport:
     modes: dict[str, int] = field(default_factory=dict)
     widths: list[float] | None = None
     heights: list[float] | None = None
+    values: list[float] | None = None
+    scales: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -175,12 +180,24 @@ class Report:
                 modes = ', '.join(f'{mode} {count}' for mode, count in split.modes.items())
                 sides = (f'{a:g} / {b:g} / {c:g}' for a, b, c in (split.widths, split.heights))
                 yield f'read in {name}: {split.num_read} pictures ({modes}), width {next(sides)}, height {next(sides)}'
+            if split.values:
+                yield from _depth(name, split)
         across = sum(len({split for split, _ in group}) > 1 for group in self.duplicates)
         yield f'groups of pictures of the same content: {len(self.duplicates)}, {across} of them across splits'
         yield from _first([' = '.join(map(' '.join, group)) for group in self.duplicates], MOST_GROUPS)
         for (a, b), ids in self.shared_ids.items():
             some = ', '.join(ids[:5]) + (', ...' if len(ids) > 5 else '')
             yield f'image_id in both {a} and {b}: {len(ids)} ({some})'
+
+
+def _depth(name: str, split: SplitReport) -> Iterator[str]:
+    """Reports the images of more than 8 bits."""
+    low, high = split.values
+    count = sum(split.scales.values())
+    yield f'more than 8 bits in {name}: {count} pictures, values from {low:,.7g} to {high:,.7g}; black and white are'
+    yield from _first([f'{scale}: {number}' for scale, number in split.scales.items()], MOST_SCALES)
+    if sum(scale.endswith(BY_VALUES) for scale in split.scales) > 1:
+        yield '  To give them one scale, state it in the files (SMinSampleValue, SMaxSampleValue of TIFF; sBIT of PNG).'
 
 
 def _first(found: Sequence[str], most: int) -> Iterator[str]:
@@ -330,7 +347,9 @@ def _find(split: str, dataset: datasets.Dataset, ids: list[str], report: SplitRe
             if picture and picture.size:
                 yield picture
             elif picture:
-                report.unreadable.append(f'{name}: is empty.')
+                report.unreadable.append(
+                    f'{name}: is {"empty" if path is None or os.path.isfile(path) else "no file"}.'
+                )
             row += 1
 
 
@@ -394,7 +413,16 @@ def _check(
             else:
                 read[picture.split].append(result)
     for split, found in read.items():
-        modes, widths, heights = zip(*found, strict=True)
+        modes = [result.mode for result in found]
+        widths, heights = zip(*(result.size for result in found), strict=True)
+        deep = [result.values for result in found if result.values]
+        if deep:
+            reports[split].values = [min(values.lowest for values in deep), max(values.highest for values in deep)]
+            scales = Counter(
+                f'{v.black:,.10g} and {v.white:,.10g}, {"as the file states" if v.is_stated else BY_VALUES}'
+                for v in deep
+            )
+            reports[split].scales = dict(scales.most_common())
         reports[split].num_read = len(found)
         reports[split].modes = dict(Counter(modes).most_common())
         reports[split].widths, reports[split].heights = (
@@ -436,14 +464,22 @@ def _quiet() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _read(task: list[tuple[str | bytes, str]]) -> list[tuple[str, int, int] | str]:
-    """Decodes pictures: the mode, width and height of each, or why it cannot be read."""
+@dataclass(slots=True)
+class _Found:
+    """What is kept of a decoded image: its mode, its upright size, and the values of one of more than 8 bits."""
+
+    mode: str
+    size: tuple[int, int]
+    values: ValueRange | None
+
+
+def _read(task: list[tuple[str | bytes, str]]) -> list[_Found | str]:
+    """Decodes images: what is kept of each, or why it cannot be read."""
     results = []
     for source, name in task:
         try:
-            size = open_image(source, name).size
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                results.append((image.mode, *size))
+            decoded = decode(source, name)
+            results.append(_Found(decoded.mode, decoded.image.size, decoded.values))
         except InputError as e:
             results.append(str(e))
     return results
