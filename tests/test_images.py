@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import Image
 
 from msff_timm import cli
 from msff_timm.data import images
 from msff_timm.data.depth import ValueRange
+from msff_timm.data.formats import HAS_AVIF
 from msff_timm.data.images import decode, open_image
 from msff_timm.errors import InputError
 
@@ -370,6 +371,10 @@ STATED = {
     'SMax above which values lie': (ramp(0, 4, 'f4'), [(340, 'f', [0.0]), (341, 'f', [1.0])], 0, 1),
     'SMax in doubles': (ramp(0, 7, 'f4'), [(340, 'd', [0.0]), (341, 'd', [10.0])], 0, 10),
     'SMax that is no range': (ramp(0, 4095, 'u2'), [(341, 'H', [0])], 0, 4095),
+    'SMax of the type': (ramp(0, 7, 'f4'), [(340, 'f', [0.0]), (341, 'f', [3.4e38])], 0, 8),
+    'SMax that is no number': (ramp(0, 7, 'f4'), [(340, 'f', [0.0]), (341, 'f', [float('nan')])], 0, 8),
+    'SMax in words': (ramp(0, 7, 'f4'), [(341, 's', b'seven\0')], 0, 8),
+    'MaxSampleValue of 0': (ramp(0, 900, 'u2'), [(281, 'H', [0])], 0, 1023),
     'MaxSampleValue': (ramp(0, 900, 'u2'), [(281, 'H', [4095])], 0, 4095),
     'MaxSampleValue of what occurs': (ramp(0, 900, 'u2'), [(281, 'H', [3700])], 0, 4095),
     'MaxSampleValue of a dark image': (ramp(0, 900, 'u2'), [(281, 'H', [65535])], 0, 65535),
@@ -453,6 +458,41 @@ def test_open_image_scales_colours_of_sixteen_bits(high, white):
     assert np.abs(pixels - scaled(gray, 0, white)[..., None]).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ('dtype', 'channels'), [('u1', 1), ('u2', 1), ('i2', 1), ('i4', 1), ('f4', 1), ('u1', 3), ('u2', 3)]
+)
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('planar', [1, 2])
+@pytest.mark.parametrize('is_deflated', [False, True])
+def test_open_image_reads_every_layout_of_a_tiff(dtype, order, planar, channels, is_deflated):
+    low, high, black, white = {
+        'u1': (0, 255, 0, 255),
+        'u2': (0, 1000, 0, 1023),
+        'i2': (-1024, 3071, -1024, 4095),
+        'i4': (-9, 100_000, -16, 2**17 - 1),
+        'f4': (-1, 1, -1, 1),
+    }[dtype]
+    values = np.stack([ramp(low, high, dtype), ramp(high, low, dtype), ramp(low, high // 2, dtype)][:channels], -1)
+    settings = {}
+    if is_deflated:
+        planes = values.transpose(2, 0, 1) if planar == 2 else values[None]
+        parts = [zlib.compress(plane.astype(plane.dtype.newbyteorder(order)).tobytes()) for plane in planes]
+        size = max(map(len, parts))
+        data = b''.join(part.ljust(size, b'\0') for part in parts)
+        settings = {'data': data, 'entries': [(259, 'H', [8])]}
+    pixels = np.asarray(open_image(tiff(values, order, planar=planar, **settings))).astype(int)
+    assert np.abs(pixels - scaled(values, black, white)).max() == 0
+
+
+@pytest.mark.parametrize('high', [4095, 65535])
+def test_open_image_takes_no_depth_from_sixteen_bits(high):
+    values = ramp(0, high, 'u2')
+    jpeg2000 = encoded(Image.fromarray(values), 'jpeg2000', irreversible=False)
+    graymap = b'P5 64 48 65535\n' + values.astype('>u2').tobytes()
+    for content in (jpeg2000, graymap, encoded(Image.fromarray(values), 'png')):
+        np.testing.assert_array_equal(shown(content), scaled(values, 0, high))
+
+
 def test_open_image_shows_transparent_values_of_sixteen_bits_white():
     gray = ramp(0, 4095, 'u2')
     expected = scaled(gray, 0, 4095)
@@ -520,7 +560,7 @@ def test_open_image_opens_the_deep_cases(cases):
 
 def test_open_image_opens_the_cases_of_odd_metadata(cases):
     paths = sorted(path for path in (cases / 'odd_exif').iterdir() if path.name != 'README')
-    if not features.check('avif'):
+    if not HAS_AVIF:
         paths = [path for path in paths if path.suffix != '.avif']
     assert len(paths) >= 40
     plain = np.asarray(open_image(cases / 'odd_exif' / '00_plain.jpg')).astype(int)

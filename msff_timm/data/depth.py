@@ -5,7 +5,6 @@
 
 import io
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ BLOCK = 2**20  # pixels that are scaled at once
 OUTLIERS = 1e-3  # share of values that may lie above white: hot pixels, which would turn the rest black
 FILL = 1e30  # beyond it a float is no measurement but a fill value, the greatest float e.g.
 SMALLEST = -1100  # below the exponent of every float
-OTHER_BYTE = {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}  # of Pillow's 16-bit raw modes
 PNG_HEADER = 8  # bytes before the first chunk
 
 # TIFF tags
@@ -75,8 +73,10 @@ class _Statement:
 
 def read_statement(image: Image.Image) -> _Statement | None:
     """Reads the depth or the range that an opened, not yet loaded file states."""
-    if image.format in ('PPM', 'JPEG2000'):  # Pillow scales by the depth in the header
-        return None if image.mode == 'F' else _Statement(0, 65535, 65535)
+    if image.format in ('PPM', 'JPEG2000'):
+        # Pillow scales to 16 bits by the depth in the header; one of 16 says no more than that of any other file.
+        bits = _jpeg2000_bits(image) if image.format == 'JPEG2000' else 16 if image.tile[0][0] == 'raw' else None
+        return None if image.mode == 'F' or bits == 16 else _Statement(0, 65535, 65535)
     if image.format == 'PNG':
         bits = _significant_bits(image)
         # The specification wants samples scaled to all 16 bits; some writers leave them as they are.
@@ -84,20 +84,33 @@ def read_statement(image: Image.Image) -> _Statement | None:
     if image.format != 'TIFF':
         return None
     tags = image.tag_v2
-    if S_MAX in tags:
-        black, white = min(_numbers(tags.get(S_MIN, 0))), max(_numbers(tags[S_MAX]))
-        if black < white:
-            return _Statement(black, white, white)
-    bits = max(_numbers(tags.get(BITS, 1)))
-    if bits == 12:
+    black, white = min(_numbers(tags, S_MIN), default=0), max(_numbers(tags, S_MAX), default=0)
+    if black < white:
+        return _Statement(black, white, white)
+    if max(_numbers(tags, BITS), default=1) == 12:
         return _Statement(0, 4095, 4095)
-    if MAX_VALUE in tags and max(_numbers(tags.get(SAMPLE_FORMAT, 1))) != 3:
-        return _Statement(0, 2 ** int(max(_numbers(tags[MAX_VALUE]))).bit_length() - 1, None)
-    return None
+    highest = int(max(_numbers(tags, MAX_VALUE), default=0))
+    is_float = 3 in _numbers(tags, SAMPLE_FORMAT)
+    return None if highest <= 0 or is_float else _Statement(0, 2 ** highest.bit_length() - 1, None)
 
 
-def _numbers(value: object) -> list[float]:
-    return [float(number) for number in (value if isinstance(value, tuple) else (value,))]
+def _numbers(tags: dict, tag: int) -> list[float]:
+    """Reads the numbers of a tag; none where it is missing or is no measurement."""
+    value = tags.get(tag, ())
+    try:
+        numbers = [float(number) for number in (value if isinstance(value, tuple) else (value,))]
+    except ValueError:  # text
+        return []
+    return numbers if all(abs(number) < FILL for number in numbers) else []
+
+
+def _jpeg2000_bits(image: Image.Image) -> int:
+    """Reads the depth of a JPEG 2000's first channel, which Pillow does not give."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(2**16)
+    image.fp.seek(place)
+    return (head[head.index(b'\xff\x4f\xff\x51') + 42] & 127) + 1
 
 
 def _significant_bits(image: Image.Image) -> int | None:
@@ -249,12 +262,12 @@ def scale_gray(image: Image.Image, statement: _Statement | None) -> tuple[Image.
 
 
 def scale_colour(
-    image: Image.Image, reopen: Callable[[], Image.Image], raw_mode: str, statement: _Statement | None
+    image: Image.Image, lower_bytes: Callable[[], Image.Image], statement: _Statement | None
 ) -> ValueRange:
     """Scales an image of several channels of 16 bits in place.
 
-    Pillow keeps the upper byte of each sample, which is right where all 16 bits are used. Else the file is read anew
-    for the lower bytes, by the raw mode of the other order of bytes.
+    Pillow keeps the upper byte of each sample, which is right where all 16 bits are used. Else `lower_bytes` gives the
+    other one.
     """
     colours = 4 if image.mode == 'CMYK' else 3
     clear = image.info.pop('transparency', None)
@@ -262,12 +275,7 @@ def scale_colour(
     present = np.flatnonzero(counts) * 257
     if clear is None and counts[64:].sum() > OUTLIERS * counts.sum() and (not statement or statement.white > 2**15):
         return ValueRange(float(present.min()), float(present.max()), 0.0, 65535.0, statement is not None)
-    with reopen() as other:
-        other.tile = [_of_lower_bytes(tile) for tile in other.tile]
-        other.load()
-        lower = other
-        if raw_mode.startswith('LA'):
-            lower = Image.merge('RGBA', [other.getchannel(k) for k in (1, 1, 1, 3)])
+    lower = lower_bytes()
 
     def values(upper: Image.Image, lower: Image.Image) -> np.ndarray:
         return np.asarray(upper).astype(np.uint16) << 8 | np.asarray(lower)
@@ -288,11 +296,3 @@ def scale_colour(
             scaled[(block == clear).all(-1)] = 255
         image.paste(Image.frombytes(image.mode, upper.size, scaled.tobytes()), (0, top))
     return scaling.values
-
-
-def _of_lower_bytes(tile: tuple) -> tuple:
-    *place, arguments = tile
-    raw_mode, rest = (arguments, None) if isinstance(arguments, str) else (arguments[0], arguments[1:])
-    # Pillow has no other order for gray with alpha: as RGBA it gives both bytes of both.
-    raw_mode = 'RGBA' if raw_mode.startswith('LA') else raw_mode[:-1] + OTHER_BYTE[raw_mode[-1]]
-    return make_tile(*place, raw_mode if rest is None else (raw_mode, *rest))

@@ -30,6 +30,7 @@ RAW = frozenset(
     ' .nef .nrw .orf .pef .ptx .pxn .raf .raw .rw2 .rwl .rwz .sr2 .srf .srw .x3f'.split()
 )
 OTHERS = frozenset('.bpg .dcm .dicom .exr .hdp .hdr .jxl .jxr .psb .svg .svgz .wdp .xcf'.split())
+HAS_AVIF = 'avif' in features.modules and features.check('avif')
 DOCUMENTS = frozenset(['.pdf', '.ps'])
 
 
@@ -75,7 +76,7 @@ def explain_unknown(suffix: str, head: bytes) -> str:
     kind = _content(head)
     if 'HEIF' not in Image.OPEN and (kind == 'HEIC' or (kind is None and suffix in HEIC)):
         return 'HEIC, which Pillow reads once pillow-heif is installed: pip install pillow-heif'
-    if not features.check('avif') and (kind == 'AVIF' or (kind is None and suffix in AVIF)):
+    if not HAS_AVIF and (kind == 'AVIF' or (kind is None and suffix in AVIF)):
         return 'AVIF, which Pillow reads from 11.3 on: pip install -U pillow'
     if kind == 'CR3' or suffix in RAW:
         return RAW_REASON

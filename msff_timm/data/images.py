@@ -5,12 +5,14 @@ import os
 import re
 import stat
 import struct
+import sys
 import warnings
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import InputError
@@ -35,11 +37,13 @@ SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 PNG, JPEG, TIFF = b'\x89PNG\r\n\x1a\n', b'\xff\xd8', (b'II*\0', b'MM\0*')
 MOST_BYTES = 2**28  # of a file that is repaired
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation\s*(?:=\s*["\']|>)\s*([1-8])')
+OTHER_ORDER = {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}  # of Pillow's raw modes
 INTEGERS = {1: 'B', 3: 'H', 4: 'L', 6: 'b', 8: 'h', 9: 'l'}  # TIFF's types
 END_OF_JPEG = b'\xff\xd9'
 
 # TIFF tags
-BITS, COMPRESSION, PHOTOMETRIC, PLANAR, DNG_VERSION = 258, 259, 262, 284, 50706
+BITS, PHOTOMETRIC, SAMPLES, PLANAR, DNG_VERSION = 258, 262, 277, 284, 50706
+PARTS = (273, 279, 324, 325)  # offsets and sizes of strips and tiles
 PIXEL_TAGS = {*range(256, 260), 262, 266, *range(273, 282), 284, 292, 293, 317, *range(320, 326)}
 PIXEL_TAGS |= {*range(332, 334), *range(336, 348), *range(512, 522), *range(529, 533), 42113}
 
@@ -67,19 +71,19 @@ def open_image(
     What is transparent shows white, as on a page; Pillow's `convert('RGB')` shows the colour that was hidden. Of EXIF
     and XMP only the orientation counts; one that cannot be read is the normal one.
 
-    Images of more than 8 bits are scaled. A depth or range that the file states decides: TIFF's SMinSampleValue and
-    SMaxSampleValue, MaxSampleValue or BitsPerSample, PNG's sBIT, the depth of JPEG 2000 and PGM. Where it states
-    none, the image's own values do, as sensors of 10, 12 and 14 bits write files of 16 without a word:
+    Images of more than 8 bits are scaled. A range or depth that the file states decides: TIFF's SMinSampleValue and
+    SMaxSampleValue, a BitsPerSample of 12, MaxSampleValue, PNG's sBIT, a depth of JPEG 2000 or PGM below 16. Where it
+    states none, the image's own values decide, as sensors of 10, 12 and 14 bits write files of 16 without a word:
 
     - Integers: white is the greatest value of 8, 10, 12, 14, 16, 17, ... bits, whichever is the first to hold the
-      image's values. So a dark image of 16 bits comes out brighter than it is, by a factor of at most four from what
-      its brightest pixel allows, unless the file states its depth.
+      values. So the brightest pixel is never below a quarter of white, except in files that use less than 8 bits; a
+      dark image of 16 bits comes out brighter than it is, unless its file states the depth.
     - Floats: white is 1 where the greatest value is above 0.25 and at most 1; else the power of two that holds the
       values, minus 1 from 256 on.
-    - Negative values: black is the power of two that holds them; without any, black is 0.
+    - Negative values: black is the power of two that holds them, below 0. Without any, black is 0.
 
-    Up to one in a thousand of the values may lie above white (or below black) and is clipped. NaN, GDAL's value for
-    missing data and a single negative value that lies farther from 0 than white (-9999 e.g.) show black.
+    One in a thousand of the values may lie above white or below black, hot pixels e.g., and is clipped. NaN, GDAL's
+    value for missing data and negatives that are all the same and as far from 0 as white (-9999 e.g.) show black.
 
     Args:
         source: A path, or the content of a file.
@@ -144,12 +148,13 @@ def _decode(source: str | Path | bytes, suffix: str, at_least: tuple[int, int] |
         if at_least:
             image.draft(None, at_least if orientation in SIDEWAYS else at_least[::-1])
         statement = read_statement(image) if deep else None
+        is_apart = deep and image.tile[0][0] == 'libtiff' and image.tag_v2.get(PLANAR) == 2
         image.load()
         pixels, values = image, None
         if deep and image.getbands() in (('I',), ('F',)):
             pixels, values = scale_gray(image, statement)
         elif deep:
-            values = scale_colour(image, lambda: _open(source), raw_mode, statement)
+            values = scale_colour(image, lambda: _lower_bytes(image, source, raw_mode, is_apart), statement)
         pixels = _to_rgb(pixels)
         if image.format == 'PNG':
             orientation = _orientation(image)  # its EXIF may follow the pixels
@@ -162,20 +167,78 @@ def _open(source: str | Path | bytes) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise Image.DecompressionBombError(f'{image.width} x {image.height} pixels, over {MAX_PIXELS:,}')
-    if image.format == 'TIFF' and image.tag_v2.get(COMPRESSION, 1) == 1:
-        _fix_uncompressed(image)
+    if image.format == 'TIFF':
+        _fix_tiff(image)
     return image
 
 
-def _fix_uncompressed(image: Image.Image) -> None:
+def _fix_tiff(image: Image.Image) -> None:
     """Gives the tiles of a TIFF the layout that they have, where Pillow mistakes it."""
-    if image.tag_v2.get(PHOTOMETRIC) == 6:  # YCbCr, of which libtiff knows the subsampling
-        size = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+    tags = image.tag_v2
+    if tags.get(PLANAR) == 2 and tags.get(SAMPLES, 1) == 1:
+        tags[PLANAR] = 1  # of one channel it means nothing
+        image._setup()
+    if image.tile[0][0] == 'libtiff':  # which gives the machine's order of bytes
+        *place, arguments = image.tile[0]
+        raw_mode = re.sub(r'B([SF])$', r'N\1', arguments[0])
+        image.tile = [make_tile(*place, (raw_mode, *arguments[1:]))]
+    elif tags.get(PHOTOMETRIC) == 6:  # YCbCr, of which libtiff knows the subsampling
+        size = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
         image.use_load_libtiff = True
-        image.tile = [make_tile('libtiff', (0, 0, *size), 0, ('RGBX', 'raw', False, image.tag_v2.offset))]
-    elif image.tag_v2.get(PLANAR) == 2 and set(image.tag_v2.get(BITS, ())) == {16}:
-        order = 'L' if image.tag_v2.prefix == b'II' else 'B'
+        image.tile = [make_tile('libtiff', (0, 0, *size), 0, ('RGBX', 'raw', False, tags.offset))]
+    elif tags.get(PLANAR) == 2 and set(tags.get(BITS, ())) == {16}:
+        order = 'L' if tags.prefix == b'II' else 'B'
         image.tile = [make_tile(*tile[:3], (f'{tile[3][0]};16{order}', *tile[3][1:])) for tile in image.tile]
+
+
+def _lower_bytes(image: Image.Image, source: str | Path | bytes, raw_mode: str, is_apart: bool) -> Image.Image:
+    """Reads the lower bytes of samples of 16 bits.
+
+    Args:
+        image: The upper bytes, as Pillow reads them.
+        source: The file.
+        raw_mode: Of the file.
+        is_apart: Whether libtiff reads the channels one after another, for which Pillow knows only the upper bytes.
+    """
+    if is_apart:
+        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if content[:4] not in TIFF:
+            return image  # a BigTIFF: each byte twice is close, and what there is
+        planes = [_open(_channel(content, number, len(image.getbands()))) for number in range(len(image.getbands()))]
+        return Image.merge(image.mode, [Image.fromarray(np.asarray(plane).astype(np.uint8)) for plane in planes])
+    with _open(source) as other:
+        other.tile = [_of_lower_bytes(tile) for tile in other.tile]
+        other.load()
+        return Image.merge('RGBA', [other.getchannel(k) for k in (1, 1, 1, 3)]) if raw_mode.startswith('LA') else other
+
+
+def _of_lower_bytes(tile: tuple) -> tuple:
+    """Changes a tile's raw mode to that of the other order of bytes: it takes the lower ones for the upper ones."""
+    *place, arguments = tile
+    raw_mode, rest = (arguments, None) if isinstance(arguments, str) else (arguments[0], arguments[1:])
+    # Pillow has no other order for gray with alpha: as RGBA it gives both bytes of both.
+    raw_mode = 'RGBA' if raw_mode.startswith('LA') else raw_mode[:-1] + OTHER_ORDER[raw_mode[-1]]
+    return make_tile(*place, raw_mode if rest is None else (raw_mode, *rest))
+
+
+def _channel(content: bytes, number: int, channels: int) -> bytes:
+    """Makes a TIFF of one of the channels of a TIFF that stores them apart."""
+    order, start, places = _directory(content)
+    alone = {BITS: 16, PHOTOMETRIC: 1, SAMPLES: 1, PLANAR: 1}
+    kept = []
+    for place in places:
+        tag, kind, count, value = struct.unpack_from(order + 'HHLL', content, place)
+        if tag in alone:
+            kept.append(struct.pack(order + 'HHLHH', tag, 3, 1, alone[tag], 0))
+        elif tag in PARTS:  # a list for each channel
+            stored = struct.calcsize(order + INTEGERS[kind]) * count // channels
+            value += stored * number
+            entry = struct.pack(order + 'L', value) if stored > 4 else content[value : value + stored].ljust(4, b'\0')
+            kept.append(struct.pack(order + 'HHL', tag, kind, count // channels) + entry)
+        elif tag in PIXEL_TAGS and not 338 <= tag <= 341:  # of all channels
+            kept.append(content[place : place + 12])
+    directory = struct.pack(order + 'H', len(kept)) + b''.join(kept) + bytes(4)
+    return content[:start] + directory + content[start + len(directory) :]
 
 
 def _orientation(image: Image.Image) -> int:
