@@ -489,7 +489,8 @@ def test_open_image_takes_no_depth_from_sixteen_bits(high):
     values = ramp(0, high, 'u2')
     jpeg2000 = encoded(Image.fromarray(values), 'jpeg2000', irreversible=False)
     graymap = b'P5 64 48 65535\n' + values.astype('>u2').tobytes()
-    for content in (jpeg2000, graymap, encoded(Image.fromarray(values), 'png')):
+    plain = b'P2 64 48 65535\n' + ' '.join(map(str, values.ravel())).encode()
+    for content in (jpeg2000, graymap, plain, encoded(Image.fromarray(values), 'png')):
         np.testing.assert_array_equal(shown(content), scaled(values, 0, high))
 
 

@@ -75,7 +75,7 @@ def read_statement(image: Image.Image) -> _Statement | None:
     """Reads the depth or the range that an opened, not yet loaded file states."""
     if image.format in ('PPM', 'JPEG2000'):
         # Pillow scales to 16 bits by the depth in the header; one of 16 says no more than that of any other file.
-        bits = _jpeg2000_bits(image) if image.format == 'JPEG2000' else 16 if image.tile[0][0] == 'raw' else None
+        bits = _jpeg2000_bits(image) if image.format == 'JPEG2000' else _graymap_bits(image)
         return None if image.mode == 'F' or bits == 16 else _Statement(0, 65535, 65535)
     if image.format == 'PNG':
         bits = _significant_bits(image)
@@ -104,13 +104,19 @@ def _numbers(tags: dict, tag: int) -> list[float]:
     return numbers if all(abs(number) < FILL for number in numbers) else []
 
 
+def _graymap_bits(image: Image.Image) -> int:
+    decoder, _, _, arguments = image.tile[0]
+    return 16 if decoder == 'raw' else int(arguments[-1]).bit_length()
+
+
 def _jpeg2000_bits(image: Image.Image) -> int:
-    """Reads the depth of a JPEG 2000's first channel, which Pillow does not give."""
+    """Reads the depth of a JPEG 2000's first channel, which Pillow does not give; 16 where it is not to be found."""
     place = image.fp.tell()
     image.fp.seek(0)
     head = image.fp.read(2**16)
     image.fp.seek(place)
-    return (head[head.index(b'\xff\x4f\xff\x51') + 42] & 127) + 1
+    start = head.find(b'\xff\x4f\xff\x51')
+    return (head[start + 42] & 127) + 1 if 0 <= start < len(head) - 42 else 16
 
 
 def _significant_bits(image: Image.Image) -> int | None:

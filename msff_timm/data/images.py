@@ -73,7 +73,8 @@ def open_image(
 
     Images of more than 8 bits are scaled. A range or depth that the file states decides: TIFF's SMinSampleValue and
     SMaxSampleValue, a BitsPerSample of 12, MaxSampleValue, PNG's sBIT, a depth of JPEG 2000 or PGM below 16. Where it
-    states none, the image's own values decide, as sensors of 10, 12 and 14 bits write files of 16 without a word:
+    states none, the image's own values decide, as sensors of 10, 12 and 14 bits write files of 16 without a word. That
+    needs no setting, so training and inference, which sees one image at a time, agree:
 
     - Integers: white is the greatest value of 8, 10, 12, 14, 16, 17, ... bits, whichever is the first to hold the
       values. So the brightest pixel is never below a quarter of white, except in files that use less than 8 bits; a
