@@ -612,6 +612,49 @@ def test_open_image_reads_tiffs_whatever_else_they_hold(odd, order):
     np.testing.assert_array_equal(open_image(content), UPRIGHT[6](values))
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    kind=st.sampled_from([b'tEXt', b'zTXt', b'iTXt', b'iCCP', b'eXIf', b'gAMA', b'pHYs', b'tIME', b'acTL', b'fcTL']),
+    data=st.binary(max_size=40)
+    | st.sampled_from([b'k\0\0' + zlib.compress(bytes(2**21)), b'XML:com.adobe.xmp\0\0\0\0\0\xff']),
+    is_first=st.booleans(),
+    is_sound=st.booleans(),
+)
+def test_open_image_reads_pngs_whatever_else_they_hold(kind, data, is_first, is_sound):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    content = encoded(Image.fromarray(pixels), 'png')
+    chunk = (
+        struct.pack('>I', len(data))
+        + kind
+        + data
+        + struct.pack('>I', zlib.crc32(kind + data) + (not is_sound) & 0xFFFFFFFF)
+    )
+    place = 33 if is_first else len(content) - 12
+    np.testing.assert_array_equal(open_image(content[:place] + chunk + content[place:]), pixels)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    marker=st.sampled_from([*range(0xE0, 0xEE), 0xEF, 0xFE]),
+    head=st.sampled_from(
+        [
+            b'',
+            b'JFIF\0',
+            b'Exif\0\0',
+            b'http://ns.adobe.com/xap/1.0/\0',
+            b'ICC_PROFILE\0',
+            b'MPF\0',
+            b'Photoshop 3.0\08BIM',
+        ]
+    ),
+    data=st.binary(max_size=40),
+)
+def test_open_image_reads_jpegs_whatever_else_they_hold(marker, head, data):
+    content = encoded(Image.new('RGB', (7, 5), 'teal'), 'jpeg')
+    segment = bytes([255, marker]) + struct.pack('>H', 2 + len(head + data)) + head + data
+    assert open_image(content[:2] + segment + content[2:]).size == (7, 5)
+
+
 def test_open_image_takes_a_jpeg_without_its_end_only_where_it_is_whole(coco_root):
     for path in sorted((coco_root / 'val2014').iterdir())[:3]:
         content, expected = path.read_bytes(), np.asarray(open_image(path))

@@ -39,7 +39,8 @@ MOST_BYTES = 2**28  # of a file that is repaired
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation\s*(?:=\s*["\']|>)\s*([1-8])')
 OTHER_ORDER = {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}  # of Pillow's raw modes
 INTEGERS = {1: 'B', 3: 'H', 4: 'L', 6: 'b', 8: 'h', 9: 'l'}  # TIFF's types
-END_OF_JPEG = b'\xff\xd9'
+START_OF_SCAN, END_OF_JPEG = 0xDA, b'\xff\xd9'
+JPEG_METADATA = {0xE0, *range(0xE2, 0xEE), 0xEF, 0xFE}  # all but EXIF and Adobe's colours
 
 # TIFF tags
 BITS, PHOTOMETRIC, SAMPLES, PLANAR, DNG_VERSION = 258, 262, 277, 284, 50706
@@ -317,7 +318,7 @@ def _repair(source: str | Path | bytes) -> bytes:
             _bare_png: head.startswith(PNG),
             _bare_tiff: head[:4] in TIFF,
             _bare_avif: head[4:8] == b'ftyp',
-            _ended_jpeg: head.startswith(JPEG),
+            _bare_jpeg: head.startswith(JPEG),
         }
         for repair, fits in kinds.items():
             if fits and file.seek(0, io.SEEK_END) <= MOST_BYTES:
@@ -332,7 +333,7 @@ def _bare_png(content: bytes) -> bytes:
         length, kind = struct.unpack_from('>L4s', content, place)
         chunk = content[place : place + 12 + length]
         is_whole = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], 'big')
-        if kind[:1].isupper() or (kind in (b'tRNS', b'sBIT', b'eXIf', b'acTL', b'fcTL', b'fdAT') and is_whole):
+        if kind[:1].isupper() or (kind in (b'tRNS', b'sBIT', b'eXIf') and is_whole):
             kept.append(chunk)
         place += len(chunk)
     return b''.join(kept)
@@ -348,6 +349,20 @@ def _bare_tiff(content: bytes) -> bytes:
 
 def _bare_avif(content: bytes) -> bytes:
     return content.replace(b'Exif', b'none')  # a kind of item that readers pass over
+
+
+def _bare_jpeg(content: bytes) -> bytes:
+    kept, place = [JPEG], len(JPEG)
+    while content[place + 1] != START_OF_SCAN:
+        if content[place + 1] == 0xFF:  # padding before a marker
+            place += 1
+            continue
+        (length,) = struct.unpack_from('>H', content, place + 2)
+        if content[place + 1] not in JPEG_METADATA:
+            kept.append(content[place : place + 2 + length])
+        place += 2 + length
+    kept.append(content[place:])
+    return b''.join(kept) if END_OF_JPEG in kept[-1] else _ended_jpeg(b''.join(kept))
 
 
 def _ended_jpeg(content: bytes) -> bytes:
