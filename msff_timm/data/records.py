@@ -5,6 +5,7 @@ import json
 import os
 import reprlib
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,19 @@ from datasets.arrow_writer import ArrowWriter
 
 from ..errors import InputError
 
-__all__ = ['Records', 'cached', 'features', 'file_digest', 'found_in', 'is_one_line', 'locate', 'shown']
+__all__ = [
+    'Records',
+    'cached',
+    'features',
+    'file_digest',
+    'found_in',
+    'is_one_line',
+    'locate',
+    'make_note',
+    'shown',
+]
 
-VERSION = 1  # of what readers make of the same files: a new one leaves old Arrow files alone
+VERSION = 2  # of what readers make of the same files: a new one leaves old Arrow files alone
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -33,8 +44,10 @@ class Records:
         images: Path of each picture.
         labels: Labels present in each picture.
         ignore: Labels of which it is not known, or not to be counted, whether they are present.
-        areas: The largest area of each of its `labels`, relative to the picture; an empty list where that is unknown.
+        areas: The largest area of each of its `labels`, relative to the image: NaN where it is unknown, an empty list
+            where all are.
         image_ids: The data set's own name of each picture, no two the same.
+        note: What the user should know about this reading, on one line, e.g. what was left out; empty for nothing.
     """
 
     label_names: list[str]
@@ -43,6 +56,7 @@ class Records:
     ignore: list[list[int]]
     areas: list[list[float]]
     image_ids: list[str]
+    note: str = ''
 
 
 def features(label_names: list[str], image: object | None = None) -> Features:
@@ -59,7 +73,8 @@ def features(label_names: list[str], image: object | None = None) -> Features:
 def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: object) -> Dataset:
     """Reads a data set, or takes it from the Arrow file that an earlier reading of the same content has left.
 
-    The pictures stay where they are: the file holds their paths.
+    The pictures stay where they are: the file holds their paths. The note of a reading is a warning each time, whether
+    the file was there already or not.
 
     Args:
         read: Reads the annotations.
@@ -73,6 +88,7 @@ def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: obj
     for source in sources:
         key.update(file_digest(source))
     path = Path(datasets.config.HF_DATASETS_CACHE, 'msff_timm', f'{key.hexdigest()[:32]}.arrow')
+    note = path.with_suffix('.txt')
     if not path.exists():
         records = read()
         schema = features(records.label_names)
@@ -93,7 +109,12 @@ def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: obj
             with ArrowWriter(features=schema, path=str(part)) as writer:
                 writer.write_table(table)
                 writer.finalize()
+            if records.note:
+                Path(temporary, note.name).write_text(records.note, encoding='utf-8')
+                os.replace(Path(temporary, note.name), note)
             os.replace(part, path)
+    if note.exists():
+        warnings.warn(note.read_text(encoding='utf-8'), stacklevel=4)
     return Dataset.from_file(str(path))
 
 
@@ -123,6 +144,25 @@ def locate(root: Path, name: str, where: str) -> Path:
     if path == root or not path.is_relative_to(root):
         raise InputError(f'{where}: {name!r} does not lie in {root}, the folder of the pictures.')
     return path
+
+
+def make_note(where: object, lost: list[str], others: list[str], split: str, missing: str | None) -> str:
+    """Puts what a reader noticed on one line, unless what is missing ends the reading.
+
+    Args:
+        where: The file that was read.
+        lost: What is named but cannot be used, with counts.
+        others: Whatever else the user should know.
+        split: That is read.
+        missing: As for `msff_timm.data.load`.
+
+    Raises:
+        InputError: Something is lost and may not be left out.
+    """
+    if lost and (missing == 'error' or (missing is None and split not in ('train', 'trainval'))):
+        raise InputError(f'{where}: {"; ".join(lost)}. Correct the files, or set missing to skip to leave these out.')
+    parts = [f'left out {part}' for part in lost] + others
+    return f'{where}: {"; ".join(parts)}.' if parts else ''
 
 
 def found_in(root: str | Path) -> str:
