@@ -11,7 +11,7 @@ from ..errors import InputError, unknown
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ['DIFFICULT', 'NAMES', 'SPLITS', 'label_names', 'load']
+__all__ = ['DIFFICULT', 'MISSING', 'NAMES', 'SPLITS', 'label_names', 'load']
 
 READERS = {
     'coco2014': 'coco',
@@ -31,6 +31,7 @@ SPLITS = {
     **dict.fromkeys(('voc2007', 'voc2012'), ('train', 'validation', 'trainval', 'test')),
 }
 DIFFICULT = ('ignore', 'negative', 'positive')
+MISSING = ('error', 'skip')
 
 
 def load(
@@ -42,6 +43,7 @@ def load(
     image_size: int = 128,
     keep_unlabelled: bool | None = None,
     difficult: str = 'ignore',
+    missing: str | None = None,
     image_root: str | None = None,
     image_column: str | None = None,
     label_columns: Sequence[str] | None = None,
@@ -64,18 +66,22 @@ def load(
             results do.
         difficult: What a label of `voc*` counts as where all its objects are difficult: `ignore`, `negative` or
             `positive`.
+        missing: What images of `coco*` and `voc*` that are not there do, and annotations of no image or category:
+            `skip` (left out, with a warning that counts them) or `error`; None skips them in the splits `train` and
+            `trainval` only.
         image_root: Folder of the pictures that a `table` names; None for the table's own.
         image_column: Of a `table` or `hub`; None for `image`, `file_name` or the only one that holds pictures.
         label_columns: Of a `table`, `folder` or `hub`: one column of lists, or one column of 1, 0 and -1 or empty
             (unknown) for each label; None for `labels` if there is such a column, else all that are left.
         label_delimiter: Between the labels of a column of text.
         label_names: Names in the order of the logits, where the data do not fix them; None for all that occur, sorted.
+            Of `voc*`, None for VOC's 20, or, where class files or XML have other names, for theirs.
         streaming: Read a `hub` data set while it is used, without a copy on disk.
 
     Returns:
         Columns `image` (a PIL picture when read), `labels` (sorted list of `ClassLabel`), `ignore` (labels that are
-        neither present nor absent), `area` (the largest area of each label in `labels`, relative to the picture; empty
-        where it is not known), `image_id` (a string).
+        neither present nor absent), `area` (the largest area of each label in `labels`, relative to the image: NaN
+        where it is unknown, an empty list where all are), `image_id` (a string).
 
     Raises:
         InputError: The name, split, root or another argument is none that can be loaded, or a file is not as it should
@@ -88,6 +94,8 @@ def load(
         raise InputError(f'data size {size} must be at least 1.')
     if difficult not in DIFFICULT:
         raise unknown('value of difficult', difficult, DIFFICULT)
+    if missing is not None and missing not in MISSING:
+        raise unknown('value of missing', missing, MISSING)
     if streaming and name != 'hub':
         raise InputError(f'streaming is for data sets of the Hub: {name} lies on this machine.')
     split = 'validation' if split == 'val' else split
@@ -102,7 +110,7 @@ def load(
     elif reader.__name__.endswith('voc'):
         dataset = reader.load(name, split, root, difficult)
     else:
-        dataset = reader.load(name, split, root, keep_unlabelled)
+        dataset = reader.load(name, split, root, keep_unlabelled, missing)
     if size is None:
         return dataset
     return dataset.take(size) if streaming else dataset.select(range(min(size, len(dataset))))
