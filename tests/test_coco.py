@@ -333,7 +333,7 @@ LOST = {
         lambda c: (c['images'].insert(0, {'id': 1, 'file_name': 'a'}), c['annotations'].append(annotation(1, 1, 1))),
         r"1 of 4 \(images\[0\] names 'a'\)",
     ),
-    'image_id': (lambda c: c['annotations'].insert(2, annotation(9, 1, 1)), r'1 of 5 .annotations.2. has image_id 9 and'),
+    'image_id': (lambda c: c['annotations'].insert(2, annotation(9, 1, 1)), r'1 of 5 .annotations.2. has image_id 9 '),
     'category_id': (lambda c: c['annotations'].insert(2, annotation(3, 2, 1)), r'1 of 5 .* and category_id 2\)'),
     'no id': (lambda c: c['annotations'].insert(2, {'image_id': [3]}), r'image_id \[3\] and category_id None\)'),
 }  # fmt: skip

@@ -108,7 +108,7 @@ def load(
     elif name in ('table', 'folder'):
         dataset = reader.load(name, split, root, **columns, image_root=image_root, label_delimiter=label_delimiter)
     elif reader.__name__.endswith('voc'):
-        dataset = reader.load(name, split, root, difficult)
+        dataset = reader.load(name, split, root, difficult, label_names, missing)
     else:
         dataset = reader.load(name, split, root, keep_unlabelled, missing)
     if size is None:
