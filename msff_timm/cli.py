@@ -18,7 +18,8 @@ __all__ = ['main']
 
 # Arguments of `msff_timm.data.load` that `data` passes on
 LOADING = (
-    'root size image_size keep_unlabelled difficult image_root image_column label_columns label_delimiter label_names'
+    'root size image_size keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
+    ' label_names'
 ).split()
 
 
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--keep-unlabelled', action='store_true', default=None, help="COCO's pictures without a label")
     command.add_argument('--drop-unlabelled', action='store_false', dest='keep_unlabelled', default=None)
     command.add_argument('--difficult', default='ignore', help="of VOC's labels: ignore, negative or positive")
+    command.add_argument('--missing', help='images that are not there: skip or error (default: skip in train only)')
     command.add_argument('--image-root', help='folder of the pictures that a table names')
     command.add_argument('--image-column')
     command.add_argument('--label-columns', type=_names, help='NAME,NAME,...')

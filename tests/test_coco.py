@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import msff_timm.data
+from config import DataConfig
+from msff_timm import cli
 from msff_timm.data import coco
 from msff_timm.data.samples import Samples
 from msff_timm.errors import InputError
@@ -355,6 +357,17 @@ def test_what_is_missing_is_left_out_in_training_and_ends_evaluation(root, chang
         assert_one_line(caught.value, 'instances_')
     with pytest.raises(InputError, match="unknown value of missing 'skp': did you mean skip"):
         msff_timm.data.load('coco2014', 'train', root, missing='skp')
+
+
+def test_the_setting_reaches_the_reader_from_training_and_from_the_command(root, tmp_path, capsys):
+    edit(root, lambda c: c['images'].insert(0, {'id': 1, 'file_name': 'gone.png'}))
+    with pytest.raises(InputError, match='1 of 4'):
+        DataConfig(root=str(root), missing='error').load('train', None, 32)
+    with pytest.warns(UserWarning, match='left out images'):
+        assert len(DataConfig(root=str(root)).load('train', None, 32)) == 3
+    command = ['data', 'coco2014', '--root', str(root), '--splits', 'train', '-o', str(tmp_path / 'out')]
+    assert cli.main([*command, '--missing', 'error']) == 2
+    assert 'set missing to skip' in capsys.readouterr().err
 
 
 def test_an_image_that_comes_later_is_not_left_out_any_more(root):

@@ -13,14 +13,14 @@ DEMO = next(path for path in CONFIGS if path.stem == 'demo')
 # The checks of ours name only what differs from the recipe; a recipe is to be read in one place.
 RECIPES = [path for path in CONFIGS if path.stem not in ('demo', 'distill', 'memorise')]
 PAPER = [path for path in RECIPES if path.stem != 'finetune']
-# Settings of data that say nothing of another source; none of a recipe streams.
+# Settings of data that say nothing of another source; none of a recipe streams, and official data are complete.
 SOURCES = {
     'coco2014': {'keep_unlabelled'},
     'voc2007': {'difficult'},
     'voc2012': {'difficult'},
     'table': {'image_root', 'image_column', 'label_columns', 'label_delimiter', 'label_names'},
 }
-ELSEWHERE = {'root', 'streaming'}.union(*SOURCES.values())
+ELSEWHERE = {'root', 'streaming', 'missing'}.union(*SOURCES.values())
 FROM_COCO = {'output', 'model.init_from', 'model.keep_labels', 'model.backbone_pretrained'}
 
 
@@ -255,3 +255,9 @@ def test_results_name_the_users_own_data_but_no_path_of_this_machine(tmp_path):
     ):
         assert DataConfig(name=name, root=root).definition('test') == {'name': name, 'split': 'test', 'root': named}
     assert DataConfig(name='voc2007').definition('test') == {'name': 'voc2007', 'split': 'test', 'difficult': 'ignore'}
+
+
+def test_results_name_the_choice_to_leave_out_what_is_missing():
+    assert DataConfig(name='coco2014', missing='skip').definition('validation')['missing'] == 'skip'
+    with pytest.raises(InputError, match="unknown data.missing 'skp': did you mean skip"):
+        parse(EvaluateConfig, ['--model=x', '--data.name=coco2014', '--data.missing=skp'])

@@ -133,6 +133,8 @@ class SourceConfig:
         root: Folder of a data set that lies on disk, a table, or the id of a data set on the Hub.
         keep_unlabelled: Keep COCO's pictures without a label; null keeps them in training only.
         difficult: VOC's labels that are difficult only: ignore, negative or positive.
+        missing: Images of COCO and VOC that are not there, and annotations of none: skip, with a warning, or error;
+            null skips them in training only.
         image_root: Folder of the pictures that a table names; null for the table's own.
         image_column: Column of the pictures in a table or a data set of the Hub; null to find it.
         label_columns: Column of the labels, or one of 1, 0 and -1 for each; null to find them.
@@ -145,6 +147,7 @@ class SourceConfig:
     root: str | None = None
     keep_unlabelled: bool | None = None
     difficult: str = 'ignore'
+    missing: str | None = None
     image_root: str | None = None
     image_column: str | None = None
     label_columns: list[str] | None = None
@@ -163,6 +166,8 @@ class SourceConfig:
             if known and split not in (*known, 'val'):
                 raise unknown(f'data.{name} of {self.name}', split, known)
         _one_of('data.difficult', self.difficult, msff_timm.data.DIFFICULT)
+        if self.missing is not None:
+            _one_of('data.missing', self.missing, msff_timm.data.MISSING)
         if not self.label_delimiter:
             raise InputError('data.label_delimiter is empty: must be the text between two labels.')
 
@@ -178,6 +183,7 @@ class SourceConfig:
             image_size=image_size,
             keep_unlabelled=self.keep_unlabelled,
             difficult=self.difficult,
+            missing=self.missing,
             image_root=self.image_root,
             image_column=self.image_column,
             label_columns=self.label_columns,
@@ -193,6 +199,8 @@ class SourceConfig:
             choices['keep_unlabelled'] = self.keep_unlabelled
         if self.name.startswith('voc'):
             choices['difficult'] = self.difficult
+        if self.missing is not None:
+            choices['missing'] = self.missing
         if self.name == 'hub' and not os.path.isdir(self.root):
             choices['root'] = self.root
         elif self.name in ('table', 'folder', 'hub'):
