@@ -12,6 +12,7 @@ import torch.nn as nn
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import to_pil_image
 
+from .data.sheet import save_figure
 from .data.transforms import eval_transform, open_image
 from .errors import InputError, unknown
 from .labels import names_of
@@ -272,7 +273,8 @@ def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
     output = Path(output)
     try:
         # The tight box holds whatever is longer than the panels are wide.
-        figure.savefig(output, format=output.suffix[1:] or 'png', dpi=DPI, bbox_inches='tight', pad_inches=GAP / DPI)
+        options = {'format': output.suffix[1:] or 'png', 'dpi': DPI}
+        save_figure(figure, output, **options, bbox_inches='tight', pad_inches=GAP / DPI)
     except OSError as e:
         raise InputError(f'{output}: cannot be written ({e.strerror}).') from None
     except ValueError as e:

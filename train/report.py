@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 import msff_timm
 from msff_timm.card import escape
+from msff_timm.data import sheet
 from msff_timm.data.counts import left_out
 from msff_timm.data.sheet import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
 from msff_timm.metrics import FEW, SIZES
@@ -275,7 +276,7 @@ def plot_curves(history: list[dict], path: str | Path) -> None:
 
 def save_figure(figure: Figure, path: str | Path, **options: object) -> None:
     """Writes a drawing as PNG, in one step."""
-    replace_file(path, partial(figure.savefig, format='png', dpi=DPI, **options))
+    replace_file(path, partial(sheet.save_figure, figure, format='png', dpi=DPI, **options))
 
 
 def write_report(output: str | Path, run: dict, dataset: datasets.Dataset) -> Path:

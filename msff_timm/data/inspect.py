@@ -28,7 +28,7 @@ from . import label_names, load
 from .counts import LabelCounts
 from .depth import ValueRange
 from .images import decode
-from .sheet import COLUMNS, DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
+from .sheet import COLUMNS, DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, save_figure, short, thumbnail, undecoded
 
 if TYPE_CHECKING:
     import datasets
@@ -513,7 +513,7 @@ def draw(report: Report, splits: dict[str, datasets.Dataset], folder: str | Path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, make in figures.items():
-            make().savefig(folder / name, dpi=DPI, bbox_inches='tight', pad_inches=GAP / DPI)
+            save_figure(make(), folder / name, dpi=DPI, bbox_inches='tight', pad_inches=GAP / DPI)
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
         (folder / 'inspect.json').write_text(text + '\n', encoding='utf-8')
     except OSError as e:

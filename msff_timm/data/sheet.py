@@ -5,6 +5,8 @@ matplotlib and `datasets` are extras, so they are imported where they are used.
 
 from __future__ import annotations
 
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -18,7 +20,19 @@ if TYPE_CHECKING:
     import datasets
     from matplotlib.figure import Figure
 
-__all__ = ['COLUMNS', 'DPI', 'GAP', 'MOST_LABELS', 'Tile', 'draw_sheet', 'ends', 'short', 'thumbnail', 'undecoded']
+__all__ = [
+    'COLUMNS',
+    'DPI',
+    'GAP',
+    'MOST_LABELS',
+    'Tile',
+    'draw_sheet',
+    'ends',
+    'save_figure',
+    'short',
+    'thumbnail',
+    'undecoded',
+]
 
 T = TypeVar('T')
 
@@ -27,6 +41,9 @@ DPI = 120
 COLUMNS = 6  # of a sheet
 TILE, TALL, LINE, GAP, HEADING = 240, 180, 15, 12, 34  # in dots
 MOST_LINES = 5  # of a caption
+MOST_CHARACTERS = 10  # in a warning
+
+_reported: set[str] = set()  # characters without a font, of which this process has warned
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,88 @@ def draw_sheet(parts: dict[str, Sequence[Tile]]) -> Figure:
                 axes.text(left, y, line, va='top', fontsize=7.5, color=colour, parse_math=False)
         top += rows[heading] * step
     return figure
+
+
+def save_figure(figure: Figure, file: object, **options: object) -> None:
+    """Writes a figure as `savefig` does, with the characters that matplotlib's own font lacks from others.
+
+    Where no installed font has a character, one warning names it.
+
+    Args:
+        figure: A matplotlib figure.
+        file: Path or binary file.
+        **options: Of `savefig`.
+    """
+    from matplotlib.text import Text
+
+    texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
+    has = {families: _characters_of(families) for families in {tuple(text.get_fontfamily()) for text in texts}}
+    lacking = [set(text.get_text()) - has[tuple(text.get_fontfamily())] for text in texts]
+    wanted = {character for found in lacking for character in found if _is_drawn(character)}
+    families, without = _families_with(wanted) if wanted else ([], set())
+    for text, found in zip(texts, lacking, strict=True):
+        if found & wanted:
+            text.set_fontfamily([*text.get_fontfamily(), *families])
+    if new := sorted(without - _reported):
+        _reported.update(new)
+        some = ' '.join(new[:MOST_CHARACTERS]) + (f' ... ({len(new)} in all)' if len(new) > MOST_CHARACTERS else '')
+        warnings.warn(
+            f'figures show boxes for {some}: no installed font has them; install one that does, e.g. Noto Sans CJK'
+            ' (package fonts-noto-cjk) for Chinese, Japanese and Korean.',
+            stacklevel=2,
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing from')  # reported above
+        figure.savefig(file, **options)
+
+
+def _is_drawn(character: str) -> bool:
+    return not character.isspace() and unicodedata.category(character) not in ('Cc', 'Cf')
+
+
+def _characters_of(families: Sequence[str]) -> set[str]:
+    """Finds the characters of the fonts that matplotlib takes for some families."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = {findfont(FontProperties(family=[family])) for family in families}
+    return {chr(code) for font in fonts for code in get_font(font).get_charmap()}
+
+
+def _families_with(wanted: set[str]) -> tuple[list[str], set[str]]:
+    """Chooses few installed fonts that have the characters; returns their families, and what none of them has."""
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    known = {entry.fname for entry in manager.ttflist}
+    for path in font_manager.findSystemFonts():
+        if path not in known:  # installed after matplotlib made its list
+            try:
+                manager.addfont(path)
+            except Exception:  # each format has errors of its own, and matplotlib leaves such a font out as well
+                continue
+    has: dict[str, set[str]] = {}  # regular sans-serif faces first, of which the first is taken
+    for entry in sorted(manager.ttflist, key=_rank):
+        if entry.name not in has and not entry.name.startswith('Last Resort'):  # which draws boxes
+            try:
+                codes = font_manager.get_font(entry.fname).get_charmap()
+            except (OSError, RuntimeError):  # uninstalled since, or broken
+                continue
+            has[entry.name] = {character for character in wanted if ord(character) in codes}
+    families, left = [], set(wanted)
+    while left:
+        best = max(has, key=lambda name: len(has[name] & left))
+        if not has[best] & left:
+            break
+        families.append(best)
+        left -= has[best]
+    return families, left
+
+
+def _rank(entry: object) -> tuple:
+    from matplotlib.font_manager import weight_dict
+
+    weight = weight_dict.get(entry.weight, entry.weight)
+    return entry.style != 'normal', abs(weight - 400), 'Serif' in entry.name, 'Mono' in entry.name
 
 
 def thumbnail(row: dict) -> Image.Image | None:

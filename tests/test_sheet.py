@@ -1,0 +1,65 @@
+"""What drawings of labels have in common: their fonts."""
+
+import io
+import warnings
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+
+from msff_timm.data import sheet
+
+NOWHERE = '\U0010fffd'  # for private use: no font has it
+
+
+@pytest.fixture(autouse=True)
+def nothing_reported(monkeypatch):
+    monkeypatch.setattr(sheet, '_reported', set())
+
+
+def figure_with(*names):
+    """Makes a figure with the names in all places where drawings have them."""
+    figure = Figure(layout='constrained')
+    axes = figure.subplots()
+    axes.barh(range(len(names)), range(len(names)), label=names[0])
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_title(names[0], parse_math=False)
+    axes.text(0, 0, '\n'.join(names), parse_math=False)
+    axes.legend()
+    return figure
+
+
+def saved(figure):
+    """Saves a figure, and gives the warnings on the way and those of matplotlib when it is drawn once more."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        sheet.save_figure(figure, io.BytesIO(), format='png')
+    with warnings.catch_warnings(record=True) as again:
+        warnings.simplefilter('always')
+        figure.savefig(io.BytesIO(), format='png')
+    return [str(w.message) for w in caught], [str(w.message) for w in again]
+
+
+def test_save_figure_takes_another_font_for_what_the_first_lacks():
+    with matplotlib.rc_context({'font.family': 'cmr10', 'axes.formatter.use_mathtext': True}):
+        assert saved(figure_with('кот', 'plain')) == ([], [])
+
+
+def test_save_figure_reports_characters_without_a_font_once():
+    (message,), again = saved(figure_with(f'cat {NOWHERE}', 'é'))
+    assert f'boxes for {NOWHERE}: no installed font' in message and '\n' not in message and again
+    assert saved(figure_with(f'{NOWHERE} dog'))[0] == []
+
+
+def test_save_figure_draws_chinese_or_reports_it():
+    reported, missing = saved(figure_with('猫', 'a 犬'))
+    assert (len(reported), bool(missing)) in ((0, False), (1, True))
+    if reported:
+        assert 'boxes for 犬 猫: no' in reported[0]
+
+
+def test_save_figure_leaves_figures_that_need_no_font_alone():
+    figure = figure_with('naïve', 'a\tb\u200d', '…')
+    families = {tuple(text.get_fontfamily()) for text in figure.findobj(matplotlib.text.Text)}
+    assert saved(figure)[0] == []
+    assert families == {tuple(text.get_fontfamily()) for text in figure.findobj(matplotlib.text.Text)}
