@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, card, hub, space
-from .errors import InputError
+from .errors import InputError, escape_output
 from .explain import LAYERS, explain
 from .export import FORMATS, export
 from .predict import Prediction, find_photos, predict
@@ -25,6 +25,7 @@ LOADING = (
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, 1 when a picture cannot be read, 2 for bad input, 130 for Ctrl-C."""
+    escape_output()
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
@@ -190,6 +191,13 @@ def _card(args: argparse.Namespace) -> int:
     text = card.render_tag(args.tag) if args.tag else card.render(Path(args.folder), args.repo)
     if not args.output:
         print(text)
+        lacking = _lacking(text, sys.stdout.encoding)
+        if lacking:
+            print(
+                f'msff-timm: {sys.stdout.encoding} lacks {lacking} of the characters, which are printed as escapes;'
+                ' -o FILE writes UTF-8.',
+                file=sys.stderr,
+            )
         return 0
     try:
         Path(args.output).write_text(text, encoding='utf-8')
@@ -197,6 +205,11 @@ def _card(args: argparse.Namespace) -> int:
         raise InputError(f'{args.output}: cannot be written ({e.strerror}).') from e
     print(args.output)
     return 0
+
+
+def _lacking(text: str, encoding: str | None) -> int:
+    """Counts the characters of a text that an encoding lacks."""
+    return sum(character.encode(encoding or 'utf-8', 'ignore') == b'' for character in set(text))
 
 
 def _push(args: argparse.Namespace) -> int:

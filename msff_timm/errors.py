@@ -1,9 +1,11 @@
 """The one exception that the commands turn into a line instead of a traceback."""
 
+import io
+import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ['InputError', 'unknown']
+__all__ = ['InputError', 'escape_output', 'unknown']
 
 MOST_NAMES = 20  # of the known ones in a message
 
@@ -19,3 +21,14 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     some = ', '.join(known[:MOST_NAMES]) + (f', ... ({len(known)} in all)' if len(known) > MOST_NAMES else '')
     mend = f'did you mean {nearest[0]}?' if nearest else f'choose from {some}.'
     return InputError(f'unknown {what} {name!r}: {mend}')
+
+
+def escape_output() -> None:
+    """Lets a command print what the terminal's encoding lacks, and file names that are not UTF-8, as `\\u732b`.
+
+    Otherwise they end in a traceback. Ways that the user chose to replace such characters stay.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # In the C locale Python sets surrogateescape, which helps with such file names alone.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ('strict', 'surrogateescape'):
+            stream.reconfigure(errors='backslashreplace')

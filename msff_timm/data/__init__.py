@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -98,6 +99,13 @@ def load(
         raise unknown('value of missing', missing, MISSING)
     if streaming and name != 'hub':
         raise InputError(f'streaming is for data sets of the Hub: {name} lies on this machine.')
+    for setting, path in (('root', root), ('image_root', image_root)):
+        try:
+            os.path.abspath(path or '').encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f'{setting} {ascii(str(path))}: its path is not UTF-8; rename it, or link to it.'
+            ) from None
     split = 'validation' if split == 'val' else split
     reader = import_module(f'.{READERS[name]}', __name__)
     columns = {'image_column': image_column, 'label_columns': label_columns, 'label_names': label_names}
