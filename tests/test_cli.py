@@ -13,6 +13,7 @@ import pytest
 import timm
 from PIL import Image
 
+import engine
 from msff_timm import card, cli, hub
 from msff_timm.data import scenes
 from msff_timm.export import read_metadata
@@ -151,3 +152,10 @@ def test_a_root_that_is_not_utf8_is_named(terminal, tmp_path):
     for name in ('table', 'coco2014', 'voc2007', 'folder'):
         code, out, err = terminal('utf-8', 'data', name, '--root', root)
         assert code == 2 and err.count('\n') == 1 and "donn\\udce9es': its path is not UTF-8; rename it" in err
+
+
+def test_scripts_print_what_the_terminal_lacks(monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), 'cp1252', write_through=True)
+    monkeypatch.setattr(sys, 'stdout', stream)
+    engine.run_command(lambda: print('猫é'))
+    assert stream.buffer.getvalue() == b'\\u732b\xe9' + os.linesep.encode()

@@ -35,7 +35,7 @@ from config import DistillConfig, OptimConfig
 from msff_timm import hub, thresholds
 from msff_timm.data.samples import Samples, StreamedSamples, collate
 from msff_timm.data.transforms import Normalize
-from msff_timm.errors import InputError
+from msff_timm.errors import InputError, escape_output
 from msff_timm.labels import names_of
 from msff_timm.metrics import Measures
 
@@ -602,6 +602,7 @@ def run_command(main: Callable[[], None]) -> None:
 
     A run that was stopped and can be resumed ends with code 75, that of sysexits.h for "try again".
     """
+    escape_output()
     try:
         main()
     except Stopped as e:
