@@ -1,3 +1,4 @@
+import os
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -261,3 +262,10 @@ def test_results_name_the_choice_to_leave_out_what_is_missing():
     assert DataConfig(name='coco2014', missing='skip').definition('validation')['missing'] == 'skip'
     with pytest.raises(InputError, match="unknown data.missing 'skp': did you mean skip"):
         parse(EvaluateConfig, ['--model=x', '--data.name=coco2014', '--data.missing=skp'])
+
+
+def test_settings_that_are_not_utf8_are_named():
+    for argument in (b'--output=runs/caf\xe9', b'--config=caf\xe9.yaml', b'--data.root=\xff'):
+        with pytest.raises(InputError, match=r'--.*\\udc.*: is not UTF-8') as caught:
+            parse(TrainConfig, [os.fsdecode(argument)])
+        assert str(caught.value).isascii() and '\n' not in str(caught.value)

@@ -582,6 +582,14 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
     Raises:
         InputError: A key is unknown, a value is not of its type or outside of its range, or a file cannot be read.
     """
+    for argument in argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            message = (
+                f'{ascii(argument)[1:-1]}: is not UTF-8, and reports record all settings; rename the file or folder.'
+            )
+            raise InputError(message) from None
     file_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file_parser.add_argument('--config', type=Path, default=default_file)
     found, overrides = file_parser.parse_known_args(argv)
