@@ -285,6 +285,11 @@ def test_labels_are_in_the_order_of_numbers_then_of_text(root):
     ]  # fmt: skip
 
 
+def test_names_that_are_numbers_are_read_as_text(root):
+    edit(root, lambda c: [category.update(name=category['id']) for category in c['categories']])
+    assert msff_timm.data.label_names(msff_timm.data.load('coco2014', 'train', root)) == ['1', '13', '90']
+
+
 def test_categories_of_one_name_are_one_label(root):
     # Roboflow's export has the group as category 0, which may have the name of a label.
     edit(root, lambda c: c['categories'].append({'id': 0, 'name': 'toothbrush', 'supercategory': 'none'}))

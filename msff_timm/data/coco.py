@@ -225,7 +225,7 @@ def _categories(annotation_file: Path, content: dict[str, list], notes: list[str
     """Reads the labels' names in their order, and the label of each category id."""
     names: dict[int | str, str] = {}
     for where, category_id, row in _rows(annotation_file, content, 'categories'):
-        name = row.get('name')
+        name = str(row['name']) if type(row.get('name')) is int else row.get('name')
         if not _is_name(name):
             raise InputError(f'{where} has name {shown(name)}, not text on one line.')
         if names.get(category_id, name) != name:
