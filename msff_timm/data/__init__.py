@@ -57,8 +57,7 @@ def load(
     Args:
         name: `coco2014`, `coco2017`, `voc2007`, `voc2012` (official layouts, or data of your own in the same layout),
             `table` (CSV, TSV, JSON Lines, Parquet), `folder` (pictures with a metadata file), `hub` (a data set of the
-            Hub, or Parquet files), or `scenes`
-            (drawn by code, nothing on disk).
+            Hub, or Parquet files), or `scenes` (drawn by code, nothing on disk).
         split: `train`, `validation` (or `val`), `test`, or, for VOC, `trainval`.
         root: Folder of a data set that lies on disk; for `table` the folder of `{split}.csv` and the like, or one file
             with a column `split`; for `hub` the data set's id or a folder.
