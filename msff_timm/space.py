@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +25,12 @@ from .data.transforms import eval_transform, open_image
 from .errors import InputError
 from .explain import as_seen, attention_maps, caption, overlay
 from .labels import names_of
+from .uploads import LARGEST, Guard, Uploads, hosts_of, own_folder
 
 __all__ = ['Look', 'attention_html', 'build', 'labels_html', 'launch', 'look', 'serve']
 
 SHORTEST = 336  # side of the pictures that are shown, in dots: where a model sees fewer, its cells would be tiny
 LISTED = 12  # labels that are in sight at least, of those that there are; the rest is folded
-MAX_FILE_SIZE = '100mb'
 KEPT = 3600  # seconds that uploads are kept
 CLEANED = 600  # from one cleaning to the next
 SESSIONS = 200  # whose last photo is kept in memory
@@ -208,6 +207,10 @@ def _gradio():
     return gradio
 
 
+async def _leave(path: str) -> str:
+    return path
+
+
 def build(model: nn.Module, name: str):
     """Builds the page of a model.
 
@@ -216,7 +219,8 @@ def build(model: nn.Module, name: str):
         name: What the page calls it.
 
     Returns:
-        A `gradio.Blocks`, which `launch` starts.
+        A `gradio.Blocks`, which `launch` starts; `uploads` records what was uploaded to it, below the folder that
+        `GRADIO_TEMP_DIR` names, whose oldest files are deleted when it is full.
 
     Raises:
         InputError: Gradio is missing, or the model has no labels.
@@ -226,6 +230,7 @@ def build(model: nn.Module, name: str):
     if not label_names:
         raise InputError(f'{name}: has no labels to show.')
     own = getattr(model, 'thresholds', None)
+    uploads = Uploads(gr.utils.get_upload_folder())
 
     def thresholds(is_own: bool, threshold: float) -> list[float]:
         return own if is_own else [threshold] * len(label_names)
@@ -240,10 +245,10 @@ def build(model: nn.Module, name: str):
             return _note(NOWHERE)
         return attention_html(seen, index, label_names[index])
 
-    def see(photo: str | None, is_own: bool, threshold: float):
+    def see(photo: str | None, is_own: bool, threshold: float, request: gr.Request):
         seen, problem = None, None
         try:
-            seen = look(model, photo) if photo else None
+            seen = look(model, uploads.open(photo, request.session_hash)) if photo else None
         except InputError as e:
             problem = _note(f'This photo cannot be used. {e}', is_error=True)
         if seen is None:
@@ -277,7 +282,9 @@ def build(model: nn.Module, name: str):
                     elem_id='photo',
                 )
                 # Gradio's own reading would end in a traceback for what Pillow refuses; `look` says why in a line.
+                # It would also fetch a file that a request names by its address; `see` opens uploads alone.
                 photo.preprocess = lambda payload: payload and payload.path
+                photo.async_move_resource_to_block_cache = _leave
             with gr.Column(scale=6, min_width=320):
                 with gr.Group():
                     is_own = gr.Checkbox(
@@ -315,6 +322,7 @@ def build(model: nn.Module, name: str):
         threshold.input(one_for_all, [seen, is_own, threshold], [is_own, listed], trigger_mode='always_last', **quiet)
         is_own.input(list_labels, [seen, is_own, threshold], listed, trigger_mode='always_last', **quiet)
         label.input(show_attention, [seen, label], attention, trigger_mode='always_last', **quiet)
+    page.uploads = uploads
     return page
 
 
@@ -323,7 +331,9 @@ def launch(page, host: str | None = None, port: int | None = None) -> str:
 
     Args:
         page: What `build` gave.
-        host: To listen at; None for `GRADIO_SERVER_NAME`, or this machine alone.
+        host: To listen at; None for `GRADIO_SERVER_NAME`, or this machine alone. The page answers under this name and
+            as localhost; at 0.0.0.0 or :: under all addresses and the name of the machine; on the Hub under that of the
+            Space. A proxy in front of it has to pass one of these as `Host`.
         port: None for `GRADIO_SERVER_PORT`, or the first that is free from 7860 on.
 
     Returns:
@@ -333,19 +343,23 @@ def launch(page, host: str | None = None, port: int | None = None) -> str:
         InputError: It cannot listen there.
     """
     gr = _gradio()
-    _check_address(host or '127.0.0.1', port or 0)
+    from starlette.middleware import Middleware  # which comes with Gradio
+
+    host = host or os.environ.get('GRADIO_SERVER_NAME') or '127.0.0.1'
+    _check_address(host, port or 0)
     fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])  # no need to be fetched
     theme = gr.themes.Default(primary_hue='indigo', neutral_hue='slate', radius_size='lg', **fonts)
     greys = dict(body_text_color_subdued='*neutral_500', block_info_text_color='*neutral_500')
     theme.set(**greys, **{f'{name}_dark': '*neutral_400' for name in greys})
     try:
         _, address, _ = page.launch(
-            server_name=f'[{host}]' if host and ':' in host else host,  # as in an address
+            server_name=f'[{host}]' if ':' in host else host,  # as in an address
             server_port=port,
             share=False,
             quiet=True,
             prevent_thread_lock=True,
-            max_file_size=MAX_FILE_SIZE,
+            max_file_size=LARGEST,
+            app_kwargs={'middleware': [Middleware(Guard, uploads=page.uploads, hosts=hosts_of(host))]},
             state_session_capacity=SESSIONS,
             footer_links=[],
             run_history=False,  # keeps no photos in the browser
@@ -373,7 +387,9 @@ def _check_address(host: str, port: int) -> None:
 
 
 def serve(name: str, host: str | None = None, port: int | None = None) -> None:
-    """Loads a model and shows its page until Ctrl-C or SIGTERM; then no photo is left behind.
+    """Loads a model and shows its page until Ctrl-C, SIGTERM or SIGHUP; then no photo is left behind.
+
+    What a server that was killed has left behind is deleted at the start.
 
     Args:
         name: As for `msff_timm.hub.load`.
@@ -384,13 +400,16 @@ def serve(name: str, host: str | None = None, port: int | None = None) -> None:
         InputError: As `msff_timm.hub.load`, `build` and `launch` do.
     """
     _gradio()
-    _check_address(host or '127.0.0.1', port or 0)
+    _check_address(host or os.environ.get('GRADIO_SERVER_NAME') or '127.0.0.1', port or 0)
     model = hub.load(name).to('cuda' if torch.cuda.is_available() else 'cpu')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name_of_signal in ('SIGTERM', 'SIGHUP'):
+        number = getattr(signal, name_of_signal, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, signal.default_int_handler)
     try:
         # Gradio itself leaves uploads where they are when a page is still open at the end.
-        with tempfile.TemporaryDirectory(prefix='msff-timm-space-') as uploads:
-            os.environ['GRADIO_TEMP_DIR'] = uploads
+        with own_folder() as uploads:
+            os.environ['GRADIO_TEMP_DIR'] = str(uploads)
             page = build(model, name)
             print(f'{launch(page, host, port)} shows it; Ctrl-C ends it.', flush=True)
             try:

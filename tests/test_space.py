@@ -1,5 +1,7 @@
 import base64
 import io
+import json
+import multiprocessing
 import os
 import re
 import runpy
@@ -7,6 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+import uuid
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +23,8 @@ import pytest
 import timm
 import torch
 from huggingface_hub import RepoCard
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from msff_timm import cli, hub, space
@@ -25,6 +32,7 @@ from msff_timm.data import scenes
 from msff_timm.errors import InputError
 from msff_timm.explain import attention_maps, overlay
 from msff_timm.predict import predict
+from msff_timm.uploads import Uploads, hosts_of, own_folder
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / 'hub_cards' / 'space'
@@ -202,7 +210,7 @@ def test_whatever_keeps_the_page_from_starting_is_one_line(monkeypatch):
 
     monkeypatch.setattr(space, '_gradio', MagicMock())
     with pytest.raises(InputError, match=r'^the page cannot be started \(localhost is not accessible\)$'):
-        space.launch(SimpleNamespace(launch=refuse))
+        space.launch(SimpleNamespace(launch=refuse, uploads=None))
 
 
 def test_a_model_without_labels_is_refused(monkeypatch):
@@ -250,6 +258,215 @@ def test_the_card_of_the_space_is_what_the_hub_reads():
     assert as_numbers == sorted(as_numbers)
     required = [line for line in (SPACE / 'requirements.txt').read_text().splitlines() if not line.startswith('#')]
     assert required == ['msff-timm[space]']
+
+
+class Page:
+    """Sends requests to a page as its own script does, and as others might."""
+
+    def __init__(self, address: str):
+        import httpx  # which comes with Gradio
+
+        self.client = httpx.Client(base_url=address, timeout=30)
+        dependencies = self.client.get('/config').json()['dependencies']
+        self.see = next(d['id'] for d in dependencies if d['targets'] and d['targets'][0][1] == 'change')
+
+    def upload(self, path: str | Path, name: str = 'photo.png') -> str:
+        answer = self.client.post('/gradio_api/upload', files={'files': (name, Path(path).read_bytes(), 'image/png')})
+        return answer.raise_for_status().json()[0]
+
+    def ask(self, payload: object, session: str) -> tuple[bool, str]:
+        """Asks for the labels of a photo; returns whether it went well, and what the page lists."""
+        data = {'data': [payload, False, 0.5], 'fn_index': self.see, 'session_hash': session}
+        self.client.post('/gradio_api/queue/join', json=data).raise_for_status()
+        with self.client.stream('GET', '/gradio_api/queue/data', params={'session_hash': session}) as answer:
+            messages = (json.loads(line[5:]) for line in answer.iter_lines() if line.startswith('data:'))
+            done = next(message for message in messages if message['msg'] == 'process_completed')
+        return done['success'], done['output']['data'][1] if done['success'] else json.dumps(done['output'])
+
+
+META = {'meta': {'_type': 'gradio.FileData'}}
+REFUSED = 'This photo cannot be used. It is no upload of this page, or no longer there: upload it again.'
+
+
+@pytest.fixture(scope='module')
+def served(model, tmp_path_factory):
+    """A page at work, and the folder of its uploads."""
+    pytest.importorskip('gradio', reason="the page needs gradio: pip install 'msff-timm[space]'")
+    folder = tmp_path_factory.mktemp('served') / 'uploads'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('GRADIO_TEMP_DIR', str(folder))
+        blocks = space.build(model, 'a model')
+        yield Page(space.launch(blocks)), folder, blocks.uploads
+        blocks.close(verbose=False)
+
+
+@pytest.mark.filterwarnings('ignore:::gradio')
+def test_only_the_session_of_an_upload_sees_it(served, scene):
+    page, _, _ = served
+    mine, other, late = (uuid.uuid4().hex for _ in range(3))
+    path = page.upload(scene)
+    for payload in ({'path': path, **META}, {'path': path}):
+        assert 'of 20</strong>' in page.ask(payload, mine)[1]
+        assert REFUSED in page.ask(payload, other)[1]
+    assert page.upload(scene) == path  # the same photo, of somebody else
+    assert 'of 20</strong>' in page.ask({'path': path}, other)[1] and REFUSED in page.ask({'path': path}, late)[1]
+
+
+@pytest.mark.filterwarnings('ignore:::gradio')
+def test_other_files_of_the_server_are_neither_opened_nor_told_apart(served, scene, tmp_path):
+    page, folder, _ = served
+    session, path = uuid.uuid4().hex, page.upload(scene, 'mine.png')
+    assert 'of 20</strong>' in page.ask({'path': path}, session)[1]
+    os.mkfifo(tmp_path / 'fifo.png')
+    (folder / 'link.png').symlink_to(scene)
+    others = [scene, tmp_path / 'gone.png', tmp_path / 'fifo.png', folder / 'link.png', '/etc/passwd', '/', '\0', '.']
+    others += ['http://127.0.0.1:9/x.png', os.path.relpath(scene), f'{path}/../mine.png', f'{folder}/../{path}']
+    for other in map(str, others):
+        success, listed = page.ask({'path': other}, session)
+        assert success and REFUSED in listed, other
+        assert 'of 20</strong>' not in page.ask({'path': other, **META}, session)[1], other
+    gone = [page.ask({'path': str(other), **META}, session) for other in (scene, tmp_path / 'gone.png', '/etc/passwd')]
+    assert len(set(gone)) == 1
+    for prefix in ('/gradio_api/file=', '/file=', '/gradio_api/file/'):
+        for other in ('/etc/passwd', scene, str(tmp_path / 'gone.png'), 'http://127.0.0.1:9/x.png'):
+            assert page.client.get(f'{prefix}{other}').status_code == 404
+    assert page.client.get(f'/gradio_api/file={path}').content == Path(scene).read_bytes()
+    (folder / 'link.png').unlink()
+
+
+@pytest.mark.parametrize(
+    ('host', 'is_served'),
+    [
+        ('localhost', True),
+        ('LOCALHOST:7860', True),
+        ('127.0.0.1:1', True),
+        ('[::1]:1', True),
+        ('evil.example', False),
+        ('localhost.evil.example', False),
+        ('a@localhost', False),
+        ('192.0.2.1', False),
+        ('', False),
+    ],
+)
+def test_the_page_is_served_under_its_own_names_only(served, host, is_served):
+    for path in ('/', '/config', '/gradio_api/upload'):
+        status = served[0].client.get(path, headers={'Host': host}).status_code
+        assert (status == 400) == (not is_served), path
+
+
+def test_hosts_are_those_that_it_listens_at(monkeypatch):
+    monkeypatch.setenv('SPACE_HOST', 'org-name.hf.space')
+    assert hosts_of('Photos.lan') == ({'localhost', '127.0.0.1', '::1', 'photos.lan', 'org-name.hf.space'}, False)
+    monkeypatch.delenv('SPACE_HOST')
+    names, is_any_address = hosts_of('0.0.0.0')
+    assert is_any_address and socket.gethostname().lower() in names and 'evil.example' not in names
+
+
+@pytest.mark.filterwarnings('ignore:::gradio')
+def test_uploads_take_no_more_room_than_they_may(served, scene, monkeypatch):
+    page, folder, uploads = served
+    size = Path(scene).stat().st_size
+    monkeypatch.setattr(uploads, 'most_bytes', sum(p.stat().st_size for p in folder.rglob('*.png')) + size + 2000)
+    session, first = uuid.uuid4().hex, page.upload(scene, 'first.png')
+    answer = page.client.post('/gradio_api/upload', files={'files': ('x.png', Path(scene).read_bytes())})
+    assert answer.status_code == 503 and answer.text == 'Too many uploads at once: try again in a minute\n'
+    for path in folder.rglob('*.png'):
+        os.utime(path, (time.time() - 3600,) * 2)
+    os.utime(first, (time.time() - 7200,) * 2)
+    second = page.upload(scene, 'second.png')
+    assert not Path(first).exists() and REFUSED in page.ask({'path': first}, session)[1]
+    assert 'of 20</strong>' in page.ask({'path': second}, session)[1]
+    with socket.create_connection((page.client.base_url.host, page.client.base_url.port), 10) as raw:
+        raw.sendall(b'POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n')
+        assert raw.recv(100).startswith(b'HTTP/1.1 413')
+    monkeypatch.setattr('msff_timm.uploads.LARGEST', 1000)
+    body = (b'x' * 10_000 for _ in range(30))  # of no length that is told
+    kind = {'Content-Type': 'multipart/form-data; boundary=x'}
+    assert page.client.post('/gradio_api/upload', content=body, headers=kind).status_code >= 400
+    assert uploads.reserved == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 600)), max_size=12), st.integers(0, 120))
+def test_room_is_made_of_the_oldest(files, size):
+    with tempfile.TemporaryDirectory() as folder:
+        now = time.time()
+        for number, (of_file, age) in enumerate(files):
+            path = Path(folder, str(number), 'x')
+            path.parent.mkdir()
+            path.write_bytes(b'x' * of_file)
+            os.utime(path, (now - age,) * 2)
+        has_room = Uploads(folder, most_bytes=100, most_files=5).make_room(size)
+        kept = [(of_file, age) for n, (of_file, age) in enumerate(files) if Path(folder, str(n), 'x').exists()]
+        fits = sum(of_file for of_file, _ in kept) + size <= 100 and len(kept) < 5
+        assert has_room == fits
+        gone = [age for n, (_, age) in enumerate(files) if not Path(folder, str(n), 'x').exists()]
+        assert all(age >= 59 for age in gone) and min(gone, default=600) >= max((age for _, age in kept), default=0) - 1
+        assert fits or all(age <= 61 for _, age in kept)
+        assert len(list(Path(folder).iterdir())) == len(kept)
+
+
+def forked(function, *arguments) -> tuple[multiprocessing.Process, str]:
+    """Starts a function in another process; returns that, and the first thing that the function sends."""
+    context = multiprocessing.get_context('fork')  # starting Python anew takes seconds
+    mine, others = context.Pipe()
+    process = context.Process(target=function, args=(others, *arguments))
+    process.start()
+    return process, mine.recv()
+
+
+def hold_folder(pipe, temporary):
+    tempfile.tempdir = temporary
+    with own_folder() as folder:
+        (folder / 'photo.jpg').write_bytes(b'x')
+        pipe.send(str(folder))
+        time.sleep(60)
+
+
+def test_the_next_start_cleans_what_a_killed_server_left_and_nothing_else(tmp_path, monkeypatch):
+    (tmp_path / 'msff-timm-space-mine').mkdir()
+    live, of_live = forked(hold_folder, str(tmp_path))
+    killed, of_killed = forked(hold_folder, str(tmp_path))
+    of_live, of_killed = Path(of_live), Path(of_killed)
+    try:
+        killed.kill()
+        killed.join()
+        assert (of_live / 'photo.jpg').exists() and (of_killed / 'photo.jpg').exists()
+        monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+        with own_folder() as own:
+            assert own.is_dir() and own.parent == tmp_path and own.stat().st_mode & 0o77 == 0
+            assert (of_live / 'photo.jpg').exists() and not of_killed.exists()
+    finally:
+        live.kill()
+        live.join()
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {'msff-timm-space-mine', of_live.name, of_live.with_suffix('.lock').name}
+
+
+def serve_nothing(pipe, temporary):
+    def launch(page, host, port):
+        Path(os.environ['GRADIO_TEMP_DIR'], 'photo.jpg').write_bytes(b'x')
+        pipe.send('it is served')
+        return 'it'
+
+    tempfile.tempdir = temporary
+    page = SimpleNamespace(server=SimpleNamespace(), close=lambda verbose: None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    space._gradio, space.launch = lambda: None, launch
+    space.build = lambda model, name: page
+    hub.load = lambda name: torch.nn.Identity()
+    space.serve('model')
+
+
+@pytest.mark.parametrize('end', ['SIGTERM', 'SIGHUP', 'SIGINT'])
+def test_each_signal_that_ends_it_cleans(end, tmp_path):
+    process, _ = forked(serve_nothing, str(tmp_path))
+    try:
+        assert list(tmp_path.rglob('photo.jpg'))
+        os.kill(process.pid, getattr(signal, end))
+        process.join(20)
+        assert process.exitcode == 0 and not list(tmp_path.iterdir())
+    finally:
+        process.kill()
 
 
 @pytest.fixture
