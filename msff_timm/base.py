@@ -1,7 +1,6 @@
 """What MSFF and its peers share: a model on the maps of a timm backbone, on timm's contract."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -16,11 +15,12 @@ from huggingface_hub.errors import (
 )
 from timm.layers import get_device_dtype
 from timm.models import PretrainedCfg, build_model_with_cfg, named_apply, resolve_pretrained_cfg
-from timm.models._hub import download_from_hf
 
 from .errors import InputError
+from .hub_errors import reason as reason_of
+from .hub_errors import status
 from .layers import create_backbone, first_conv_of_backbone, no_weight_decay_of_backbone
-from .verify import check_digest
+from .verify import fetch
 
 __all__ = ['BackboneModel', 'create_on_backbone']
 
@@ -118,10 +118,9 @@ def create_on_backbone(
     is_on_hub = pretrained and cfg.hf_hub_id and (cfg.source == 'hf-hub' or not (cfg.file or cfg.state_dict))
     try:
         if is_on_hub:
-            found = Path(download_from_hf(cfg.hf_hub_id, cfg.hf_hub_filename, kwargs.get('cache_dir')))
-            check_digest(found)
+            found = fetch(cfg.hf_hub_id, (cfg.hf_hub_filename,), kwargs.get('cache_dir'))
             # What was checked is what is loaded, whatever has been pushed since.
-            overlay['hf_hub_id'] = f'{cfg.hf_hub_id.partition("@")[0]}@{found.parent.name}'
+            overlay['hf_hub_id'] = f'{cfg.hf_hub_id.partition("@")[0]}@{found.name}'
         model = build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
     except (OSError, HFValidationError) as e:
         if not is_on_hub:
@@ -146,7 +145,10 @@ def _no_weights(cfg: PretrainedCfg, error: Exception, cache_dir: str | None) -> 
     """Says in one line why weights did not come from the Hub, and what to do."""
     asked = f'{cfg.hf_hub_id} at {constants.ENDPOINT}'
     reason = ' '.join(str(error.__cause__ or error).split()) or type(error).__name__
-    if isinstance(error, LocalEntryNotFoundError):  # before its base, EntryNotFoundError
+    if (status(error) or 0) in (403, 429) and not isinstance(error, GatedRepoError) or (status(error) or 0) >= 500:
+        # The Hub answered: that huggingface_hub finds nothing in its cache, either, is not why.
+        why = f'{asked}: {reason_of(error, cfg.hf_hub_id).removesuffix(".")}'
+    elif isinstance(error, LocalEntryNotFoundError):  # before its base, EntryNotFoundError
         why = f'{asked} cannot be reached ({reason})'
         if constants.HF_HUB_OFFLINE:
             why = f'{asked} was not asked, since HF_HUB_OFFLINE is set'

@@ -13,13 +13,13 @@ import torch
 import torch.nn as nn
 from huggingface_hub import constants
 from timm.models import get_model_args, parse_model_name, save_for_hf
-from timm.models._hub import download_from_hf
 
 from .errors import InputError, unknown
+from .hub_errors import is_of_hub, reason
 from .labels import relabel
 from .layers import copy_backbone
-from .publish import check_target, gather, patiently, reason, send
-from .verify import check_digest, check_model
+from .publish import check_files, check_target, gather, patiently, send
+from .verify import check_model, download, fetch
 
 __all__ = ['Push', 'create', 'list_models', 'load', 'load_for', 'push', 'save', 'set_thresholds']
 
@@ -184,7 +184,7 @@ def load(name: str, cache_dir: str | Path | None = None, **model_args) -> nn.Mod
     try:
         found, overlay, saved = name, None, where if source == 'local-dir' else None
         if source == 'hf-hub':
-            saved = _pull(where, cache_dir)
+            saved = fetch(where, ('config.json', 'model.safetensors'), cache_dir)
             # What was checked is what is loaded, whatever has been pushed since.
             found = f'hf-hub:{where.partition("@")[0]}@{saved.name}'
             overlay = {'hf_hub_filename': 'model.safetensors'}  # with which timm reads it in no way of the config's
@@ -211,26 +211,7 @@ def _folder_of_tag(pretrained_cfg: dict, cache_dir: str | Path | None) -> Path |
         return None
     if pretrained_cfg.get('file'):
         return Path(pretrained_cfg['file']).parent
-    config = Path(download_from_hf(pretrained_cfg['hf_hub_id'], 'config.json', cache_dir))
-    check_digest(config)
-    return config.parent
-
-
-def _pull(where: str, cache_dir: str | Path | None) -> Path:
-    """Fetches the configuration and weights of one commit, and nothing else, and checks their digests.
-
-    Args:
-        where: `ORG/NAME[@REVISION]`.
-        cache_dir: As for `load`.
-
-    Returns:
-        The folder of that commit in the cache, which is named by it.
-    """
-    config = Path(download_from_hf(where, 'config.json', cache_dir))
-    check_digest(config)
-    commit = config.parent.name
-    check_digest(download_from_hf(f'{where.partition("@")[0]}@{commit}', 'model.safetensors', cache_dir))
-    return config.parent
+    return fetch(pretrained_cfg['hf_hub_id'], ('config.json',), cache_dir)
 
 
 def load_for(
@@ -320,8 +301,9 @@ def push(
     """Publishes a run folder on the Hub in one commit, pulls it into a clean cache, and compares it.
 
     Sent are the weights, `config.json`, `results.json`, `README.md` and pictures, as far as they are there, and nothing
-    else; without absolute paths and secrets. Either all of it gets there or the repository's content stays as it was
-    (one that is made for it stays empty); the same call again sends what is still missing.
+    else; of JSON known fields alone, `README.md` as it is. Links and secrets are refused. Either all of it gets there
+    or the repository's content stays as it was (one that is made for it stays empty); the same call again sends what is
+    still missing.
 
     Args:
         folder: Of a run, or what `save` made.
@@ -338,12 +320,13 @@ def push(
     """
     folder = Path(folder)
     check_target(repo_id, revision, create_pr)
+    check_files(folder)
     model = load(f'local-dir:{folder}')
     logits = _logits_of_noise(model)
     _check_label_names(folder, model, logits)
     try:
         files = gather(folder, repo_id)
-    except ValueError as e:  # JSON or text that is none
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as e:  # JSON or text that is none
         raise e if isinstance(e, InputError) else InputError(f'{folder}: cannot be published ({_reason(e)})') from e
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     if dry_run:
@@ -378,7 +361,7 @@ def _check_published(files: dict[str, Path | bytes], logits: torch.Tensor, publi
     with tempfile.TemporaryDirectory(prefix='msff-timm-push-') as cache:
         try:
             for name, file in files.items():
-                pulled = Path(patiently(lambda name=name: download_from_hf(published, name, cache)))
+                pulled = patiently(lambda name=name: download(published, name, cache))
                 is_same = pulled.read_bytes() == file if isinstance(file, bytes) else filecmp.cmp(pulled, file, False)
                 if not is_same:
                     raise InputError(f'{published}: {name} is there with another content than was sent: push it again.')
@@ -386,12 +369,14 @@ def _check_published(files: dict[str, Path | bytes], logits: torch.Tensor, publi
         except InputError:
             raise
         except Exception as e:
-            raise InputError(f'{published}: is published, but could not be pulled to be checked: {reason(e)}') from e
+            raise InputError(
+                f'{published}: is published, but could not be pulled to be checked: {reason(e, published)}'
+            ) from e
         if not torch.equal(_logits_of_noise(model), logits):
             raise InputError(f'{published}: is published, but does not give the logits of the model that was sent.')
 
 
 def _reason(error: Exception) -> str:
     """Puts an exception's message into one line, of a length that is read."""
-    text = ' '.join(str(error).split()) or type(error).__name__
+    text = reason(error) if is_of_hub(error) else ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else f'{text[:LONGEST]} ...'

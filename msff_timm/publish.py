@@ -1,49 +1,94 @@
-"""What a run folder publishes, without what speaks of the machine, and how it is sent to the Hub."""
+"""What a run folder publishes, known fields alone, and how it is sent to the Hub."""
 
+import html
 import json
 import logging
-import os
 import re
-import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
+from urllib.parse import unquote
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import HfHubHTTPError, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from . import __version__, card
 from .errors import InputError
+from .hub_errors import TOKEN, is_temporary, reason, said, secrets, status, told
 
-__all__ = ['check_access', 'check_target', 'gather', 'patiently', 'reason', 'send']
+__all__ = ['check_access', 'check_files', 'check_target', 'gather', 'patiently', 'send']
 
 log = logging.getLogger(__name__)
 T = TypeVar('T')
 
 PICTURES = ('.png', '.jpg', '.svg')
-LABELS = ('labels', 'label', 'label_names', 'label_columns', 'label_descriptions', 'kept_labels')  # keys in JSON
-# A slash or a drive that begins a word, and is not that of a URL
-PATH = re.compile(r'(?:file://|(?<![\w./\\~]))(?:/(?!/)|[A-Za-z]:[\\/](?!/))[^\s\'"`,;:|<>(){}\[\]]+')
-SECRET = re.compile(r'\bhf_\w{20,}|(?<=://)[^\s/@]+:[^\s/@]+(?=@)')  # a token of the Hub, a name and password of a URL
-SECRETS = re.compile('TOKEN|SECRET|PASSWORD|API_?KEY')  # in names of variables
-REMOVED = '<removed>'
+FILES = ('model.safetensors', 'config.json', 'results.json', 'README.md', *card.RUN_PICTURES)
+METADATA = {'format': 'pt'}  # of a safetensors file
+URL_PASSWORD = re.compile(r'(?<=://)[^\s/@:]+:[^\s/@]+(?=@)')
+
+# Fields of config.json that are published, at any depth: timm's, transformers' and ours.
+CONFIG = frozenset(
+    """
+    architecture num_classes num_features global_pool model_args pretrained_cfg label_names label_descriptions
+    tag custom_load input_size test_input_size min_input_size fixed_input_size interpolation crop_pct test_crop_pct
+    crop_mode mean std pool_size test_pool_size first_conv classifier license description origin_url paper_name
+    paper_ids notes hf_hub_id hf_hub_filename label_offset
+    architectures dtype torch_dtype model_type transformers_version do_pooling id2label label2id initializer_range
+    problem_type training transforms resize rand_augment rand_augment_interpolation cutout image_size thresholds
+    per_class overall out_of_fold default CF1 OF1 macro_F1 folds data name split root keep_unlabelled difficult
+    trained_on num_images
+    """.split()
+)
+# Fields of results.json that are published, at any depth. Not the command, which may hold anything, nor the names of
+# single images.
+RESULTS = frozenset(
+    """
+    model num_parameters data init_from kept_labels weights epoch thresholds num_processes mixed_precision config
+    git_commit git_dirty devices measures top3 mAP_by_size num_positives_by_size definitions num_images num_classes
+    num_classes_with_positives labels versions history seconds peak_bytes raw_weights mAP_interval_95 input_size flip
+    labels_left_out label_map
+    name split trained_on root keep_unlabelled difficult
+    per_class overall out_of_fold default macro_F1 folds
+    output overwrite resume force seed trackers log_every push_to push_private args backbone_pretrained backbone_from
+    keep_labels drop_rate batch_norm channels_last compile image_root image_column label_columns label_delimiter
+    label_names streaming unreadable train_split eval_split train_size eval_size image_size rand_augment cutout mixup
+    cutmix workers optim epochs batch_size max_per_process lr schedule warmup backbone_lr layer_decay weight_decay
+    clip_grad loss gamma_pos gamma_neg ema_decay early_stop distill teacher weight temperature checkpoint every keep
+    scores ap threshold bootstrap fit_thresholds submission size
+    mAP CP CR CF1 OP OR OF1 AP num_positives num_negatives grad_norm small medium large unit sizes
+    msff_timm timm torch torchvision accelerate datasets numpy pillow python cuda
+    """.split()
+)
+FREE = ('model_args', 'args', 'label_descriptions', 'id2label', 'label2id', 'kept_labels', 'label_map')  # any keys
+LABELS = ('labels', 'label', 'label_names', 'label_columns', 'labels_left_out', *FREE)  # texts that are no paths
+FOLDERS = ('output', 'resume', 'root', 'image_root', 'scores', 'submission')
 
 PAUSES = (1, 2, 4, 8, 8)  # seconds between tries
 PATIENCE = 60  # seconds after which nothing is tried again, without the waits that the Hub asks for
 LONGEST = 600  # seconds to wait when the Hub tells how long
-BUSY = (408, 429, 500, 502, 503, 504)
 REFUSED_FOR_NOW = (429, 503)  # surely nothing was done
-CLIENTS = ('httpx', 'httpx2', 'requests', 'urllib3')  # whose errors huggingface_hub lets through, by its version
+
+
+def check_files(folder: Path) -> None:
+    """Raises InputError for a file to be published that is a link, which may lead anywhere, or no regular file."""
+    for name in FILES:
+        path = folder / name
+        if path.is_symlink():
+            raise InputError(
+                f'{path}: is a link, which is not followed: put the file itself there, or remove the link.'
+            )
+        if path.exists() and not path.is_file():
+            raise InputError(f'{path}: is no regular file: put one there, or remove it.')
 
 
 def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     """Collects what a run folder publishes: weights, configuration, results, card and its pictures, and nothing else.
 
-    In the configuration, the results and the card, absolute paths keep their last part only, and secrets nothing:
-    tokens of the Hub, passwords in addresses, and the values of variables such as `WANDB_API_KEY`. Label names stay.
+    Of the configuration, the results and the weights' metadata known fields are sent, and of a folder its last name. A
+    card that lies there is sent as it is.
 
     Args:
         folder: Of a run, or what `msff_timm.hub.save` made.
@@ -51,21 +96,25 @@ def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
 
     Returns:
         A file, or its content, for each name.
+
+    Raises:
+        InputError: A file is a link, or what would be sent holds a secret: a token of the Hub, a password in an
+            address, or the value of a variable such as `WANDB_API_KEY`.
+        ValueError: A file is not what its name promises.
     """
-    found: dict[str, Path | bytes] = {'model.safetensors': folder / 'model.safetensors'}
-    paths: dict[str, str] = {}
-    for name in ('config.json', 'results.json'):
+    check_files(folder)
+    found: dict[str, Path | bytes] = {'model.safetensors': _plain_weights(folder / 'model.safetensors')}
+    label_names = json.loads((folder / 'config.json').read_bytes()).get('label_names') or ()
+    for name, fields, end in (('config.json', CONFIG, ''), ('results.json', RESULTS, '\n')):
         if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            value = json.loads(content)
-            cleaned = _without_paths(value, paths)
-            if cleaned != value:
-                content = (json.dumps(cleaned, indent=2, ensure_ascii=False) + '\n').encode()
-            found[name] = _without_secrets(content)
+            value = _known(json.loads((folder / name).read_bytes()), fields, frozenset(label_names))
+            _check_secrets(folder / name, _texts(value))
+            found[name] = (json.dumps(value, indent=2) + end).encode()
     pictures = (path for path in sorted(folder.iterdir()) if path.suffix in PICTURES and not path.name.startswith('.'))
     pictures = {path.name: path for path in pictures if path.is_file() and not path.is_symlink()}
     text = _card(folder, found | pictures, repo_id)
-    found['README.md'] = _without_secrets(_replaced(text, paths, folder).encode())
+    _check_secrets(folder / 'README.md', _readings(text))
+    found['README.md'] = text.encode()
     # Others stay here: photos in them may be nobody's to publish.
     shown = {**pictures, **card.pictures(folder)}
     return found | {name: path for name, path in shown.items() if name in card.RUN_PICTURES or name in text}
@@ -74,7 +123,7 @@ def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
 def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str) -> str:
     """Reads the folder's card, or renders one from what is to be published."""
     if (folder / 'README.md').is_file():
-        return (folder / 'README.md').read_text(encoding='utf-8')
+        return (folder / 'README.md').read_bytes().decode('utf-8')
     with tempfile.TemporaryDirectory(prefix='msff-timm-card-') as clean:
         for name, file in files.items():
             if isinstance(file, bytes):
@@ -84,72 +133,83 @@ def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str) -> str:
         return card.render(Path(clean), repo_id)
 
 
-def _without_paths(value: object, paths: dict[str, str], key: str = '') -> object:
-    """Shortens the absolute paths in JSON; notes in `paths` what it has replaced."""
-    if key in LABELS:
-        return value
+def _known(value: object, fields: frozenset[str], label_names: frozenset[str], key: str = '') -> object:
+    """Keeps of JSON the fields that are published, and of a folder its last name."""
     if isinstance(value, dict):
-        return {key: _without_paths(inner, paths, key) for key, inner in value.items()}
+        known = value if key in FREE else label_names if key == 'labels' else fields
+        return {
+            # Within the arguments of a model, or the labels of another, any name stays.
+            name: _known(inner, fields, label_names, key if key in FREE else name)
+            for name, inner in value.items()
+            if name in known
+        }
     if isinstance(value, list):
-        return [_without_paths(inner, paths, key) for inner in value]
-    if not isinstance(value, str):
-        return value
-    if key == 'command':
-        try:
-            cleaned = shlex.join(_shortened(word, paths) for word in shlex.split(value))
-        except ValueError:  # a quote that does not end
-            cleaned = _shortened(value, paths)
-        paths[value] = cleaned
-        return cleaned
-    return _shortened(value, paths)
+        return [_known(inner, fields, label_names, key) for inner in value]
+    return _last_part(value, key) if isinstance(value, str) and key not in LABELS else value
 
 
-def _shortened(text: str, paths: dict[str, str]) -> str:
-    """Shortens the absolute paths in text; one that stands alone or behind `--key=` may have spaces in it."""
-    option, equals, rest = text.partition('=') if text.startswith('-') else ('', '', text)
-    is_path = PurePosixPath(rest).is_absolute() or PureWindowsPath(rest).is_absolute()
-    if is_path and not rest.startswith('//'):
-        if not _last_part(rest):  # the root itself, which every machine has
-            return text
-        paths[rest] = _last_part(rest)
-        return f'{option}{equals}{paths[rest]}'
-
-    def shorten(found: re.Match) -> str:
-        paths[found[0]] = _last_part(found[0])
-        return paths[found[0]]
-
-    return PATH.sub(shorten, text)
-
-
-def _last_part(path: str) -> str:
-    return PureWindowsPath(path).name
-
-
-def _replaced(text: str, paths: dict[str, str], folder: Path) -> str:
-    """Takes the paths that JSON held out of other text, and those below this user's folders."""
-    for path in sorted(paths, key=len, reverse=True):
-        text = re.sub(rf'(?<![\w./]){_escapable(path)}(?!\w)', lambda found, path=path: paths[path], text)
-    for base in {Path.home(), Path.cwd(), folder.resolve()} - {Path('/')}:
-        below = rf'(?<![\w./]){_escapable(str(base))}(?:[/\\][^\s\'"`,;:|<>()]*)?(?!\w)'
-        text = re.sub(below, lambda found: _last_part(found[0]), text)
+def _last_part(text: str, key: str) -> str:
+    """Shortens a folder or file to its last name: no more of it says anything on another machine."""
+    source, colon, rest = text.partition(':') if text.startswith(('local-dir:', 'file:')) else ('', '', text)
+    is_path = PurePosixPath(rest).is_absolute() or PureWindowsPath(rest).is_absolute() or rest.startswith('~')
+    is_id = key == 'root' and re.fullmatch(r'[\w.-]+/[\w.-]+(@.+)?', rest) and not rest.startswith('.')  # of a data set
+    if source or is_path or (key in FOLDERS and not is_id):
+        return f'{source}{colon}{PureWindowsPath(rest).name}'
     return text
 
 
-def _escapable(text: str) -> str:
-    """Makes the pattern of text that may stand in Markdown, with backslashes before what means something there."""
-    return ''.join(rf'\\?{re.escape(c)}' if c in '_*[]`|\\' else re.escape(c) for c in text)
+def _plain_weights(path: Path) -> Path | bytes:
+    """Returns the file, or its content with a header of the tensors alone where that holds anything else."""
+    with path.open('rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(length), object_pairs_hook=_distinct)
+        metadata = header.pop('__metadata__', METADATA)
+        plain = {
+            name: {field: tensor[field] for field in ('dtype', 'shape', 'data_offsets')}
+            for name, tensor in header.items()
+        }
+        if metadata == METADATA and plain == header:
+            return path
+        text = json.dumps({'__metadata__': METADATA, **plain}, separators=(',', ':')).encode()
+        text += b' ' * (-(8 + len(text)) % 64)  # as `hub.save` aligns them
+        return len(text).to_bytes(8, 'little') + text + file.read()
 
 
-def _secrets() -> Iterator[str]:
-    values = [value for name, value in os.environ.items() if SECRETS.search(name.upper())] + [get_token() or '']
-    yield from (value for value in values if len(value) >= 8)  # shorter ones are words
+def _distinct(pairs: list[tuple[str, object]]) -> dict:
+    """Makes an object of JSON, whose names are distinct: another reader might take the other value."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError('model.safetensors names something twice in its header')
+    return dict(pairs)
 
 
-def _without_secrets(content: bytes) -> bytes:
-    text = content.decode()
-    for secret in _secrets():
-        text = text.replace(secret, REMOVED)
-    return SECRET.sub(REMOVED, text).encode()
+def _texts(value: object) -> Iterator[str]:
+    """Gives all texts of JSON, names and values: numbers are no secrets."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value:
+            yield from _texts(inner)
+        if isinstance(value, dict):
+            for inner in value.values():
+                yield from _texts(inner)
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Gives text as it is, and as Markdown, JSON, HTML and addresses read it."""
+    markdown = re.sub(r'\\(?=[!-/:-@\[-`{-~])', '', text)  # a backslash before punctuation
+    yield from (text, markdown, html.unescape(text), html.unescape(markdown), unquote(text))
+    yield re.sub(r'\\u([0-9a-fA-F]{4})', lambda found: chr(int(found[1], 16)), markdown)
+
+
+def _check_secrets(path: Path, texts: Iterable[str]) -> None:
+    """Raises InputError for a secret in what would be sent, without repeating it."""
+    known = secrets()
+    for text in texts:
+        what = next((what for what, value in known.items() if value in text), None)
+        what = what or ('a token of the Hub' if TOKEN.search(text) else None)
+        what = what or ('a name and password in an address' if URL_PASSWORD.search(text) else None)
+        if what:
+            raise InputError(f'{path}: holds {what}, which must not be published: take it out.')
 
 
 def send(
@@ -190,7 +250,9 @@ def send(
     except InputError:
         raise
     except Exception as e:  # of huggingface_hub, of its HTTP client, and what either is raised from
-        raise InputError(f'{repo_id}: cannot be pushed to {constants.ENDPOINT}: {reason(e, repo_id)}') from e
+        raise InputError(
+            f'{repo_id}: cannot be pushed to {constants.ENDPOINT}: {reason(e, repo_id, is_push=True)}'
+        ) from e
 
 
 def check_target(repo_id: str, revision: str | None = None, create_pr: bool = False) -> None:
@@ -233,92 +295,12 @@ def patiently(call: Callable[[], T], temporary: Iterable[int] | None = None) -> 
         try:
             return call()
         except Exception as e:
-            passes = _status(e) in temporary if temporary else _is_temporary(e)
-            told = _told(e)
-            if pause is None or not passes or time.monotonic() - start > PATIENCE or (told or 0) > LONGEST:
+            passes = status(e) in temporary if temporary else is_temporary(e)
+            asked = told(e)
+            if pause is None or not passes or time.monotonic() - start > PATIENCE or (asked or 0) > LONGEST:
                 raise
-            wait = pause if told is None else told
-            log.warning('%s: trying again in %d s.', _said(e), wait)
-            if told is not None:  # that it asks for is not held against it
+            wait = pause if asked is None else asked
+            log.warning('%s: trying again in %d s.', said(e), wait)
+            if asked is not None:  # that it asks for is not held against it
                 start += wait
             time.sleep(wait)
-
-
-def _is_temporary(error: BaseException) -> bool:
-    """Tells whether the same request may work later."""
-    return _status(error) in BUSY or (_status(error) is None and _is_network(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _response(error: BaseException) -> object | None:
-    found = (e.response for e in _chain(error) if isinstance(e, HfHubHTTPError))
-    return next(found, None)
-
-
-def _status(error: BaseException) -> int | None:
-    return getattr(_response(error), 'status_code', None)
-
-
-def _is_network(error: BaseException) -> bool:
-    return any(
-        isinstance(e, (ConnectionError, TimeoutError)) or type(e).__module__.partition('.')[0] in CLIENTS
-        for e in _chain(error)
-    )
-
-
-def _told(error: BaseException) -> int | None:
-    """Reads after how many seconds the Hub wants to be asked again."""
-    headers = getattr(_response(error), 'headers', {})
-    if headers.get('Retry-After', '').isdigit():
-        return int(headers['Retry-After'])
-    limit = re.search(r';\s*r=0;\s*t=(\d+)', headers.get('RateLimit', ''))
-    return int(limit[1]) + 1 if limit and _status(error) == 429 else None
-
-
-def reason(error: BaseException, repo_id: str = 'the repository') -> str:
-    """Says in one line why a request failed, and what to do."""
-    status, said = _status(error), _said(error)
-    tokens = f'{constants.ENDPOINT}/settings/tokens'
-    if status is None:
-        if _is_network(error):
-            return (
-                f'the network fails or no Hub is there ({said}). Check it and HF_ENDPOINT, and run the command again.'
-            )
-        return said
-    if status == 401:
-        return f'the token is not valid there ({said}). Make one at {tokens}.'
-    if status == 402 or status == 413 or (status == 403 and re.search('storage|quota|limit|plan|billing', said, re.I)):
-        return f'its storage is full ({said}). Free some, or push elsewhere.'
-    if status == 403:
-        return (
-            f'the token may not write to {repo_id} ({said}). Take another name or a token that may ({tokens}),'
-            ' or, where the repository is there, --create-pr.'
-        )
-    if status == 404:
-        return f'there is no such repository or revision ({said}).'
-    if status in (409, 412):
-        return f'the name is taken, or somebody else has just changed it ({said}). Look, and run the command again.'
-    if status == 429:
-        told = _told(error)
-        when = 'later' if told is None else f'in {told} seconds'
-        return f'too many requests ({said}). Run the command again {when}.'
-    if status >= 500:
-        return f'the Hub fails with status {status} ({said}). Run the command again later.'
-    return f'the Hub refuses it with status {status} ({said}).'
-
-
-def _said(error: BaseException) -> str:
-    """Puts into one line what the Hub said, or what else is known, without secrets."""
-    known = next((e for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
-    if type(error) is ValueError:  # huggingface_hub's own words for some refusals
-        text = str(error)
-    else:
-        deepest = known or next((e for e in _chain(error) if _is_network(e)), error)
-        text = getattr(known, 'server_message', None) or str(deepest) or type(deepest).__name__
-    text = ' '.join(text.split()).rstrip('.')
-    return _without_secrets(text.encode()).decode()

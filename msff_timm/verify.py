@@ -2,17 +2,25 @@
 
 import contextlib
 import functools
+import hashlib
+import logging
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import timm
 import torch
+from huggingface_hub import constants, file_download
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from safetensors import safe_open
-from timm.models._hub import load_model_config_from_path
+from timm.models._hub import download_from_hf, load_model_config_from_path
 
-__all__ = ['check_digest', 'check_model']
+__all__ = ['check_digest', 'check_model', 'download', 'fetch']
+
+log = logging.getLogger(__name__)
 
 MOST_BYTES = 50_000_000  # of a config.json: of 80 labels it has 5,000
 MOST_TENSORS = 10_000  # safetensors looks for one in time that grows with their number
@@ -21,37 +29,111 @@ REPEATED = re.compile('depth|layers|blocks|repeat')  # arguments that tell how o
 FOREIGN = re.compile('pretrained|checkpoint|cache_dir')  # arguments that would bring weights from elsewhere
 
 
-def check_digest(path: str | Path) -> None:
+def fetch(hub_id: str, names: Sequence[str], cache_dir: str | Path | None = None) -> Path:
+    """Fetches files of one commit from the Hub, and checks their digests where the Hub states them.
+
+    huggingface.co states a digest of each file. A mirror or proxy may state something else; then one line tells that
+    nothing was compared.
+
+    Args:
+        hub_id: `ORG/NAME[@REVISION]`.
+        names: Names of the files.
+        cache_dir: Folder for what is downloaded, in place of huggingface_hub's.
+
+    Returns:
+        The folder of that commit in the cache, which is named by it.
+
+    Raises:
+        ValueError: The Hub states what leads out of the cache, or another digest than the content's.
+    """
+    repo_id, unchecked = hub_id.partition('@')[0], []
+    for name in names:
+        path = download(hub_id, name, cache_dir)
+        if not check_digest(path):
+            unchecked.append(name)
+        folder = path.parents[name.count('/')]
+        hub_id = f'{repo_id}@{folder.name}'
+    if unchecked:
+        log.warning(
+            '%s: %s states no digest of %s: the content was compared with none.',
+            repo_id,
+            constants.ENDPOINT,
+            ' and '.join(unchecked),
+        )
+    return folder
+
+
+def download(hub_id: str, name: str, cache_dir: str | Path | None = None) -> Path:
+    """Downloads one file of the Hub as timm does, after looking at what the Hub states of it.
+
+    huggingface_hub makes names of files of the ETag and the commit, and looks at neither.
+    """
+    original = file_download.get_hf_file_metadata
+
+    def checked(*args, **kwargs):
+        try:
+            metadata = original(*args, **kwargs)
+        except HfHubHTTPError as e:  # of a file that is not there, too, the commit is kept
+            _check_stated('commit', e.response.headers.get(constants.HUGGINGFACE_HEADER_X_REPO_COMMIT))
+            raise
+        _check_stated('ETag', metadata.etag)
+        _check_stated('commit', metadata.commit_hash)
+        return metadata
+
+    # In its place: of two requests, one before and one by huggingface_hub, the second could be answered otherwise.
+    file_download.get_hf_file_metadata = checked
+    try:
+        return Path(download_from_hf(hub_id, name, cache_dir))
+    finally:
+        file_download.get_hf_file_metadata = original
+
+
+def _check_stated(what: str, value: str | None) -> None:
+    if value is not None and (not re.fullmatch(r'[\w.+=~@%-]{1,128}', value, re.ASCII) or set(value) == {'.'}):
+        raise ValueError(
+            f'the Hub at {constants.ENDPOINT} states an {what} that cannot be the name of a file: {value!r:.99}'
+        )
+
+
+def check_digest(path: str | Path) -> bool:
     """Compares a file in huggingface_hub's cache with the digest that the Hub stated, which is the name it is kept by.
 
     huggingface_hub itself compares the size when it downloads, and no digest. Where the cache has no links (Windows
     without its developer mode) there is nothing to compare with.
 
+    Returns:
+        Whether the Hub, or a mirror of it, has stated a digest; some state other tags.
+
     Raises:
-        ValueError: They differ, then the file is taken out of the cache, so that the next try fetches it anew; or the
-            Hub stated no digest.
+        ValueError: They differ, then the file is taken out of the cache, so that the next try fetches it anew; or
+            huggingface.co itself stated no digest.
     """
     path = Path(path)
     if not path.is_symlink():
-        return
+        return True
     kept = path.resolve()
-    if not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', kept.name):
-        raise ValueError(f'{path.name}: the Hub states no digest to check it with, but {kept.name!r:.99}')
-    found = _digest(kept, kept.stat().st_mtime_ns)
-    if found != kept.name:
+    stated = kept.name.lower()
+    if not re.fullmatch('[0-9a-f]{40}|[0-9a-f]{64}', stated):
+        if urlsplit(constants.ENDPOINT).hostname == 'huggingface.co':
+            raise ValueError(f'{path.name}: the Hub states no digest to check it with, but {kept.name!r:.99}')
+        return False
+    found = _digests(kept, kept.stat().st_mtime_ns)
+    if stated not in found:
         with contextlib.suppress(OSError):  # a cache that only others may write to
             path.unlink()
             kept.unlink()
-        raise ValueError(f'{path.name} is damaged: its digest is {found}, not {kept.name} as the Hub states. Try again')
+        raise ValueError(f'{path.name} is damaged: its digest is {found[0]}, not {stated} as the Hub states. Try again')
+    return True
 
 
 @functools.lru_cache  # loading a model looks at its weights more than once
-def _digest(path: Path, changed: int) -> str:
-    """Computes what git, or for a longer name the large file storage, digests a file to."""
+def _digests(path: Path, changed: int) -> tuple[str, ...]:
+    """Computes what git, for a longer name the large file storage, and proxies that keep files digest a file to."""
     if len(path.name) == 40:
-        return git_hash(path.read_bytes())
+        content = path.read_bytes()
+        return git_hash(content), hashlib.sha1(content, usedforsecurity=False).hexdigest()
     with path.open('rb') as file:
-        return sha_fileobj(file).hex()
+        return (sha_fileobj(file).hex(),)
 
 
 def check_model(folder: str | Path) -> None:

@@ -1,4 +1,6 @@
 import contextlib
+import dataclasses
+import html
 import io
 import itertools
 import json
@@ -13,17 +15,21 @@ import traceback
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from unittest.mock import patch
+from urllib.parse import quote
 
 import huggingface_hub
 import pytest
+import safetensors.torch
 import timm
 import torch
 from hub_server import Fault, HubServer, User
 
+from config import EvaluateConfig, TrainConfig
 from msff_timm import hub
+from msff_timm.card import escape
 from msff_timm.cli import main
 from msff_timm.errors import InputError
-from msff_timm.publish import gather
+from msff_timm.publish import CONFIG, RESULTS, gather
 
 ROOT = Path(__file__).parents[1]
 LABELS = ['cat', '/m/01g317', 'chair']
@@ -111,7 +117,7 @@ def run(weights, tmp_path):
     results['mistakes'] = {'misses': [{'image_id': f'{tmp_path}/1.jpg', 'label': '/m/01g317', 'row': 0}]}
     (folder / 'results.json').write_text(json.dumps(results, indent=2))
     (folder / 'README.md').write_text(
-        f'---\nlicense: apache-2.0\n---\n`{results["command"]}`\n{folder}/x /m/01g317 https://a.b/c\nwandb-key-1234\n'
+        '---\nlicense: apache-2.0\n---\n`train.py --data.root=/data/x`\n/m/01g317 https://a.b/c {"seconds": 4096}\n'
     )
     for name in ('curves.png', 'ap.png'):
         (folder / name).write_bytes(b'\x89PNG\0' + name.encode() * 50)
@@ -176,53 +182,205 @@ def test_a_run_is_published_in_one_commit_and_gives_the_same_logits(server, clie
             assert secret.encode() not in content, (path, secret)
     for content in files.values():
         assert not any(secret.encode() in content for secret in (str(tmp_path), OWNER, 'wandb-key-1234'))
-    results = json.loads(files['results.json'])
-    assert results['command'] == f"{Path(sys.executable).name} train.py '--data.root=all photos' --key <removed>"
+    assert files['README.md'] == (run / 'README.md').read_bytes()
+    results, original = (json.loads(text) for text in (files['results.json'], (run / 'results.json').read_text()))
     assert results['config']['data']['root'] == 'all photos' and results['config']['output'] == 'photos'
     assert results['config']['data']['label_columns'] == ['/m/01g317']
     assert results['init_from'] == {'model': 'local-dir:older', 'kept_labels': {'/m/01g317': '/m/01g317'}}
-    assert results['mistakes'] == {'misses': [{'image_id': '1.jpg', 'label': '/m/01g317', 'row': 0}]}
-    original = json.loads((run / 'results.json').read_text())
-    assert {key for key in original if original[key] != results[key]} == {'command', 'config', 'init_from', 'mistakes'}
+    left_out = {'command', 'mistakes'}
+    assert {key for key in original if key not in results} == left_out
+    changed = {'config', 'init_from'}
+    assert {key for key in original if original[key] != results.get(key)} == changed | left_out
     assert results['config']['optim'] == original['config']['optim']
-    card = files['README.md'].decode().splitlines()
-    assert card[3:] == [f'`{results["command"]}`', 'photos/x /m/01g317 https://a.b/c', '<removed>']
 
 
-def test_other_text_loses_paths_however_they_are_written_and_keeps_the_rest(run):
-    results = {'config': {'data': {'root': '/d', 'image_root': '/'}, 'output': 'C:\\Users\\me\\my_run'}}
-    results |= {
-        'data': {'root': '../photos'},
-        'command': '"/opt/my env/python" x.py --output=~/a',
-        'devices': ['a/b', '1 / 2'],
+HOSTILE = 'a"b\\c/d e<f>&%_*'  # what JSON, Markdown, HTML and addresses each write otherwise
+
+
+@pytest.mark.parametrize('name', ['config.json', 'results.json'])
+@pytest.mark.parametrize(
+    'secret', ['/home/ann-e/photos', '//home/ann-e/photos', 'C:\\ann-e\\photos', f'key {HOSTILE}', 'hf_' + 'a' * 30]
+)
+def test_only_known_fields_are_sent(run, monkeypatch, name, secret):
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', f'key {HOSTILE}')
+    value, before = json.loads((run / name).read_text()), gather(run, 'org/x')[name]
+    deep = {'pretrained_cfg': {'file': secret, 'url': secret}, 'thresholds': {'per_class': [0.5] * 3, 'path': secret}}
+    deep |= {
+        'measures': {**value.get('measures', {}), 'notes': {secret: 1}},
+        'labels': {**value.get('labels', {}), secret: {'AP': 1}},
     }
-    (run / 'results.json').write_text(json.dumps(results))
-    home = Path.home()
-    kept = 'https://x.y/d/data /data and/or 1 / 2 ../photos'
-    lines = [
-        '/d',
-        r'C:\\Users\\me\\my\_run',
-        f'{home}/b_c',
-        f'[a]({home}/e.png)',
-        'user:pass@word',
-        'https://me:secret@x.y/z',
-        kept,
-    ]
-    (run / 'README.md').write_text('\n'.join(lines))
-    files = gather(run, 'org/x')
-    sent = json.loads(files['results.json'])
-    assert sent['config'] == {'data': {'root': 'd', 'image_root': '/'}, 'output': 'my_run'}
-    assert sent['command'] == "python x.py '--output=~/a'" and sent['devices'] == ['a/b', '1 / 2']
-    assert sent['data'] == {'root': '../photos'}
-    assert files['README.md'].decode().splitlines() == [
-        'd',
-        'my_run',
-        'b_c',
-        '[a](e.png)',
-        'user:pass@word',
-        'https://<removed>@x.y/z',
-        kept,
-    ]
+    for key, inner in (
+        deep if name == 'results.json' else {'pretrained_cfg': value.get('pretrained_cfg', {}) | deep['pretrained_cfg']}
+    ).items():
+        value[key] = inner
+    value |= {secret: 1, 'path': secret, 'MAX_TOKENS': 4096, 'command': secret, 'mistakes': [{'image_id': secret}]}
+    (run / name).write_text(json.dumps(value))
+    sent = gather(run, 'org/x')[name]
+    for part in {secret, json.dumps(secret)[1:-1]}:
+        assert part.encode() not in sent
+    added = {'thresholds': {'per_class': [0.5] * 3}} if name == 'results.json' else {}
+    assert json.loads(sent) == json.loads(before) | added
+
+
+@pytest.mark.parametrize(
+    'folder',
+    [
+        '/home/ann-e/my photos',
+        '//home/ann-e/my photos',
+        '///home/ann-e/my photos',
+        '~/my photos',
+        '../../ann-e/my photos',
+        'C:\\ann-e\\my photos',
+        '\\\\server\\ann-e\\my photos',
+        'file:///ann-e/my photos',
+        'runs/ann-e/my photos/',
+    ],
+)
+@pytest.mark.parametrize('key', ['output', 'root', 'image_root', 'init_from'])
+def test_of_a_folder_its_last_name_is_sent(run, key, folder):
+    value = json.loads((run / 'results.json').read_text())
+    prefix = 'local-dir:' if key == 'init_from' else ''
+    value['config'][key] = prefix + folder
+    (run / 'results.json').write_text(json.dumps(value))
+    sent = gather(run, 'org/x')['results.json']
+    assert (
+        json.loads(sent)['config'][key].removeprefix(prefix).removeprefix('file:') == 'my photos'
+        and b'ann-e' not in sent
+    )
+
+
+def test_what_is_no_folder_is_sent_as_it_is(run):
+    value = json.loads((run / 'results.json').read_text())
+    value['config']['data'] |= {'root': 'org/shop@v1', 'label_names': ['/m/01g317', 'a/b', '~'], 'label_delimiter': ';'}
+    value |= {'devices': ['1 / 2', 'a/b'], 'model': 'hf-hub:org/name@v1', 'seconds': 1e-7, 'peak_bytes': 10**30}
+    (run / 'results.json').write_text(json.dumps(value))
+    sent = json.loads(gather(run, 'org/x')['results.json'])
+    assert sent['config']['data'] == {**value['config']['data']}
+    assert all(sent[key] == value[key] for key in ('devices', 'model', 'seconds', 'peak_bytes', 'measures', 'history'))
+
+
+@pytest.mark.parametrize('variable', ['MAX_TOKENS', 'TOKEN_LIMIT', 'TOKENIZERS_PARALLELISM'])
+def test_a_variable_named_like_a_secret_alters_no_number(run, monkeypatch, variable):
+    value = json.loads((run / 'results.json').read_text())
+    value['seconds'], value['peak_bytes'] = 12345678.5, 123456789
+    (run / 'results.json').write_text(json.dumps(value))
+    (run / 'README.md').write_text('It took 12345678.5 s and 123456789 bytes.')
+    before = gather(run, 'org/x')
+    for number in ('12345678.5', '123456789', '4096', '0.5'):
+        monkeypatch.setenv(variable, number)
+        assert gather(run, 'org/x') == before
+
+
+@pytest.mark.parametrize(
+    'variable',
+    ['HF_TOKEN', 'WANDB_API_KEY', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'DB_PASS', 'PGPASSWORD', 'x_auth'],
+)
+@pytest.mark.parametrize('value', [HOSTILE, 'plain-secret-1234', 'pässword 猫'])
+def test_a_card_that_holds_a_secret_is_refused(run, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    before = (run / 'README.md').read_text()
+    for written in (
+        value,
+        json.dumps(value),
+        json.dumps(value, ensure_ascii=False),
+        html.escape(value),
+        quote(value),
+        escape(value),
+        re.sub(r'([\\`*_<>&"])', r'\\\1', value),
+    ):
+        (run / 'README.md').write_text(f'{before}\n- {written}.\n', encoding='utf-8')
+        with pytest.raises(InputError) as caught:
+            gather(run, 'org/x')
+        message = str(caught.value)
+        assert variable in message and 'README.md' in message and value not in message and '\n' not in message
+    (run / 'README.md').write_text(before)
+    assert gather(run, 'org/x')['README.md'].decode() == before
+
+
+@pytest.mark.parametrize('text', ['hf_' + 'aB3' * 11, 'https://me:secret@x.y/z', 'postgres://u:p@host/db'])
+def test_a_card_with_a_token_or_password_of_anybody_is_refused(run, text):
+    (run / 'README.md').write_text(f'see {text} there')
+    with pytest.raises(InputError, match='README.md: holds a .*, which must not be published: take it out.$'):
+        gather(run, 'org/x')
+    (run / 'README.md').write_text('see hf_hub_download_and_many_more_words, https://x.y/a:b@c, a user:pass@word there')
+    gather(run, 'org/x')
+
+
+def test_a_secret_in_a_known_field_is_refused(run, monkeypatch):
+    monkeypatch.setenv('DB_PASS', HOSTILE)
+    value = json.loads((run / 'results.json').read_text())
+    (run / 'results.json').write_text(json.dumps(value | {'devices': [f'x {HOSTILE}']}))
+    with pytest.raises(InputError, match='results.json: holds the value of DB_PASS'):
+        gather(run, 'org/x')
+
+
+@pytest.mark.parametrize('name', sorted(SENT))
+@pytest.mark.parametrize('kind', ['outside', 'inside', 'broken', 'fifo', 'folder'])
+def test_a_link_or_what_is_no_file_is_refused_by_name(client, run, tmp_path, name, kind):
+    content = (run / name).read_bytes()
+    (run / name).unlink()
+    if kind == 'fifo':
+        os.mkfifo(run / name)
+    elif kind == 'folder':
+        (run / name).mkdir()
+    else:
+        target = (run if kind == 'inside' else tmp_path) / 'target'
+        if kind != 'broken':
+            target.write_bytes(content)
+        (run / name).symlink_to(target)
+    message = error_of(client(command, 'push', run, 'org/x', '--dry-run'))
+    assert f'{run / name}: is ' in message and ('a link' in message or 'no regular file' in message)
+
+
+def rewritten(path, change):
+    """Changes the header of a safetensors file."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], 'little')
+    text = change(content[8 : 8 + length])
+    path.write_bytes(len(text).to_bytes(8, 'little') + text + content[8 + length :])
+
+
+def with_fields(header, **fields):
+    return json.dumps(json.loads(header) | fields).encode()
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda header: with_fields(header, __metadata__={'format': 'pt', 'ss_path': '/home/ann-e/secret'}),
+        lambda header: with_fields(header, __metadata__={'/home/ann-e/secret': ''}),
+        lambda header: header.replace(b'"shape":', b'"note":"/home/ann-e/secret","shape":', 1),
+    ],
+)
+def test_of_the_weights_metadata_the_format_alone_is_sent(run, tmp_path, change):
+    before = safetensors.torch.load((run / 'model.safetensors').read_bytes())
+    rewritten(run / 'model.safetensors', change)
+    sent = gather(run, 'org/x')['model.safetensors']
+    assert isinstance(sent, bytes) and b'ann-e' not in sent
+    (tmp_path / 'sent').write_bytes(sent)
+    with safetensors.safe_open(tmp_path / 'sent', 'pt') as file:
+        assert file.metadata() == {'format': 'pt'}
+    after = safetensors.torch.load_file(tmp_path / 'sent')
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_header_that_names_something_twice_is_refused(run):
+    twice = b'{"__metadata__":{"path":"/home/ann-e"},"__metadata__":{"format":"pt"},'
+    rewritten(run / 'model.safetensors', lambda header: twice + header[1:])
+    with pytest.raises(ValueError, match='twice'):
+        gather(run, 'org/x')
+
+
+def test_each_setting_of_a_run_is_published_or_left_out_on_purpose():
+    def names(kind):
+        for field in dataclasses.fields(kind):
+            yield field.name
+            if dataclasses.is_dataclass(field.default_factory):
+                yield from names(field.default_factory)
+
+    assert {*names(TrainConfig), *names(EvaluateConfig)} <= RESULTS
+    known = {field.name for field in dataclasses.fields(timm.models.PretrainedCfg)}
+    assert known - CONFIG == {'url', 'file', 'state_dict', 'source'}
 
 
 def test_pictures_go_where_the_card_shows_them(run):
