@@ -17,8 +17,8 @@ from timm.layers import get_device_dtype
 from timm.models import PretrainedCfg, build_model_with_cfg, named_apply, resolve_pretrained_cfg
 
 from .errors import InputError
+from .hub_errors import is_of_hub, status
 from .hub_errors import reason as reason_of
-from .hub_errors import status
 from .layers import create_backbone, first_conv_of_backbone, no_weight_decay_of_backbone
 from .verify import fetch
 
@@ -122,8 +122,8 @@ def create_on_backbone(
             # What was checked is what is loaded, whatever has been pushed since.
             overlay['hf_hub_id'] = f'{cfg.hf_hub_id.partition("@")[0]}@{found.name}'
         model = build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
-    except (OSError, HFValidationError) as e:
-        if not is_on_hub:
+    except Exception as e:
+        if not is_on_hub or not (isinstance(e, OSError | HFValidationError) or is_of_hub(e)):
             raise
         # Not chained: the Hub's answer, a traceback and ten lines, is in the message as far as it says anything.
         raise InputError(_no_weights(cfg, e, kwargs.get('cache_dir'))) from None
@@ -145,8 +145,15 @@ def _no_weights(cfg: PretrainedCfg, error: Exception, cache_dir: str | None) -> 
     """Says in one line why weights did not come from the Hub, and what to do."""
     asked = f'{cfg.hf_hub_id} at {constants.ENDPOINT}'
     reason = ' '.join(str(error.__cause__ or error).split()) or type(error).__name__
-    if (status(error) or 0) in (403, 429) and not isinstance(error, GatedRepoError) or (status(error) or 0) >= 500:
-        # The Hub answered: that huggingface_hub finds nothing in its cache, either, is not why.
+    code = status(error)
+    if isinstance(error, GatedRepoError):
+        why = f'{asked} is gated: ask for access on its page and set HF_TOKEN'
+    elif isinstance(error, RepositoryNotFoundError):
+        why = f'{asked} holds no weights yet: there is no such repository, or none that HF_TOKEN opens'
+    elif isinstance(error, RevisionNotFoundError):
+        why = f'{asked} has no such revision'
+    elif code is not None and code != 404:
+        # The Hub has answered: that the cache holds no copy, either, is not why.
         why = f'{asked}: {reason_of(error, cfg.hf_hub_id).removesuffix(".")}'
     elif isinstance(error, LocalEntryNotFoundError):  # before its base, EntryNotFoundError
         why = f'{asked} cannot be reached ({reason})'
@@ -154,12 +161,6 @@ def _no_weights(cfg: PretrainedCfg, error: Exception, cache_dir: str | None) -> 
             why = f'{asked} was not asked, since HF_HUB_OFFLINE is set'
         why += f', and the cache {cache_dir or constants.HF_HUB_CACHE} holds no copy'
         why += '; maybe nobody has published weights there yet'
-    elif isinstance(error, GatedRepoError):
-        why = f'{asked} is gated: ask for access on its page and set HF_TOKEN'
-    elif isinstance(error, RepositoryNotFoundError):
-        why = f'{asked} holds no weights yet: there is no such repository, or none that HF_TOKEN opens'
-    elif isinstance(error, RevisionNotFoundError):
-        why = f'{asked} has no such revision'
     elif isinstance(error, EntryNotFoundError):
         why = f'{asked} holds no weights yet: it has no {cfg.hf_hub_filename}'
     else:

@@ -29,6 +29,9 @@ REPEATED = re.compile('depth|layers|blocks|repeat')  # arguments that tell how o
 FOREIGN = re.compile('pretrained|checkpoint|cache_dir')  # arguments that would bring weights from elsewhere
 
 
+TOLD: set[Path] = set()  # files that a line has told of already
+
+
 def fetch(hub_id: str, names: Sequence[str], cache_dir: str | Path | None = None) -> Path:
     """Fetches files of one commit from the Hub, and checks their digests where the Hub states them.
 
@@ -49,7 +52,8 @@ def fetch(hub_id: str, names: Sequence[str], cache_dir: str | Path | None = None
     repo_id, unchecked = hub_id.partition('@')[0], []
     for name in names:
         path = download(hub_id, name, cache_dir)
-        if not check_digest(path):
+        if not check_digest(path) and path not in TOLD:
+            TOLD.add(path)
             unchecked.append(name)
         folder = path.parents[name.count('/')]
         hub_id = f'{repo_id}@{folder.name}'

@@ -1,16 +1,21 @@
+import dataclasses
+import hashlib
 import json
+import logging
 import pickle
 import resource
 import shutil
 import struct
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from hub_server import Fault, HubServer
 from test_push import client, environment, pulled_logits, server, weights  # noqa: F401  fixtures
+from timm.models import _registry
 
 from msff_timm import hub
 from msff_timm.errors import InputError
@@ -198,17 +203,37 @@ def test_no_pickle_of_a_folder_is_loaded(folder, tmp_path):
     assert (tmp_path / 'ran').exists()  # it would have
 
 
+TAG = 'msff_test_resnet.scenes'
+
+
 def fetched(name, cache=None):
     """Loads a model in the client's process; returns its logits of zeros, or the error's line, and the pauses."""
     pauses = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('time.sleep', pauses.append)
+        if name.startswith('tag:'):  # as if the package did not bring the weights, and they lay in that repository
+            cfg = dataclasses.replace(timm.get_pretrained_cfg(TAG), file=None, hf_hub_id=name.removeprefix('tag:'))
+            patch.setitem(_registry._model_pretrained_cfgs, TAG, cfg)
+            name = TAG
         try:
             model = hub.load(name, cache)
         except InputError as e:
             return str(e), pauses
         with torch.inference_mode():
             return model(torch.zeros(1, 3, 64, 64)).tolist(), pauses
+
+
+def noted(name, cache=None):
+    """As `fetched`, and returns the lines that were logged, too."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger('msff_timm')
+    logger.addHandler(handler)
+    try:
+        return *fetched(name, cache), lines
+    finally:
+        logger.removeHandler(handler)
 
 
 def asked_files(server, repo_id):  # noqa: F811
@@ -324,27 +349,170 @@ def test_no_name_leads_out_of_the_cache(client, tmp_path, name):  # noqa: F811
     assert [path.name for path in tmp_path.rglob('*') if path.is_file()] == []
 
 
-@pytest.mark.parametrize(
-    ('header', 'value', 'part'),
-    [
-        ('X-Repo-Commit', '../../../../evil', 'Invalid pointer path'),
-        ('ETag', '"../evil"', 'states no digest'),
-        ('X-Linked-Etag', '"../evil"', 'states no digest'),
-        ('X-Linked-Etag', f'"{"0" * 64}"', 'is damaged'),
-    ],
-)
-def test_a_hub_that_lies(client, server, weights, tmp_path, monkeypatch, header, value, part):  # noqa: F811
-    server.create('org/liar', weights)
-    (tmp_path / 'a' / 'b' / 'c' / 'cache').mkdir(parents=True)
+def lie(patch, header, value, name=None, status=None):
+    """Lets the Hub state something else in a header of its answers about files; N stands for a number of each."""
     resolve = HubServer.resolve
 
-    def lie(*arguments, **named):
-        response = resolve(*arguments, **named)
-        if header in response.headers:
-            response.headers[header] = value
+    def resolved(self, request, *arguments, **named):
+        response = resolve(self, request, *arguments, **named)
+        if header in response.headers and status in (None, response.status_code) and request.path.endswith(name or ''):
+            response.headers[header] = value.replace('N', str(len(request.path)))
         return response
 
-    monkeypatch.setattr(HubServer, 'resolve', lie)
-    message, _ = client(fetched, 'hf-hub:org/liar', tmp_path / 'a' / 'b' / 'c' / 'cache')
-    assert part in message and len(message.splitlines()) == 1
-    assert not [path for path in tmp_path.rglob('*') if path.is_file() and 'cache' not in path.parts]
+    patch.setattr(HubServer, 'resolve', resolved)
+
+
+OUTSIDE = [
+    '../evil',
+    '../../../../evil',
+    '..',
+    '/TMP/evil',
+    'x/../../../../../evil',
+    '..\\evil',
+    'C:evil',
+    'a\x7fb',
+    'x' * 300,
+]
+
+
+@pytest.mark.parametrize('header', ['ETag', 'X-Linked-Etag', 'X-Repo-Commit'])
+@pytest.mark.parametrize('value', OUTSIDE)
+def test_what_the_hub_states_leads_nowhere(client, server, weights, tmp_path, monkeypatch, header, value):  # noqa: F811
+    server.create('org/liar', weights)
+    cache = tmp_path / 'a' / 'b' / 'c' / 'd' / 'cache'
+    cache.mkdir(parents=True)
+    value = value.replace('TMP', str(tmp_path).lstrip('/'))
+    lie(monkeypatch, header, value if header == 'X-Repo-Commit' else f'"{value}"')
+    for name in ('hf-hub:org/liar', *(['tag:org/liar'] if header != 'ETag' else [])):  # of a small file only
+        message, _ = client(fetched, name, cache)
+        assert 'cannot be the name of a file' in message and len(message.splitlines()) == 1
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob('*evil*'))
+    assert not [path for path in tmp_path.rglob('*') if cache not in path.parents and cache != path and path.is_file()]
+
+
+@pytest.mark.parametrize('second', ['config.json', 'model.safetensors'])
+def test_a_tag_that_changes_between_requests_is_looked_at_each_time(
+    client,  # noqa: F811
+    server,  # noqa: F811
+    weights,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    second,
+):
+    server.create('org/turncoat', weights)
+    (tmp_path / 'cache').mkdir()
+    resolve, seen = HubServer.resolve, []
+
+    def resolved(self, request, *arguments, **named):
+        response = resolve(self, request, *arguments, **named)
+        if request.path.endswith(second):
+            seen.append(request.method)
+            if len(seen) > 1:
+                response.headers['ETag'] = response.headers['X-Linked-Etag'] = '"../../../evil"'
+        return response
+
+    monkeypatch.setattr(HubServer, 'resolve', resolved)
+    for _ in range(3):
+        client(fetched, 'hf-hub:org/turncoat', tmp_path / 'cache')
+    assert not (tmp_path / 'evil').exists() and not list(tmp_path.rglob('evil*'))
+
+
+def test_the_commit_of_a_file_that_is_not_there_leads_nowhere(client, server, weights, tmp_path, monkeypatch):  # noqa: F811
+    server.create('org/missing', {'README.md': b'x'})
+    lie(monkeypatch, 'X-Repo-Commit', '../../../../../evil', status=404)
+    message, _ = client(fetched, 'hf-hub:org/missing', tmp_path / 'a' / 'b' / 'cache')
+    assert 'cannot be the name of a file' in message and not [p for p in tmp_path.rglob('*') if 'evil' in str(p)]
+
+
+@pytest.mark.parametrize(
+    'tag', ['"d41d8cd98f00b204e9800998ecf84N"', 'W/"4f-18c2aN"', '"5e-N-gzip"', '"v1.N+a=~@%"', '"sha256%3AN"']
+)
+def test_a_mirror_with_tags_of_its_own_is_loaded_from_and_said_to_be_unchecked(
+    client,  # noqa: F811
+    server,  # noqa: F811
+    weights,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    tag,
+):
+    server.create('org/mirror', weights)
+    sound, _, nothing = client(noted, 'hf-hub:org/mirror', tmp_path / 'sound')
+    lie(monkeypatch, 'X-Linked-Etag', tag)
+    lie(monkeypatch, 'ETag', tag)
+    logits, _, lines = client(noted, 'hf-hub:org/mirror', tmp_path / 'cache')
+    assert logits == sound and nothing == []
+    (line,) = lines
+    assert line == (
+        f'org/mirror: {server.url} states no digest of config.json and model.safetensors: the content was compared with'
+        ' none.'
+    )
+    _, _, lines = client(noted, 'tag:org/mirror', tmp_path / 'tag')
+    assert len(lines) == 1 and 'states no digest of model.safetensors' in lines[0]
+    # What a digest would show is still seen.
+    server.create('org/mirror', weights | {'model.safetensors': weights['model.safetensors'][:-8]})
+    message, _, _ = client(noted, 'hf-hub:org/mirror', tmp_path / 'cut')
+    assert message.startswith('hf-hub:org/mirror: cannot be loaded') and len(message.splitlines()) == 1
+
+
+def test_huggingface_itself_states_digests(client, server, weights, tmp_path, monkeypatch):  # noqa: F811
+    server.create('org/untold', weights)
+    lie(monkeypatch, 'X-Linked-Etag', '"no-digest"')
+    message, _ = client(fetched_from_huggingface, 'hf-hub:org/untold', tmp_path)
+    assert 'model.safetensors: the Hub states no digest' in message and len(message.splitlines()) == 1
+
+
+def fetched_from_huggingface(name, cache):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('msff_timm.verify.urlsplit', lambda address: SimpleNamespace(hostname='huggingface.co'))
+        return fetched(name, cache)
+
+
+@pytest.mark.parametrize('digest', [hashlib.sha1, hashlib.sha256])
+def test_a_proxy_that_states_a_plain_digest_is_checked_with_it(
+    client,  # noqa: F811
+    server,  # noqa: F811
+    weights,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    digest,
+):
+    server.create('org/proxy', weights)
+    lie(monkeypatch, 'X-Linked-Etag', f'"{digest(weights["model.safetensors"]).hexdigest().upper()}"')
+    logits, _, lines = client(noted, 'hf-hub:org/proxy', tmp_path / 'a')
+    assert len(logits[0]) == 3 and lines == []
+    lie(monkeypatch, 'X-Linked-Etag', f'"{digest(b"other").hexdigest()}"')
+    server.create('org/proxy', weights | {'README.md': b'another commit'})
+    assert 'is damaged' in client(noted, 'hf-hub:org/proxy', tmp_path / 'b')[0]
+
+
+@pytest.mark.parametrize(
+    ('fault', 'part'),
+    [
+        (Fault('/org/told/', 403, message='private'), 'no access to'),
+        (Fault('/org/told/', 401), 'no valid token that opens it'),
+        (Fault('/org/told/', 429, headers={'Retry-After': '77'}), 'too many requests'),
+        (Fault('/org/told/', 429, headers={'Retry-After': '77'}), 'again in 77 seconds'),
+        (Fault('/org/told/', 429), 'too many requests'),
+        (Fault('/org/told/', 500), 'the Hub fails with status 500'),
+        (Fault('/org/told/', 502), 'the Hub fails with status 502'),
+        (Fault('/org/told/', 503), 'the Hub fails with status 503'),
+        (Fault('/org/told/', 504), 'the Hub fails with status 504'),
+        (Fault('/org/told/', 'close'), 'the network fails'),
+        (Fault('/storage/', 503, method='GET'), 'the Hub fails with status 503'),
+        (Fault('/storage/', 403, method='GET'), 'no access to'),
+    ],
+)
+def test_what_the_hub_answers_is_told_as_what_it_is(client, server, weights, tmp_path, fault, part):  # noqa: F811
+    server.create('org/told', weights)
+    fault.times = 10**6
+    server.faults.append(fault)
+    for name in ('hf-hub:org/told', 'tag:org/told'):
+        message, _ = client(fetched, name, tmp_path)
+        assert len(message.splitlines()) == 1 and server.url in message
+        is_network = fault.how == 'close'
+        assert part in message or is_network and 'Server disconnected' in message or 'Connection aborted' in message, (
+            message
+        )
+        assert is_network or 'connection' not in message and 'holds no copy' not in message, message
+    server.faults.clear()
