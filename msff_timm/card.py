@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -27,6 +28,8 @@ INSTALLED = Path(__file__).parent / 'hub_cards'
 HUB_CARDS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / 'hub_cards'
 FIGURE = 'architecture.svg'
 RUN_PICTURES = ('curves.png', 'ap.png')  # not mistakes.png: its photos may be nobody's to publish
+MOST_BYTES = 50_000_000  # of a file of JSON
+MOST = 10**15  # of things that are counted
 MEASURES = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 DATASETS = {
     'coco2014': 'COCO 2014',
@@ -42,6 +45,9 @@ RECIPE = {
     'optim': 'epochs batch_size lr schedule warmup backbone_lr layer_decay weight_decay clip_grad loss gamma_pos'
     ' gamma_neg ema_decay early_stop',
 }
+
+# What values of wrong types, or nested too deeply, end in
+ODD = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, yaml.YAMLError)
 
 
 def tags() -> list[str]:
@@ -152,7 +158,11 @@ def _about(tag: str) -> dict:
 
 
 def _read_json(path: Path) -> dict:
+    if path.exists() and not path.is_file():
+        raise InputError(f'{path}: is no regular file.')
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f'it has more than {MOST_BYTES:,} bytes')
         content = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise InputError(f'{path.parent}: holds no {path.name}; give a folder that training saved.') from None
@@ -191,15 +201,19 @@ def _render(
             raise InputError(f'{repo_id!r} is no id of a repository ({_one_line(e)}).') from None
     labels = {name: dict.fromkeys(('AP', 'num_positives', 'num_negatives', 'threshold')) for name in label_names}
     measured = recipe = fitted = None
-    evaluated, more = [], {}
+    evaluated, more, settings = [], {}, ''
     try:
         if thresholds is not None:
             fitted = _thresholds(thresholds, labels)
+    except ODD as e:
+        config = where.with_name('config.json')
+        raise InputError(f'{config}: its thresholds are not as training writes them ({_one_line(e)}).') from e
+    try:
         if results is not None:
             measured = _measured(results, labels)
-            recipe = _recipe(results)
+            recipe, settings = _recipe(results), _settings(results)
             evaluated, more = _metadata(results, measured)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except ODD as e:
         raise InputError(f'{where}: is not of this model, or not as training writes it ({_one_line(e)}).') from e
     title = (repo_id or '').rpartition('/')[2] or cfg.architecture
     data = ModelCardData(
@@ -227,7 +241,7 @@ def _render(
         size=size,
         measured=_escaped(measured),
         recipe=_escaped(recipe),
-        settings=_settings(results),
+        settings=settings,
         thresholds=_escaped(fitted),
         about=about,
         shown=shown,
@@ -239,11 +253,11 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
     """Picks from results what the card tells of quality; each label's goes into `labels`."""
     for name, label in results['labels'].items():
         if name not in labels:
-            raise ValueError(f'its label {name!r} is not in config.json')
+            raise ValueError(f'its label {name!r:.99} is not in config.json')
         labels[name].update(
-            AP=None if label['AP'] is None else float(label['AP']),
-            num_positives=int(label['num_positives']),
-            num_negatives=int(label['num_negatives']) if label.get('num_negatives') is not None else None,
+            AP=_percent(label['AP'], f'AP of {name!r:.99}'),
+            num_positives=_count(label['num_positives'], f'num_positives of {name!r:.99}'),
+            num_negatives=_count(label.get('num_negatives'), f'num_negatives of {name!r:.99}'),
         )
     named, data = results['definitions'], results['data']
     threshold = named['threshold']
@@ -254,29 +268,29 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
         rows.append(('top3', results['top3']))
     counted = {name: label for name, label in labels.items() if label['AP'] is not None}
     by_size, positives = results.get('mAP_by_size') or {}, results.get('num_positives_by_size') or {}
+    interval = [_percent(end, 'an end of the interval') for end in results.get('mAP_interval_95') or ()]
     return {
         'data': _title(data),
-        'split': data['split'],
-        'difficult': data.get('difficult'),
-        'keep_unlabelled': data.get('keep_unlabelled'),
+        'split': _text(data['split'], 'split', True),
+        'difficult': _text(data.get('difficult'), 'difficult'),
+        'keep_unlabelled': bool(data.get('keep_unlabelled')),
         'is_coco': str(data['name']).startswith('coco'),
         'was_trained_on': _holds(data.get('trained_on'), data['split']),
-        'definition': str(named['mAP']),
-        'threshold': float(threshold) if isinstance(threshold, int | float) else None,
-        'num_images': int(results['num_images']),
-        'num_classes': int(results['num_classes']),
-        'num_counted': int(results.get('num_labels_counted', results.get('num_classes_with_positives'))),
-        'rows': {
-            name: [float(values[key]) if values.get(key) is not None else None for key in MEASURES]
-            for name, values in rows
-        },
-        'interval': [float(end) for end in results.get('mAP_interval_95') or ()],
+        'definition': _text(named['mAP'], 'the definition of mAP', True),
+        'threshold': None if isinstance(threshold, list) else _number(threshold, 'threshold', 1),
+        'num_images': _whole(results['num_images'], 'num_images'),
+        'num_classes': _whole(results['num_classes'], 'num_classes'),
+        'num_counted': _whole(
+            results.get('num_labels_counted', results.get('num_classes_with_positives')), 'num_labels_counted'
+        ),
+        'rows': {name: [_percent(values.get(key), key) for key in MEASURES] for name, values in rows},
+        'interval': interval if len(interval) == 2 and None not in interval else [],
         'by_size': {
-            size: (float(by_size[size]), int(positives[size]) if positives.get(size) is not None else None)
+            size: (value, _count(positives.get(size), f'num_positives_by_size of {size}'))
             for size in SIZES
-            if by_size.get(size) is not None
+            if (value := _percent(by_size.get(size), f'mAP_by_size of {size}')) is not None
         },
-        'few': [name for name, label in counted.items() if label['num_positives'] < FEW],
+        'few': [name for name, label in counted.items() if (label['num_positives'] or FEW) < FEW],
         'few_absent': [name for name, label in counted.items() if (label['num_negatives'] or FEW) < FEW],
         'without': [name for name, label in labels.items() if label['num_positives'] == 0],
         'without_absent': [name for name, label in labels.items() if label['num_positives'] and name not in counted],
@@ -284,20 +298,58 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
     }
 
 
+def _number(value: object, name: str, most: float) -> float:
+    """Checks that a value is a number from 0 to `most`; infinity and NaN are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise ValueError(f'{name} is {_short(value)}, which is no number from 0 to {most:g}')
+    return float(value)
+
+
+def _whole(value: object, name: str) -> int:
+    """Checks that a value is a whole number of things."""
+    number = _number(value, name, MOST)
+    if number != int(number):
+        raise ValueError(f'{name} is {_short(value)}, which is no whole number')
+    return int(number)
+
+
+def _count(value: object, name: str) -> int | None:
+    return None if value is None else _whole(value, name)
+
+
+def _percent(value: object, name: str) -> float | None:
+    """Checks that a value is in percent; None where it is not defined."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return _number(value, name, 100 + 1e-6)  # a mean of several is rounded
+
+
+def _text(value: object, name: str, is_needed: bool = False) -> str | None:
+    """Checks that a value is text, or a number or choice that can stand for it."""
+    if is_needed and not _plain(value) or value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f'{name} is {_short(value)}, which is no text')
+    return None if value is None else str(value)
+
+
+def _short(value: object) -> str:
+    """Shows a value in part: it may be long, or nested more deeply than Python shows."""
+    return f'a {type(value).__name__}' if isinstance(value, dict | list) else f'{value!r:.40}'
+
+
 def _thresholds(thresholds: dict, labels: dict[str, dict]) -> dict:
     """Picks what the card tells of stored thresholds; each label's goes into `labels`."""
-    for label, threshold in zip(labels.values(), thresholds['per_class'], strict=True):
-        label['threshold'] = float(threshold)
-    out_of_fold = thresholds.get('out_of_fold') or {}
+    for (name, label), threshold in zip(labels.items(), thresholds['per_class'], strict=True):
+        label['threshold'] = _number(threshold, f'the threshold of {name!r:.99}', 1)
+    out_of_fold, data, overall = thresholds.get('out_of_fold') or {}, thresholds.get('data'), thresholds.get('overall')
     return {
-        'overall': float(thresholds['overall']) if thresholds.get('overall') is not None else None,
-        'data': _title(thresholds['data']) if thresholds.get('data') else None,
-        'split': (thresholds.get('data') or {}).get('split'),
-        'num_images': int(thresholds['num_images']) if thresholds.get('num_images') is not None else None,
-        'num_fitted': int(thresholds['num_fitted']) if thresholds.get('num_fitted') is not None else None,
-        'folds': int(thresholds['folds']) if thresholds.get('folds') is not None else None,
+        'overall': None if overall is None else _number(overall, 'overall', 1),
+        'data': _title(data) if data else None,
+        'split': _text(data.get('split'), 'split') if data else None,
+        'num_images': _count(thresholds.get('num_images'), 'num_images'),
+        'num_fitted': _count(thresholds.get('num_fitted'), 'num_fitted'),
+        'folds': _count(thresholds.get('folds'), 'folds'),
         'out_of_fold': {
-            kind: [float(out_of_fold[kind][name]) for name in ('CF1', 'OF1', 'macro_F1')]
+            kind: [_percent(out_of_fold[kind][name], name) for name in ('CF1', 'OF1', 'macro_F1')]
             for kind in ('per_class', 'overall', 'default')
             if kind in out_of_fold
         },
@@ -310,22 +362,27 @@ def _recipe(results: dict) -> dict | None:
     if 'optim' not in config:
         return None
     model, distill = config['model'], config.get('distill') or {}
+    seconds = results.get('seconds')
     return {
         'data': _title({**results['data'], **config['data']} if 'root' not in results['data'] else results['data']),
-        'split': config['data']['train_split'],
+        'split': _text(config['data']['train_split'], 'train_split'),
         'init_from': _source(model.get('init_from')),
         'backbone_from': _source(model.get('backbone_from')),
         'backbone_pretrained': bool(model.get('backbone_pretrained')),
         'teacher': _source(distill.get('teacher')),
-        'epochs': int(config['optim']['epochs']),
-        'epoch': int(results['epoch']) if results.get('epoch') is not None else None,
-        'weights': results.get('weights'),
-        'num_processes': int(results.get('num_processes') or 1),
-        'devices': list(Counter(map(str, results.get('devices') or ())).items()),
-        'mixed_precision': results.get('mixed_precision'),
-        'seconds': float(results['seconds']) if results.get('seconds') is not None else None,
-        'versions': [pair for pair in (results.get('versions') or {}).items() if pair[1]],
-        'git_commit': results.get('git_commit'),
+        'epochs': _whole(config['optim']['epochs'], 'epochs'),
+        'epoch': _count(results.get('epoch'), 'epoch'),
+        'weights': _text(results.get('weights'), 'weights'),
+        'num_processes': _whole(results.get('num_processes') or 1, 'num_processes'),
+        'devices': list(Counter(_text(device, 'a device') for device in results.get('devices') or ()).items()),
+        'mixed_precision': _text(results.get('mixed_precision'), 'mixed_precision'),
+        'seconds': None if seconds is None else _number(seconds, 'seconds', MOST),
+        'versions': [
+            (package, _text(version, f'the version of {package!r:.99}'))
+            for package, version in (results.get('versions') or {}).items()
+            if version
+        ],
+        'git_commit': _text(results.get('git_commit'), 'git_commit'),
         'git_dirty': bool(results.get('git_dirty')),
     }
 
@@ -368,7 +425,7 @@ def _metadata(results: dict, measured: dict) -> tuple[list[EvalResult], dict]:
     ]
     more = {'datasets': [_plain(hub_id)]} if hub_id else {}
     model = (results.get('config') or {}).get('model') or {}
-    start = model.get('init_from') or model.get('backbone_from') or ''
+    start = str(model.get('init_from') or model.get('backbone_from') or '')
     if start.startswith('hf-hub:'):
         more['base_model'] = _plain(start.removeprefix('hf-hub:').partition('@')[0])
     return evaluated, more
@@ -376,7 +433,7 @@ def _metadata(results: dict, measured: dict) -> tuple[list[EvalResult], dict]:
 
 def _title(data: dict) -> str:
     """Names data as people do; of a folder or table its last name alone, as results have it."""
-    name, root = str(data['name']), data.get('root')
+    name, root = _text(data['name'], 'the name of the data', True), _text(data.get('root'), 'the root of the data')
     if name in DATASETS:
         return DATASETS[name]
     if root is None:
@@ -391,6 +448,7 @@ def _holds(trained_on: str | None, split: str) -> bool:
 
 def _source(name: str | None) -> str | None:
     """Names a model that another came from, unless it is a folder, whose path says nothing on another machine."""
+    name = _text(name, 'a model')
     if name is None or not name.startswith('local-dir:'):
         return name
     return 'another run (a local folder)'

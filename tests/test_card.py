@@ -1,5 +1,6 @@
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ import timm
 import torch
 import yaml
 from huggingface_hub import ModelCard, metadata_load
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -340,6 +343,165 @@ def test_what_cannot_be_used_is_one_line(copied, damage, message, capsys):
     assert cli.main(['card', str(copied)]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count('\n') == 1 and captured.out == ''
+
+
+def put(value, path, inner):
+    """Puts a value into nested JSON."""
+    *parents, last = path
+    for parent in parents:
+        value = value[parent]
+    value[last] = inner
+
+
+def paths(value, path=()):
+    """Gives the way to each value of nested JSON."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*path, key)
+        yield from paths(value[key], (*path, key))
+
+
+@pytest.fixture(scope='module')
+def created(folder):
+    return timm.create_model(f'local-dir:{folder}')
+
+
+@pytest.fixture
+def quick(created, monkeypatch):
+    """Makes the model once for many cards, which are made in less time."""
+    monkeypatch.setattr(card, 'count', lambda *_: {'num_parameters': 1, 'gflops': 1.0})
+    monkeypatch.setattr(timm, 'create_model', lambda *_, **__: created)
+
+
+def nested(depth: int) -> list:
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ('path', 'value'),
+    [
+        *(
+            (path, value)
+            for path in ('num_images', 'num_classes', 'num_classes_with_positives', 'labels.cat.num_positives')
+            for value in (math.inf, -math.inf, math.nan, -1, 10**400, 1.5, True, '60', [60], {})
+        ),
+        *(
+            (f'measures.{name}', value)
+            for name in ('mAP', 'CF1')
+            for value in (math.inf, -1, 101, 1e300, '50', True, [])
+        ),
+        *(('labels.cat.AP', value) for value in (math.inf, -0.5, 1e400, 'x', {})),
+        *(('definitions.threshold', value) for value in (math.inf, math.nan, -1, 1.5, 'x')),
+        *((f'num_positives_by_size.{size}', math.inf) for size in ('small', 'large')),
+        ('mAP_interval_95', [0, math.inf]),
+        ('mAP_interval_95', 7),
+        ('seconds', math.inf),
+        ('seconds', math.nan),
+        ('epoch', math.inf),
+        ('num_processes', math.inf),
+        ('config.optim.epochs', math.inf),
+        ('config.optim.loss', nested(900)),
+        ('config.model.args', nested(900)),
+        ('config.optim', []),
+        ('config.data', 3),
+        ('config.model', None),
+        ('config.model.init_from', nested(3)),
+        ('config', 'optim'),
+        ('data.split', {'<script>': 1}),
+        ('data.name', ['coco2014']),
+        ('data', None),
+        ('devices', [{}]),
+        ('devices', 3),
+        ('versions', ['torch']),
+        ('data.name', None),
+        ('data.name', ' '),
+        ('data.split', None),
+        ('versions', {'torch': {'<b>': 1}}),
+        ('labels', nested(900)),
+        ('labels', {'cat': None}),
+        ('top3', 'x'),
+    ],
+)
+def test_results_of_wrong_values_are_one_line(copied, quick, path, value):
+    run = results_of(copied)
+    put(run, path.split('.'), value)
+    (copied / 'results.json').write_text(json.dumps(run))
+    with pytest.raises(InputError) as caught:
+        card.render(copied)
+    message = str(caught.value)
+    assert message.startswith(f'{copied / "results.json"}: ') and '\n' not in message and len(message) < 400
+
+
+@pytest.mark.parametrize('value', [None, math.nan])
+@pytest.mark.parametrize(
+    'path', ['measures.mAP', 'measures.CF1', 'raw_weights.mAP', 'labels.cat.AP', 'mAP_by_size.small']
+)
+def test_what_is_not_defined_is_shown_as_that(copied, quick, path, value, tmp_path):
+    run = results_of(copied)
+    put(run, path.split('.'), value)
+    (copied / 'results.json').write_text(json.dumps(run))
+    data = check(card.render(copied), tmp_path / 'README.md')
+    metrics_of = [metric['type'] for metric in data['model-index'][0]['results'][0]['metrics']]
+    assert sorted(metrics_of) == sorted({'mAP', 'CF1', 'OF1'} - ({path[9:]} if path.startswith('measures') else set()))
+
+
+@pytest.mark.parametrize(
+    'content', ['1e400', '{"num_images": 1e400}', '[' * 10**5, '{"a":' * 10**5, '"x"', '', '\x00', 'null']
+)
+def test_results_that_are_none_are_one_line(copied, capsys, content):
+    (copied / 'results.json').write_text(content)
+    assert cli.main(['card', str(copied)]) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and 'results.json' in error and len(error) < 500
+
+
+@pytest.mark.parametrize('name', ['config.json', 'results.json'])
+def test_what_is_no_file_or_endless_is_not_read(copied, name, capsys):
+    content = (copied / name).read_bytes()
+    (copied / name).unlink()
+    os.mkfifo(copied / name)
+    assert cli.main(['card', str(copied)]) == (2 if name == 'config.json' else 0)
+    (copied / name).unlink()
+    with (copied / name).open('wb') as file:
+        file.write(content)
+        file.truncate(10**10)  # sparse: takes no place
+    assert cli.main(['card', str(copied)]) == 2 and 'more than 50,000,000 bytes' in capsys.readouterr().err
+
+
+ODD_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.text(max_size=9),
+    st.lists(st.none() | st.text(max_size=3) | st.floats(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.none() | st.floats() | st.text(max_size=3), max_size=2),
+    st.integers(100, 2000).map(nested),
+    st.just(10**400),
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_results_of_any_values_make_a_card_or_one_line(copied, quick, folder, data):
+    run = results_of(folder)
+    where = list(paths(run))
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from(where))
+        try:
+            put(run, path, data.draw(ODD_VALUES))
+        except (KeyError, TypeError, IndexError):  # another change has taken it away
+            continue
+    (copied / 'results.json').write_text(json.dumps(run))
+    try:
+        text = card.render(copied, 'org/name')
+    except InputError as e:
+        assert '\n' not in str(e) and len(str(e)) < 500
+    else:
+        assert not re.search(r'\| (nan|-?inf) \|', text) and ModelCard(text).data.library_name == 'timm'
+        assert set(re.findall(r'<(?!/)[^>]*>', text.split('\n---\n', 1)[1])) <= {'<details>', '<summary>'}
 
 
 def _change(folder: Path, **values) -> None:

@@ -77,7 +77,7 @@ from msff_timm import hub, predict
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 torch.set_num_threads(1)
-classify = pipeline('image-classification', model='org/name', function_to_apply='sigmoid')
+classify = pipeline('image-classification', model='org/name')  # takes the sigmoid by itself
 found = classify(sys.argv[1], top_k=99)
 for snippet in json.loads(sys.argv[2]):
     exec(snippet, {})
