@@ -45,22 +45,25 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _response(error: BaseException) -> object | None:
-    found = (e.response for e in _chain(error) if isinstance(e, HfHubHTTPError))
-    return next(found, None)
+def _is_of_client(error: BaseException) -> bool:
+    return type(error).__module__.partition('.')[0] in CLIENTS
+
+
+def _answered(error: BaseException) -> BaseException | None:
+    """Finds the error that holds what the Hub answered; before 1.0, huggingface_hub raises some of the client's own."""
+    of_http = (e for e in _chain(error) if isinstance(e, HfHubHTTPError) or _is_of_client(e))
+    return next((e for e in of_http if getattr(e, 'response', None) is not None), None)
 
 
 def status(error: BaseException) -> int | None:
     """Finds the status that the Hub answered with; None where it did not answer."""
-    return getattr(_response(error), 'status_code', None)
+    answered = _answered(error)
+    return None if answered is None else answered.response.status_code
 
 
 def is_network(error: BaseException) -> bool:
     """Tells whether it comes of the network, or of what the Hub answered."""
-    return any(
-        isinstance(e, (ConnectionError, TimeoutError)) or type(e).__module__.partition('.')[0] in CLIENTS
-        for e in _chain(error)
-    )
+    return any(isinstance(e, ConnectionError | TimeoutError) or _is_of_client(e) for e in _chain(error))
 
 
 def is_of_hub(error: BaseException) -> bool:
@@ -75,7 +78,8 @@ def is_temporary(error: BaseException) -> bool:
 
 def told(error: BaseException) -> int | None:
     """Reads after how many seconds the Hub wants to be asked again."""
-    headers = getattr(_response(error), 'headers', {})
+    answered = _answered(error)
+    headers = {} if answered is None else answered.response.headers
     if headers.get('Retry-After', '').isdigit():
         return int(headers['Retry-After'])
     limit = re.search(r';\s*r=0;\s*t=(\d+)', headers.get('RateLimit', ''))
@@ -133,11 +137,11 @@ def reason(error: BaseException, repo_id: str = 'the repository', is_push: bool 
 
 def said(error: BaseException) -> str:
     """Puts into one line what the Hub said, or what else is known, without secrets."""
-    known = next((e for e in _chain(error) if isinstance(e, HfHubHTTPError)), None)
+    known = _answered(error)
     if type(error) is ValueError:  # huggingface_hub's own words for some refusals
         text = str(error)
     else:
-        deepest = known or next((e for e in _chain(error) if is_network(e)), error)
+        deepest = known or next(filter(_is_of_client, _chain(error)), error)
         text = getattr(known, 'server_message', None) or str(deepest) or type(deepest).__name__
     for secret in secrets().values():
         text = text.replace(secret, REMOVED)
