@@ -19,7 +19,7 @@ __all__ = ['main']
 # Arguments of `msff_timm.data.load` that `data` passes on
 LOADING = (
     'root size image_size keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
-    ' label_names'
+    ' label_names minus_one blank'
 ).split()
 
 
@@ -113,8 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--image-root', help='folder of the pictures that a table names')
     command.add_argument('--image-column')
     command.add_argument('--label-columns', type=_names, help='NAME,NAME,...')
-    command.add_argument('--label-delimiter', default='|', help='between the labels of a column of text')
+    command.add_argument('--label-delimiter', help='text between labels; none if each is one (default: find it)')
     command.add_argument('--label-names', type=_names, help='NAME,NAME,... in the order of the logits')
+    command.add_argument('--minus-one', default='unannotated', help='meaning of -1: unannotated or absent')
+    command.add_argument('--blank', default='unannotated', help='meaning of an empty cell: unannotated or absent')
     command.add_argument('--check', action='store_true', help='decode every picture')
     command.add_argument('--workers', type=int, help='processes that decode (default: one on each processor)')
     command.add_argument('-o', '--output', metavar='FOLDER', help='(default: inspect-NAME)')
@@ -234,11 +236,14 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
+    from .data import notes
     from .data.inspect import draw, inspect, load_splits
 
     splits, not_loaded = load_splits(args.name, args.splits, **{key: getattr(args, key) for key in LOADING})
     for message in not_loaded:
         print(f'msff-timm: left out: {message}', file=sys.stderr)
+    for line in dict.fromkeys(line for dataset in splits.values() for line in notes(dataset)):
+        print(line)
     report = inspect(splits, args.check, args.workers, args.name)
     print('\n'.join(report.lines()), flush=True)
     print('\n'.join(map(str, draw(report, splits, args.output or f'inspect-{args.name}'))))

@@ -19,7 +19,7 @@ SOURCES = {
     'coco2014': {'keep_unlabelled'},
     'voc2007': {'difficult'},
     'voc2012': {'difficult'},
-    'table': {'image_root', 'image_column', 'label_columns', 'label_delimiter', 'label_names'},
+    'table': {'image_root', 'image_column', 'label_columns', 'label_delimiter', 'label_names', 'minus_one', 'blank'},
 }
 ELSEWHERE = {'root', 'streaming', 'missing'}.union(*SOURCES.values())
 FROM_COCO = {'output', 'model.init_from', 'model.keep_labels', 'model.backbone_pretrained'}

@@ -138,9 +138,12 @@ class SourceConfig:
         image_root: Folder of the pictures that a table names; null for the table's own.
         image_column: Column of the pictures in a table or a data set of the Hub; null to find it.
         label_columns: Column of the labels, or one of 1, 0 and -1 for each; null to find them.
-        label_delimiter: Between the labels of a column of text.
+        label_delimiter: Text between the labels of a column of text; none where each text is one label; null to find
+            it.
         label_names: Names in the order of the logits, where the data do not fix them; null for those that occur, in
             evaluation for the model's own.
+        minus_one: Meaning of -1 in a column for one label: unannotated (masked) or absent.
+        blank: Meaning of an empty cell in a column for one label: unannotated (masked) or absent.
     """
 
     name: str = 'scenes'
@@ -151,8 +154,10 @@ class SourceConfig:
     image_root: str | None = None
     image_column: str | None = None
     label_columns: list[str] | None = None
-    label_delimiter: str = '|'
+    label_delimiter: str | None = None
     label_names: list[str] | None = None
+    minus_one: str = 'unannotated'
+    blank: str = 'unannotated'
 
     def validate(self, **splits: str) -> None:
         """Checks what can be checked without a look at the data.
@@ -168,8 +173,10 @@ class SourceConfig:
         _one_of('data.difficult', self.difficult, msff_timm.data.DIFFICULT)
         if self.missing is not None:
             _one_of('data.missing', self.missing, msff_timm.data.MISSING)
-        if not self.label_delimiter:
+        if self.label_delimiter == '':
             raise InputError('data.label_delimiter is empty: must be the text between two labels.')
+        _one_of('data.minus_one', self.minus_one, msff_timm.data.MEANINGS)
+        _one_of('data.blank', self.blank, msff_timm.data.MEANINGS)
 
     def load(
         self, split: str, size: int | None, image_size: int, streaming: bool = False
@@ -189,6 +196,8 @@ class SourceConfig:
             label_columns=self.label_columns,
             label_delimiter=self.label_delimiter,
             label_names=self.label_names,
+            minus_one=self.minus_one,
+            blank=self.blank,
             streaming=streaming,
         )
 
@@ -205,6 +214,9 @@ class SourceConfig:
             choices['root'] = self.root
         elif self.name in ('table', 'folder', 'hub'):
             choices['root'] = Path(self.root).resolve().name  # no more of a path says anything on another machine
+        if self.name in ('table', 'folder', 'hub'):
+            readings = {'minus_one': self.minus_one, 'blank': self.blank}
+            choices |= {key: value for key, value in readings.items() if value != 'unannotated'}
         return choices
 
 

@@ -41,6 +41,8 @@ def main() -> None:
     data, known = config.data, model.pretrained_cfg.get('label_names')
     with accelerator.main_process_first():  # the others find what it has read
         dataset = load_data(data, known, data_config['input_size'][-1])
+    for line in msff_timm.data.notes(dataset):
+        accelerator.print(line)
     labels = share_labels(config.model, model.num_classes, known, msff_timm.data.label_names(dataset))
     check_labels(config, labels)
     if labels.left_out:

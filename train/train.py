@@ -429,6 +429,8 @@ def load_data(
         train_size = None if data.streaming else data.train_size
         train_set = data.load(data.train_split, train_size, data.image_size, data.streaming)
         eval_set = data.load(data.eval_split, data.eval_size, data.image_size)
+    for line in dict.fromkeys(msff_timm.data.notes(train_set) + msff_timm.data.notes(eval_set)):
+        accelerator.print(line)
     label_names = msff_timm.data.label_names(train_set)
     if msff_timm.data.label_names(eval_set) != label_names:
         raise InputError(

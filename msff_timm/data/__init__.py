@@ -12,7 +12,7 @@ from ..errors import InputError, unknown
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ['DIFFICULT', 'MISSING', 'NAMES', 'SPLITS', 'label_names', 'load']
+__all__ = ['DIFFICULT', 'MEANINGS', 'MISSING', 'NAMES', 'SPLITS', 'label_names', 'load', 'notes']
 
 READERS = {
     'coco2014': 'coco',
@@ -33,6 +33,7 @@ SPLITS = {
 }
 DIFFICULT = ('ignore', 'negative', 'positive')
 MISSING = ('error', 'skip')
+MEANINGS = ('unannotated', 'absent')  # of -1 and of blank
 
 
 def load(
@@ -48,8 +49,10 @@ def load(
     image_root: str | None = None,
     image_column: str | None = None,
     label_columns: Sequence[str] | None = None,
-    label_delimiter: str = '|',
+    label_delimiter: str | None = None,
     label_names: Sequence[str] | None = None,
+    minus_one: str = 'unannotated',
+    blank: str = 'unannotated',
     streaming: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Loads one split of a data set.
@@ -72,11 +75,15 @@ def load(
             `trainval` only.
         image_root: Folder of the pictures that a `table` names; None for the table's own.
         image_column: Of a `table` or `hub`; None for `image`, `file_name` or the only one that holds pictures.
-        label_columns: Of a `table`, `folder` or `hub`: one column of lists, or one column of 1, 0 and -1 or empty
-            (unknown) for each label; None for `labels` if there is such a column, else all that are left.
-        label_delimiter: Between the labels of a column of text.
+        label_columns: Of a `table`, `folder` or `hub`: one column of lists, or one column of 1, 0 and -1 or empty for
+            each label; None for `labels` if there is such a column, else all that are left but those that tools write
+            beside labels (`cells.NOT_LABELS`).
+        label_delimiter: Text between the labels of a column of text; `none` where each text is one label; None to find
+            it, which is an error where the texts can be read in two ways.
         label_names: Names in the order of the logits, where the data do not fix them; None for all that occur, sorted.
             Of `voc*`, None for VOC's 20, or, where class files or XML have other names, for theirs.
+        minus_one: Meaning of -1 in a column for one label: `unannotated` (masked in loss and metrics) or `absent`.
+        blank: Meaning of an empty cell in such a column, likewise.
         streaming: Read a `hub` data set while it is used, without a copy on disk.
 
     Returns:
@@ -108,13 +115,20 @@ def load(
             ) from None
     split = 'validation' if split == 'val' else split
     reader = import_module(f'.{READERS[name]}', __name__)
-    columns = {'image_column': image_column, 'label_columns': label_columns, 'label_names': label_names}
+    columns = {
+        'image_column': image_column,
+        'label_columns': label_columns,
+        'label_names': label_names,
+        'label_delimiter': label_delimiter,
+        'minus_one': minus_one,
+        'blank': blank,
+    }
     if name == 'scenes':
         return reader.load(split, size or reader.DEFAULT_SIZE, image_size)
     if name == 'hub':
-        dataset = reader.load(split, root, **columns, label_delimiter=label_delimiter, streaming=streaming)
+        dataset = reader.load(split, root, **columns, streaming=streaming)
     elif name in ('table', 'folder'):
-        dataset = reader.load(name, split, root, **columns, image_root=image_root, label_delimiter=label_delimiter)
+        dataset = reader.load(name, split, root, **columns, image_root=image_root)
     elif reader.__name__.endswith('voc'):
         dataset = reader.load(name, split, root, difficult, label_names, missing)
     else:
@@ -127,3 +141,8 @@ def load(
 def label_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
     """Returns the names of a loaded data set's labels, in the order of the logits."""
     return dataset.features['labels'].feature.names
+
+
+def notes(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
+    """Returns lines on how the files of a loaded data set were read: columns, delimiters, splits."""
+    return dataset.info.description.splitlines()

@@ -158,7 +158,7 @@ def _read(
         ignore=[[] for _ in kept],
         areas=[_areas(largest[row], present) for row, present in zip(kept, labels, strict=True)],
         image_ids=[images.names[row] for row in kept],
-        note=note,
+        warning=note,
     )
 
 

@@ -7,12 +7,12 @@ import reprlib
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from ..errors import InputError
@@ -26,6 +26,7 @@ __all__ = [
     'is_one_line',
     'locate',
     'make_note',
+    'set_notes',
     'shown',
 ]
 
@@ -42,21 +43,23 @@ class Records:
     Attributes:
         label_names: In the order of the logits.
         images: Path of each picture.
-        labels: Labels present in each picture.
+        labels: Labels present in each picture; lists, or an Arrow array of them.
         ignore: Labels of which it is not known, or not to be counted, whether they are present.
         areas: The largest area of each of its `labels`, relative to the image: NaN where it is unknown, an empty list
             where all are.
         image_ids: The data set's own name of each picture, no two the same.
-        note: What the user should know about this reading, on one line, e.g. what was left out; empty for nothing.
+        warning: Line on what was left out or is unknown, of which each load warns; empty for nothing.
+        notes: Lines on how the files were read, where that is not plain from the settings.
     """
 
     label_names: list[str]
     images: list[str]
-    labels: list[list[int]]
-    ignore: list[list[int]]
+    labels: list[list[int]] | pa.Array
+    ignore: list[list[int]] | pa.Array
     areas: list[list[float]]
     image_ids: list[str]
-    note: str = ''
+    warning: str = ''
+    notes: list[str] = field(default_factory=list)
 
 
 def features(label_names: list[str], image: object | None = None) -> Features:
@@ -73,8 +76,8 @@ def features(label_names: list[str], image: object | None = None) -> Features:
 def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: object) -> Dataset:
     """Reads a data set, or takes it from the Arrow file that an earlier reading of the same content has left.
 
-    The pictures stay where they are: the file holds their paths. The note of a reading is a warning each time, whether
-    the file was there already or not.
+    The pictures stay where they are: the file holds their paths. Each load warns and has the notes, whether the file
+    was there already or not.
 
     Args:
         read: Reads the annotations.
@@ -88,7 +91,6 @@ def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: obj
     for source in sources:
         key.update(file_digest(source))
     path = Path(datasets.config.HF_DATASETS_CACHE, 'msff_timm', f'{key.hexdigest()[:32]}.arrow')
-    note = path.with_suffix('.txt')
     if not path.exists():
         records = read()
         schema = features(records.label_names)
@@ -109,13 +111,24 @@ def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: obj
             with ArrowWriter(features=schema, path=str(part)) as writer:
                 writer.write_table(table)
                 writer.finalize()
-            if records.note:
-                Path(temporary, note.name).write_text(records.note, encoding='utf-8')
-                os.replace(Path(temporary, note.name), note)
+            for kind, lines in (('.warning', [records.warning] if records.warning else []), ('.notes', records.notes)):
+                if lines:
+                    part.with_suffix(kind).write_text('\n'.join(lines), encoding='utf-8')
+                    os.replace(part.with_suffix(kind), path.with_suffix(kind))
             os.replace(part, path)
-    if note.exists():
-        warnings.warn(note.read_text(encoding='utf-8'), stacklevel=4)
-    return Dataset.from_file(str(path))
+    lines = {}
+    for kind in ('.warning', '.notes'):
+        file = path.with_suffix(kind)
+        lines[kind] = file.read_text(encoding='utf-8') if file.exists() else ''
+    if lines['.warning']:
+        warnings.warn(lines['.warning'], stacklevel=4)
+    return set_notes(Dataset.from_file(str(path)), lines['.notes'].splitlines())
+
+
+def set_notes(dataset: Dataset | IterableDataset, notes: Iterable[str]) -> Dataset | IterableDataset:
+    """Keeps lines on how a data set was read with it, where `datasets` has room for a description."""
+    dataset.info.description = '\n'.join(notes)
+    return dataset
 
 
 def file_digest(path: Path) -> bytes:

@@ -1,33 +1,45 @@
-"""Tables of the user's own pictures: CSV, TSV, JSON Lines or Parquet, for each split or one for all."""
+"""Tables of the user's own images: CSV, TSV, JSON Lines or Parquet, for each split or one for all."""
 
-import csv
-import io
-import json
 import os
+import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from ..errors import InputError, unknown
+from .cells import (
+    NOT_LABELS,
+    SPLIT_OF,
+    check_names,
+    check_settings,
+    encode,
+    find_delimiter,
+    is_label,
+    is_missing,
+    labels_note,
+    name_vector,
+    of_split,
+    read_states,
+    split_labels,
+    state_of,
+    texts_of,
+)
+from .files import Table, read
 from .records import Records, cached, found_in, is_one_line, locate, shown
 
-__all__ = ['check_names', 'encode', 'load', 'match_names', 'split_labels', 'state']
+__all__ = ['NOT_LABELS', 'load', 'match_names']
 
-SPLITS = {'train': ('train',), 'validation': ('validation', 'val'), 'test': ('test',)}
-SPLIT_OF = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
+SPLITS = ('train', 'validation', 'test')
 SUFFIXES = {'table': ('.csv', '.tsv', '.jsonl', '.parquet'), 'folder': ('.csv', '.jsonl', '.parquet')}
 IMAGE_COLUMNS = {'table': ('image', 'file_name', 'path'), 'folder': ('file_name',)}
-NOT_LABELS = ('split', 'ignore', 'image_id')
-STATES = {'': -1, '-1': -1, '-1.0': -1, '0': 0, '0.0': 0, 'false': 0, '1': 1, '1.0': 1, 'true': 1}
-BOM = b'\xef\xbb\xbf'
-MOST_CHARACTERS = 80  # of a value in a message
+SPLIT_FOLDER = re.compile(rf'({"|".join(SPLIT_OF)})[-._ 0-9]*', re.IGNORECASE)
 
 
 def load(
@@ -38,14 +50,17 @@ def load(
     label_columns: Sequence[str] | None = None,
     label_names: Sequence[str] | None = None,
     image_root: str | None = None,
-    label_delimiter: str = '|',
+    label_delimiter: str | None = None,
+    minus_one: str = 'unannotated',
+    blank: str = 'unannotated',
 ) -> Dataset:
-    """Reads one split of a `table` or `folder`; `msff_timm.data.load` tells the arguments and the columns.
+    """Reads one split of a `table` or `folder`; `msff_timm.data.load` explains the arguments and the columns.
 
-    A column of labels holds lists, or text with a delimiter; empty or null is no label, and what the column `ignore`
-    names is unknown. A column for each label holds 1 (or true), 0 (or false), and -1, empty or null for unknown; one
-    column that `label_columns` names is such a column if it holds nothing else and is not called `labels`. Rows are
-    named by `image_id` where there is such a column, else by the path of the picture as written.
+    A column of labels holds lists, lists as tools write them into text, or text with a delimiter; empty or null is no
+    label, and what the column `ignore` names is unannotated. A column for each label holds 1 (or true), 0 (or false),
+    and -1, empty or null, as `minus_one` and `blank` read them; one column that `label_columns` names is such a column
+    if it holds nothing else and is not called `labels`. Rows are named by `image_id` where there is such a column, else
+    by the path of the image as written.
 
     Raises:
         InputError: There is no such table, or it does not hold what it should; the message names file and row.
@@ -55,58 +70,61 @@ def load(
     if not root:
         what = 'the folder of train.csv and the like, or one file' if name == 'table' else 'the folder of metadata.csv'
         raise InputError(f'{name} needs data.root: {what}.')
-    if not label_delimiter:
-        raise InputError('data.label_delimiter is empty: give the text between two labels.')
+    check_settings(label_delimiter, minus_one, blank)
     check_names('data.label_names', label_names)
     check_names('data.label_columns', label_columns)
     base = Path(os.path.abspath(root))
-    files = {'train': base} if name == 'table' and base.is_file() else _files(name, base)
-    one_file = files == {'train': base}
-    if one_file and base.suffix.lower() not in SUFFIXES[name]:
+    is_file = name == 'table' and base.is_file()
+    if is_file and base.suffix.lower() not in SUFFIXES[name]:
         raise InputError(f'{base}: ends in none of {", ".join(SUFFIXES[name])}.')
-    if split not in files and not one_file:
-        there = ', '.join(str(path.relative_to(base)) for path in files.values())
-        raise InputError(f'{base}: has no {name} of the split {split} (there: {there}).')
+    files = {'train': base} if is_file else _files(name, base)
+    # One table above all splits may part its rows itself.
+    is_single = is_file or list(files) == ['train'] and files['train'].parent == base
+    if split not in files and not is_single:
+        raise _no_split(name, split, base, files)
     # Names that the data fix are those of all splits, or training and validation would number them differently.
-    used = {key: path for key, path in files.items() if one_file or label_names is None or key == split}
+    used = {key: path for key, path in files.items() if is_single or label_names is None or key == split}
     for path in used.values():
         if not os.access(path, os.R_OK):
             raise InputError(f'{path}: may not be read.')
-    columns = _Columns(IMAGE_COLUMNS[name], image_column, label_columns, label_delimiter, label_names)
+    columns = _Columns(
+        IMAGE_COLUMNS[name], image_column, label_columns, label_delimiter, label_names, minus_one, blank, image_root
+    )
 
-    def read() -> Records:
-        tables = {key: _read(path) for key, path in used.items()}
-        if one_file:
-            tables = _by_split(tables['train'], split)
-        if split not in tables:
-            raise InputError(f'{base}: has no row with {split} in its column split (there: {_some(tables) or "none"}).')
-        return _records(tables, split, label_names, columns, image_root)
+    def read_records() -> Records:
+        wanted = {image_column} if image_column else set(columns.images)
+        tables = {key: read(path, wanted) for key, path in used.items()}
+        notes = tables[next(iter(tables))].notes
+        if is_single:
+            tables, way = _part(tables['train'], columns, is_file, name == 'folder')
+            if split not in tables and way is None and not is_file:
+                raise _no_split(name, split, base, files)
+            if split not in tables and way is None:
+                raise InputError(f'{base}: has no column split, so all its rows are of train and none of {split}.')
+            if split not in tables:
+                raise InputError(f'{base}: has no row with {split} {way} (there: {_some(tables) or "none"}).')
+            notes = notes + ([f'splits: {way}'] if way else [])
+        else:
+            for key, table in tables.items():
+                _check_split(table, key)
+        records = _records(tables, split, columns)
+        return replace(records, notes=[*notes, *records.notes])
 
     return cached(
-        read,
+        read_records,
         used.values(),
         name=name,
         split=split,
         files=[str(path) for path in used.values()],
+        is_single=is_single,
         image_column=image_column,
         label_columns=label_columns,
         label_names=label_names,
         image_root=image_root and os.path.abspath(image_root),
         label_delimiter=label_delimiter,
+        minus_one=minus_one,
+        blank=blank,
     )
-
-
-def check_names(setting: str, names: Sequence[str] | None) -> None:
-    """Raises InputError unless the names that a setting or a file lists differ, are not blank, and take one line."""
-    seen = set()
-    for name in names or ():
-        if not name.strip():
-            raise InputError(f'{setting}: a name is empty: name it or leave it out.')
-        if not is_one_line(name):
-            raise InputError(f'{setting}: the name {shown(name)} has a line break or NUL in it.')
-        if name in seen:
-            raise InputError(f'{setting}: {shown(name)} is there twice.')
-        seen.add(name)
 
 
 def match_names(columns: Sequence[str], label_names: Sequence[str] | None, where: str) -> list[str]:
@@ -124,110 +142,41 @@ def match_names(columns: Sequence[str], label_names: Sequence[str] | None, where
     return list(label_names or columns)
 
 
-def state(value: object, where: str) -> int:
-    """Reads an entry of a column for one label: 1 present, 0 absent, -1 unknown.
-
-    Raises:
-        InputError: It is none of these.
-    """
-    text = _state_text(value)
-    if text not in STATES:
-        raise InputError(f'{where} is {shown(value)}, not 1, 0, -1 or empty (data.label_columns picks the labels).')
-    return STATES[text]
-
-
-def _state_text(value: object) -> str:
-    return '' if value is None or value != value else str(value).strip().lower()
-
-
-def split_labels(value: object, delimiter: str, where: str) -> list[str]:
-    """Reads an entry of a column of labels: a list of names, or text with a delimiter between them.
-
-    Raises:
-        InputError: It is neither, or a label is there twice.
-    """
-    if value is None:
-        return []
-    parts = value.split(delimiter) if isinstance(value, str) else value
-    if not isinstance(parts, list):
-        raise InputError(f'{where} is {shown(value)}, neither text nor a list of labels.')
-    labels = []
-    for part in parts:
-        label = _text(part, where, 'label').strip()
-        if label in labels:
-            raise InputError(f'{where} has the label {shown(label)} twice.')
-        if label:
-            labels.append(label)
-    return labels
-
-
-def encode(
-    labels: Collection[str], ignore: Collection[str], number_of: dict[str, int], where: str
-) -> tuple[list[int], list[int]]:
-    """Numbers the labels that are present in a row and those that are unknown.
-
-    Raises:
-        InputError: A label has no number, or is both.
-    """
-    for label in (*labels, *ignore):
-        if label not in number_of:
-            raise InputError(f'{where}: {unknown("label", label[:MOST_CHARACTERS], number_of)}')
-        if label in labels and label in ignore:
-            raise InputError(f'{where}: the label {shown(label)} is in both labels and ignore: keep one.')
-    return sorted(number_of[label] for label in labels), sorted(number_of[label] for label in ignore)
-
-
-@dataclass
-class _Table:
-    """A table as it was read.
-
-    Attributes:
-        path: Its file.
-        columns: Names of its columns.
-        unit: What rows are counted in.
-        numbers: Of each row: its line, counted from 1, or row of a Parquet file, counted from 0.
-        column: Gives the values of a column, one for each of `numbers`.
-    """
-
-    path: Path
-    columns: list[str]
-    unit: str
-    numbers: Sequence[int]
-    column: Callable[[str], list]
-
-    def where(self, row: int) -> str:
-        return f'{self.path}: {self.unit} {self.numbers[row]}'
-
-
 @dataclass
 class _Columns:
-    """How the columns of a table are found.
+    """How the columns of a table are found and read.
 
     Attributes:
-        images: Names that a column of pictures may have, the first that is there counts.
+        images: Names that a column of images may have, the first that is there counts.
         image: The one that it has.
         labels: Those of the labels; None to find them.
-        delimiter: Between labels in text.
+        delimiter: Between labels in text; None to find it.
         names: Of the labels, where they are set.
+        minus_one: What -1 means in a column for one label.
+        blank: What an empty cell means there.
+        image_root: Folder of the images; None for the table's own.
     """
 
     images: Sequence[str]
     image: str | None
     labels: Sequence[str] | None
-    delimiter: str
+    delimiter: str | None
     names: Sequence[str] | None
+    minus_one: str
+    blank: str
+    image_root: str | None
 
-    def find_image(self, table: _Table) -> str:
+    def find_image(self, table: Table) -> str:
         for name in [self.image] if self.image else self.images:
             if name in table.columns:
                 return name
         wanted = repr(self.image) if self.image else ' or '.join(self.images)
         raise InputError(
-            f'{table.path}: has no column {wanted} for the pictures; data.image_column names it (there:'
+            f'{table.path}: has no column {wanted} for the images; data.image_column names it (there:'
             f' {_some(table.columns)}).'
         )
 
-    def find_labels(self, table: _Table) -> tuple[list[str], bool]:
+    def find_labels(self, table: Table) -> tuple[list[str], bool]:
         """Finds the columns of labels, and whether each is one label's."""
         image = self.find_image(table)
         if self.labels:
@@ -238,59 +187,144 @@ class _Columns:
             return list(self.labels), len(self.labels) > 1 or self._is_one_label(table, self.labels[0])
         if 'labels' in table.columns:
             return ['labels'], False
-        columns = [column for column in table.columns if column not in (image, *NOT_LABELS)]
+        columns = [column for column in table.columns if column != image and is_label(column, self.names)]
         if not columns:
             raise InputError(f'{table.path}: has no column of labels (there: {_some(table.columns)}).')
         return columns, True
 
-    def _is_one_label(self, table: _Table, column: str) -> bool:
+    def _is_one_label(self, table: Table, column: str) -> bool:
         """Tells a column of 1, 0 and -1 for one label from one that lists labels: by the names, or by all it holds."""
         if column == 'labels':
             return False
         if self.names is not None:
             return column in self.names
-        found = {_state_text(value) for value in table.column(column)}
-        return found <= STATES.keys() and found != {''}
+        values = [value for value in table.column(column) if not is_missing(value)]
+        return bool(values) and all(not isinstance(value, list) and state_of(value) is not None for value in values)
+
+    def note(self, table: Table) -> str:
+        """Puts into a line which columns are labels."""
+        found, is_binary = self.find_labels(table)
+        if not is_binary:
+            return f'labels: column {found[0]!r}'
+        used = {self.find_image(table), *found, 'ignore', 'image_id'}
+        others = [name for name in table.columns if name not in used]
+        return labels_note(found, [''] * table.num_unnamed + others)
 
 
 def _files(name: str, root: Path) -> dict[str, Path]:
     """Finds the table of each split in a folder."""
     if not root.is_dir():
         raise InputError(f'{root}: is no folder{" and no file" if name == "table" else ""}: check data.root.')
-    stems = [(split, alias) for split, aliases in SPLITS.items() for alias in aliases]
-    if name == 'folder':
-        stems = [(split, f'{alias}/metadata') for split, alias in stems] + [('train', 'metadata')]
+    found = []
+    for path in sorted(root.iterdir()):
+        if name == 'table':
+            found.append((of_split(path.stem), path))
+        elif path.is_dir() and of_split(path.name):
+            found += [(of_split(path.name), inner) for inner in sorted(path.iterdir()) if inner.stem == 'metadata']
+        elif path.stem == 'metadata':
+            found.append(('train', path))
     files = {}
-    for split, stem in stems:
-        for suffix in SUFFIXES[name]:
-            path = root / f'{stem}{suffix}'
-            if not path.is_file():
-                continue
-            if split in files:
-                raise InputError(f'{root}: both {files[split]} and {path} are tables of {split}: keep one.')
-            files[split] = path
+    for split, path in found:
+        if split is None or path.suffix.lower() not in SUFFIXES[name] or not path.is_file():
+            continue
+        if split in files:
+            raise InputError(f'{root}: both {files[split]} and {path} are tables of {split}: keep one.')
+        files[split] = path
     if not files:
         wanted = 'train.csv (or .tsv, .jsonl, .parquet)' if name == 'table' else 'train/metadata.csv (or .jsonl, ...)'
         raise InputError(f'{root}: holds no {wanted} or one of another split (found: {found_in(root)}).')
-    return files
+    return {split: files[split] for split in SPLITS if split in files}
 
 
-def _by_split(table: _Table, split: str) -> dict[str, _Table]:
-    """Parts a table by its column `split`; all rows are `train` where it has none, and another is an error."""
-    if 'split' not in table.columns:
-        if split != 'train':
-            raise InputError(f'{table.path}: has no column split, so all its rows are of train and none of {split}.')
-        return {'train': table}
-    rows = defaultdict(list)
-    for row, value in enumerate(table.column('split')):
-        alias = value.strip() if isinstance(value, str) else value
-        if alias not in list(SPLIT_OF):
+def _no_split(name: str, split: str, root: Path, files: dict[str, Path]) -> InputError:
+    there = ', '.join(str(path.relative_to(root)) for path in files.values())
+    return InputError(f'{root}: has no {name} of the split {split} (there: {there}).')
+
+
+def _part(table: Table, columns: _Columns, is_file: bool, is_folder: bool) -> tuple[dict[str, Table], str | None]:
+    """Parts the rows of a single table over the splits.
+
+    The column `split` decides; else fastai's `is_valid`; else, of a table for all splits, the folders of its images.
+
+    Args:
+        table: The rows.
+        columns: How the columns are found.
+        is_file: Whether the table is named by itself, not as that of a split in a folder.
+        is_folder: Whether it is a metadata file above the images.
+
+    Returns:
+        The rows of each split, and how they were parted; None where nothing parts them and all are of train.
+
+    Raises:
+        InputError: A row has no split, or one that there is not.
+    """
+    image = columns.find_image(table)
+    way = None
+    if 'split' in table.columns and image != 'split':
+        splits, way = [of_split(value) for value in table.column('split')], 'by the column split'
+        if not is_file and not any(splits):
+            way = None
+        elif None in splits:
+            row = splits.index(None)
+            value = table.column('split')[row]
             raise InputError(f'{table.where(row)}: the split is {shown(value)}, not {", ".join(SPLITS)}.')
-        rows[SPLIT_OF[alias]].append(row)
-    return {split: _take(table, rows[split]) for split in SPLITS if split in rows}
+    elif 'is_valid' in table.columns and 'is_valid' not in (columns.labels or columns.names or ()):
+        states = read_states(
+            table.column('is_valid'), partial(table.where, column='is_valid'), 'unannotated', 'unannotated'
+        )
+        if -1 in states:
+            raise InputError(f'{table.where(states.index(-1), "is_valid")} is neither true nor false.')
+        if is_file or len(set(states)) > 1:
+            splits, way = [('train', 'validation')[state] for state in states], 'by the column is_valid'
+    if way is None and (is_file or is_folder):
+        splits = [_folder_split(value) for value in table.column(image)]
+        if any(splits):
+            way = 'by the folders of the images'
+            if None in splits:
+                row = splits.index(None)
+                raise InputError(
+                    f'{table.where(row)}: {shown(table.column(image)[row])} lies in no folder of a split, but others'
+                    ' do: move it, or add a column split.'
+                )
+    if way is None:
+        return {'train': table}, None
+    rows = defaultdict(list)
+    for row, split in enumerate(splits):
+        rows[split].append(row)
+    return {split: _take(table, rows[split]) for split in SPLITS if split in rows}, way
 
 
-def _take(table: _Table, rows: list[int]) -> _Table:
+def _folder_split(path: object) -> str | None:
+    """Returns the split whose folder a path leads through, `train` of `train/a.jpg` or `images/train2017/a.jpg`."""
+    for part in path.replace('\\', '/').split('/')[:-1] if isinstance(path, str) else ():
+        if match := SPLIT_FOLDER.fullmatch(part):
+            return of_split(match[1])
+    return None
+
+
+def _check_split(table: Table, split: str) -> None:
+    """Raises InputError where a column of a split's own table has rows of another split."""
+    if 'split' in table.columns:
+        found = [of_split(value) for value in table.column('split')]
+        if None in found:
+            return  # a column of something else
+        what = "the column 'split'"
+    elif 'is_valid' in table.columns:
+        states = [state_of(value) for value in table.column('is_valid')]
+        if set(states) != {0, 1}:
+            return
+        found, what = [('train', 'validation')[state] for state in states], "the column 'is_valid'"
+    else:
+        return
+    for row, other in enumerate(found):
+        if other != split:
+            raise InputError(
+                f'{table.where(row)}: is of {other} by {what}, but stands in the table of {split}: leave the row or the'
+                ' column out.'
+            )
+
+
+def _take(table: Table, rows: list[int]) -> Table:
     def column(name: str) -> list:
         values = table.column(name)
         return [values[row] for row in rows]
@@ -298,69 +332,109 @@ def _take(table: _Table, rows: list[int]) -> _Table:
     return replace(table, numbers=[table.numbers[row] for row in rows], column=column)
 
 
-def _records(
-    tables: dict[str, _Table],
-    split: str,
-    label_names: Sequence[str] | None,
-    columns: _Columns,
-    image_root: str | None,
-) -> Records:
-    if not len(tables[split].numbers):
-        raise InputError(f'{tables[split].path}: holds no row.')
-    if label_names is None:
-        label_names = _common_names(tables, columns)
+def _records(tables: dict[str, Table], split: str, columns: _Columns) -> Records:
     table = tables[split]
+    if not len(table.numbers):
+        raise InputError(f'{table.path}: holds no row.')
     found, is_binary = columns.find_labels(table)
+    notes = [columns.note(table)]
     if is_binary:
-        match_names(found, label_names, str(table.path))
-    number_of = {name: number for number, name in enumerate(label_names)}
-    labels, ignore = [], []
-    for row, entries in enumerate(_labels(table, columns)):
-        numbers = encode(*entries, number_of, table.where(row))
-        labels.append(numbers[0])
-        ignore.append(numbers[1])
-    images, names = _images(table, columns.find_image(table), image_root)
-    image_ids = _image_ids(table) if 'image_id' in table.columns else names
-    return Records(list(label_names), images, labels, ignore, [[] for _ in images], image_ids)
+        names = columns.names
+        if names is None:
+            names = _common_columns(tables, columns)
+        labels, ignore = _read_binary(table, match_names(found, names, str(table.path)), columns)
+    else:
+        for other in tables.values():
+            if columns.find_labels(other) != (found, False):
+                raise _differ(table, found, other, columns)
+        rows, more = _read_lists(tables, found[0], columns)
+        notes[0] += more
+        names = columns.names
+        if names is None:
+            names = sorted({label for entries in rows.values() for row in entries for part in row for label in part})
+        if not names:
+            raise InputError(f'{table.path}: holds no label: fill the column {found[0]!r}, or set data.label_names.')
+        number_of = {name: number for number, name in enumerate(names)}
+        encoded = [encode(*entries, number_of, table.where(row)) for row, entries in enumerate(rows[split])]
+        labels, ignore = [row[0] for row in encoded], [row[1] for row in encoded]
+    images, written = _images(table, columns.find_image(table), columns.image_root)
+    image_ids = _image_ids(table) if 'image_id' in table.columns else written
+    return Records(list(names), images, labels, ignore, [[] for _ in images], image_ids, notes)
 
 
-def _common_names(tables: dict[str, _Table], columns: _Columns) -> list[str]:
-    """Names the labels of all splits: sorted, or in the order of their columns in the first split that there is."""
+def _common_columns(tables: dict[str, Table], columns: _Columns) -> list[str]:
+    """Returns the labels that all splits have a column for, in the order of the first split."""
     (first, *others) = tables.values()
     names, is_binary = columns.find_labels(first)
     for other in others:
         other_names, other_is_binary = columns.find_labels(other)
-        if is_binary != other_is_binary or is_binary and set(names) != set(other_names):
-            raise InputError(
-                f'{other.path}: its columns of labels ({_some(other_names)}) are not those of {first.path}'
-                f' ({_some(names)}): make them the same, or set data.label_columns.'
+        if is_binary != other_is_binary or set(names) != set(other_names):
+            raise _differ(first, names, other, columns)
+    return names
+
+
+def _differ(first: Table, names: list[str], other: Table, columns: _Columns) -> InputError:
+    return InputError(
+        f'{other.path}: its columns of labels ({_some(columns.find_labels(other)[0])}) are not those of {first.path}'
+        f' ({_some(names)}): make them the same, or set data.label_columns.'
+    )
+
+
+def _read_binary(table: Table, names: list[str], columns: _Columns) -> tuple[pa.Array, pa.Array]:
+    """Reads columns of one label each: the numbers of the labels that are present and unannotated in each row."""
+    states = np.empty((len(names), len(table.numbers)), np.int8)
+    for number, name in enumerate(names):
+        where = partial(table.where, column=name)
+        states[number] = read_states(table.column(name), where, columns.minus_one, columns.blank)
+    if 'ignore' in table.columns and 'ignore' not in names:
+        values = table.column('ignore')
+        delimiter = columns.delimiter or find_delimiter(texts_of(values), names, f"{table.path}: 'ignore'")[0]
+        number_of = {name: number for number, name in enumerate(names)}
+        for row, value in enumerate(values):
+            ignore = split_labels(value, delimiter, table.where(row, 'ignore'))
+            if ignore:
+                present = [names[number] for number in np.flatnonzero(states[:, row] == 1)]
+                states[encode(present, ignore, number_of, table.where(row))[1], row] = -1
+    return _lists(states.T == 1), _lists(states.T == -1)
+
+
+def _lists(mask: np.ndarray) -> pa.Array:
+    """Makes a list of the columns that are true for each row."""
+    offsets = np.concatenate([[0], np.cumsum(mask.sum(1, dtype=np.int64))])
+    return pa.LargeListArray.from_arrays(offsets, np.nonzero(mask)[1])
+
+
+def _read_lists(
+    tables: dict[str, Table], column: str, columns: _Columns
+) -> tuple[dict[str, list[tuple[list[str], list[str]]]], str]:
+    """Reads of each split and row the labels that are present and unannotated; the text is what there is to show."""
+    cells = {split: table.column(column) for split, table in tables.items()}
+    ignored = {split: table.column('ignore') for split, table in tables.items() if 'ignore' in table.columns}
+    first = next(iter(tables.values()))
+    where = f'{first.path}: {column!r}'
+    vectors = name_vector(list(chain.from_iterable(cells.values())), columns.names, where)
+    if vectors is not None:
+        rest = iter(vectors)
+        cells = {split: [next(rest) for _ in values] for split, values in cells.items()}
+    note = '' if vectors is None else ', vectors of 0 and 1'
+    delimiter = columns.delimiter
+    if delimiter is None:
+        texts = texts_of(chain.from_iterable((*cells.values(), *ignored.values())))
+        delimiter, note = find_delimiter(texts, columns.names, where)
+    rows = {}
+    for split, table in tables.items():
+        unannotated = ignored.get(split, [None] * len(table.numbers))
+        rows[split] = [
+            (
+                split_labels(value, delimiter, table.where(row, column)),
+                split_labels(ignore, delimiter, table.where(row, 'ignore')),
             )
-    if is_binary:
-        return names
-    rows = chain.from_iterable(_labels(table, columns) for table in tables.values())
-    found = {label for present, ignore in rows for label in (*present, *ignore)}
-    if not found:
-        raise InputError(f'{first.path}: holds no label: fill the column {names[0]!r}, or set data.label_names.')
-    return sorted(found)
+            for row, (value, ignore) in enumerate(zip(cells[split], unannotated, strict=True))
+        ]
+    return rows, note
 
 
-def _labels(table: _Table, columns: _Columns) -> Iterable[tuple[list[str], list[str]]]:
-    """Reads of each row the labels that are present and those that are unknown."""
-    found, is_binary = columns.find_labels(table)
-    values = [table.column(name) for name in found]
-    ignored = table.column('ignore') if 'ignore' in table.columns else None
-    for row in range(len(table.numbers)):
-        where = table.where(row)
-        ignore = split_labels(ignored[row], columns.delimiter, f"{where}: 'ignore'") if ignored else []
-        if not is_binary:
-            yield split_labels(values[0][row], columns.delimiter, f'{where}: {found[0]!r}'), ignore
-            continue
-        states = [state(column[row], f'{where}: {name!r}') for name, column in zip(found, values, strict=True)]
-        unknowns = [name for name, value in zip(found, states, strict=True) if value == -1 and name not in ignore]
-        yield [name for name, value in zip(found, states, strict=True) if value == 1], ignore + unknowns
-
-
-def _images(table: _Table, column: str, image_root: str | None) -> tuple[list[str], list[str]]:
+def _images(table: Table, column: str, image_root: str | None) -> tuple[list[str], list[str]]:
     """Finds the paths of the pictures, and has them as they are written."""
     folder = Path(os.path.abspath(image_root or table.path.parent))
     names, first = [], {}
@@ -380,7 +454,7 @@ def _images(table: _Table, column: str, image_root: str | None) -> tuple[list[st
     return list(first), names
 
 
-def _image_ids(table: _Table) -> list[str]:
+def _image_ids(table: Table) -> list[str]:
     first = {}
     for row, value in enumerate(table.column('image_id')):
         where = table.where(row)
@@ -394,120 +468,6 @@ def _image_ids(table: _Table) -> list[str]:
             raise InputError(f"{where}: the 'image_id' {shown(image_id)} is already in {table.unit} {number}.")
         first[image_id] = row
     return list(first)
-
-
-def _read(path: Path) -> _Table:
-    suffix = path.suffix.lower()
-    if suffix == '.parquet':
-        table = _read_parquet(path)
-    else:
-        text = _decode(path)
-        table = _read_json_lines(path, text) if suffix == '.jsonl' else _read_delimited(path, text, suffix == '.tsv')
-    check_names(f'{path}: columns', table.columns)
-    return table
-
-
-def _decode(path: Path) -> str:
-    data = path.read_bytes().removeprefix(BOM)
-    if not data.strip():
-        raise InputError(f'{path}: is empty.')
-    try:
-        text, end = data.decode('utf-8'), None
-        if '\0' in text:
-            end, problem = data.index(b'\0') + 1, 'holds a NUL byte'
-    except UnicodeDecodeError as e:
-        end, problem = e.start + 1, f'holds the byte 0x{data[e.start]:02x}, which is not UTF-8'
-    if end is not None:
-        raise InputError(f'{path}: line {len(data[:end].splitlines())} {problem}: save the file as UTF-8.')
-    return text
-
-
-def _read_delimited(path: Path, text: str, has_tabs: bool) -> _Table:
-    reader = csv.reader(io.StringIO(text, newline=''), delimiter='\t' if has_tabs else ',', strict=True)
-    header, rows, numbers = None, [], []
-    while True:
-        number = reader.line_num + 1
-        try:
-            fields = next(reader, None)
-        except csv.Error as e:
-            raise InputError(f'{path}: line {number} cannot be parted into fields ({e}): check its quotes.') from None
-        if fields is None:
-            break
-        if not fields:
-            continue
-        if header is None:
-            header = [field.strip() for field in fields]
-        elif len(fields) != len(header):
-            raise InputError(f'{path}: line {number} has {len(fields)} fields, but the header has {len(header)}.')
-        else:
-            rows.append(fields)
-            numbers.append(number)
-    if header is None:
-        raise InputError(f'{path}: is empty.')
-    return _Table(path, header, 'line', numbers, lambda name: [fields[header.index(name)] for fields in rows])
-
-
-def _read_json_lines(path: Path, text: str) -> _Table:
-    rows, numbers = [], []
-    for number, line in enumerate(text.split('\n'), 1):
-        where = f'{path}: line {number}'
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, object_pairs_hook=partial(_object, where))
-            if '\\u' in line:
-                json.dumps(row, ensure_ascii=False).encode()
-        except InputError:
-            raise
-        except (ValueError, RecursionError) as e:
-            raise InputError(f'{where} is not whole JSON ({shown(str(e))}).') from None
-        if not isinstance(row, dict):
-            raise InputError(f'{where} is not an object: a file of JSON Lines has one {{...}} in each line.')
-        if rows and row.keys() != rows[0].keys():
-            key = min(row.keys() ^ rows[0].keys())
-            other, without = (numbers[0], number) if key in rows[0] else (number, numbers[0])
-            raise InputError(f'{path}: line {without} has no {shown(key)}, but line {other} has: write null there.')
-        rows.append(row)
-        numbers.append(number)
-    if not rows:
-        raise InputError(f'{path}: is empty.')
-    return _Table(path, list(rows[0]), 'line', numbers, lambda name: [row[name] for row in rows])
-
-
-def _object(where: str, pairs: list[tuple[str, object]]) -> dict:
-    check_names(f'{where}: keys', [key for key, _ in pairs])
-    return dict(pairs)
-
-
-def _read_parquet(path: Path) -> _Table:
-    schema, rows = _try_parquet(path, lambda file: (file.schema_arrow, file.metadata.num_rows))
-
-    def column(name: str) -> list:
-        kind = schema.field(name).type
-        if not _is_readable(kind):
-            raise InputError(
-                f'{path}: the column {name!r} is {shown(str(kind))}, not text, numbers or lists of them'
-                ' (pictures within a file are read with data.name hub).'
-            )
-        return _try_parquet(path, lambda file: file.read(columns=[name]).column(name).to_pylist())
-
-    return _Table(path, schema.names, 'row', range(rows), column)
-
-
-def _try_parquet(path: Path, read: Callable[[pq.ParquetFile], object]) -> object:
-    try:
-        with pq.ParquetFile(path) as file:
-            return read(file)
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as e:
-        raise InputError(f'{path}: is not whole Parquet ({shown(str(e))}).') from None
-
-
-def _is_readable(kind: pa.DataType) -> bool:
-    types = pa.types
-    if types.is_dictionary(kind) or types.is_list(kind) or types.is_large_list(kind):
-        return _is_readable(kind.value_type)
-    tests = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
-    return any(test(kind) for test in (*tests, types.is_null))
 
 
 def _text(value: object, where: str, what: str) -> str:

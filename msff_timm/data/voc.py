@@ -241,7 +241,7 @@ def _read(files: _Files, difficult: str, split: str, missing: str | None) -> Rec
         notes.append(f'{len(faults)} XML files cannot be read ({faults[0].removesuffix(".")})')
     images = [str(files.image_folder / files.images[image_id]) for image_id in rows]
     note = make_note(files.split_file, lost, notes, split, missing)
-    return Records(names, images, labels, ignore, areas, rows, note)
+    return Records(names, images, labels, ignore, areas, rows, warning=note)
 
 
 def _names_of(objects: dict[str, list[VocObject]]) -> list[str]:

@@ -1,0 +1,484 @@
+"""What the cells of a column of labels mean: the state of one label, or several labels in text or a list."""
+
+import ast
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+
+from datasets.data_files import SPLIT_KEYWORDS
+
+from ..errors import InputError, unknown
+from .records import is_one_line, shown
+
+__all__ = [
+    'MEANINGS',
+    'NOT_LABELS',
+    'SPLIT_OF',
+    'check_names',
+    'check_settings',
+    'encode',
+    'find_delimiter',
+    'is_label',
+    'is_missing',
+    'labels_note',
+    'name_vector',
+    'of_split',
+    'read_state',
+    'read_states',
+    'split_labels',
+    'texts_of',
+]
+
+# The names that `datasets` has for the splits, in small letters
+SPLIT_OF = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
+# Columns of other things that tools and public data sets write beside one column for each label. In small letters; also
+# never a label is a column without a name or one that pandas names `Unnamed: 0` or `__index_level_0__`.
+NOT_LABELS = (
+    # names, places and sizes of the image
+    *('area', 'file', 'file_name', 'file_path', 'filename', 'filepath', 'fname', 'guid', 'height', 'id', 'image'),
+    *(
+        'image_file',
+        'image_height',
+        'image_id',
+        'image_name',
+        'image_path',
+        'image_url',
+        'image_width',
+        'img',
+        'img_id',
+    ),
+    *('img_name', 'img_path', 'imageid', 'imagename', 'imagepath', 'md5', 'path', 'sha1', 'sha256', 'uri', 'url'),
+    *('coco_url', 'date_captured', 'flickr_url', 'license', 'uuid', 'width'),
+    # the split, and other ways to part the rows
+    *('cv_fold', 'fold', 'folds', 'is_test', 'is_train', 'is_training', 'is_val', 'is_valid', 'is_validation', 'kfold'),
+    *('partition', 'split', 'subset'),
+    # numbers of rows
+    *('index', 'level_0', 'level_1', 'row_id', 'rowid'),
+    # what else annotation tools and this package write
+    *('annotator', 'annotator_id', 'crowd', 'created_at', 'ignore', 'is_crowd', 'iscrowd', 'timestamp', 'updated_at'),
+    *('worker_id',),
+)
+OF_PANDAS = re.compile(r'(unnamed: \d+(\.\d+)?(_level_\d+)?|__index_level_\d+__)?')
+# What pandas.read_csv, and so `datasets`, takes for missing
+MISSING = frozenset(
+    ['', '#N/A', '#N/A N/A', '#NA', '-1.#IND', '-1.#QNAN', '-NaN', '-nan', '1.#IND', '1.#QNAN', '<NA>', 'N/A', 'NA']
+    + ['NULL', 'NaN', 'None', 'n/a', 'nan', 'null']
+)
+MEANINGS = ('unannotated', 'absent')  # of -1 and of blank
+NONE = 'none'  # as a delimiter: each text is one label
+
+# Never within a name
+STRONG = ('|', ';', '\t', '；', '｜')
+# Rarely within a name: without evidence it is an error
+COMMAS = (',', '，', '、')
+# Within names as well: the evidence decides, and it may be an error
+OTHERS = ('/', '+', '#', '&', '~', '^', '\\', '*', '=', '@', '$', '%', '!', '?', '<', '>', '／', '・', '·', ' ')
+# So often within names that they are delimiters only where a setting says so
+JOINERS = ('-', '_', ':', '.')
+SPOKEN = {' ': 'a space', '\t': 'a tab'}
+ENTITY = re.compile(r'&#?\w+;')
+
+QUOTED = r"""[bBuU]?(?P<quoted>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+ITEM = re.compile(
+    rf"""\s*(?:(?:np|numpy)\.\w+\(\s*)?(?:{QUOTED}|(?P<bare>[^\s,'"\[\](){{}}:]+))\s*\)?\s*(?P<comma>,|$|(?<=[\s'")]))""",
+    re.DOTALL,
+)
+CALL = re.compile(
+    r'(?:set|frozenset|list|tuple|array|Index|tensor|np\.array|numpy\.array)'
+    r'\(\s*(?P<inner>|[\[({].*[\])}])\s*(?:,\s*dtype=[^()]*)?\)',
+    re.DOTALL,
+)
+BRACKETS = {'[': ']', '(': ')', '{': '}'}
+NUMBER = re.compile(r'[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|True|False|true|false')
+
+
+class Bare(str):
+    """An item of a list in text that has no quotes: a number, or what a tool wrote without them."""
+
+
+def check_settings(label_delimiter: str | None, minus_one: str, blank: str) -> None:
+    """Raises InputError unless the settings of how cells are read are of those that there are."""
+    if label_delimiter == '':
+        raise InputError(
+            'data.label_delimiter is empty: must be the text between two labels, or none where each text is one label.'
+        )
+    for setting, meaning in (('minus_one', minus_one), ('blank', blank)):
+        if meaning not in MEANINGS:
+            raise unknown(f'data.{setting}', str(meaning), MEANINGS)
+
+
+def check_names(setting: str, names: Iterable[str] | None) -> None:
+    """Raises InputError unless the names that a setting or a file lists differ, are not blank, and take one line."""
+    seen = set()
+    for name in names or ():
+        if not name.strip():
+            raise InputError(f'{setting}: a name is empty: name it or leave it out.')
+        if not is_one_line(name):
+            raise InputError(f'{setting}: the name {shown(name)} has a line break or NUL in it.')
+        if name in seen:
+            raise InputError(f'{setting}: {shown(name)} is there twice.')
+        seen.add(name)
+
+
+def of_split(value: object) -> str | None:
+    """Returns the split that a name stands for, in any case; None where it stands for none."""
+    return SPLIT_OF.get(value.strip().lower()) if isinstance(value, str) else None
+
+
+def is_label(column: str, label_names: Collection[str] | None) -> bool:
+    """Whether a column of a table that has one for each label is a label's, by its name."""
+    if label_names is not None and column in label_names:
+        return True
+    name = column.strip().lower()
+    return not (name.replace(' ', '_') in NOT_LABELS or OF_PANDAS.fullmatch(name))
+
+
+def labels_note(labels: Sequence[str], others: Sequence[str]) -> str:
+    """Puts into a line which columns are labels."""
+    line = f'labels: {len(labels)} columns ({_some(labels)})'
+    return line + (f'; not labels: {_some([name or "(no name)" for name in others])}' if others else '')
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    return ', '.join(names[:most]) + (f', ... ({len(names)} in all)' if len(names) > most else '')
+
+
+# --- the state of one label
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell holds nothing: null, NaN, or a text that pandas reads as missing."""
+    if isinstance(value, str):
+        return value.strip() in MISSING
+    return value is None or value != value
+
+
+def state_of(value: object) -> int | None:
+    """Returns 1, 0 or -1 for a number, boolean or text of this value; None for anything else."""
+    text = str(value).strip().lower()
+    if text in ('true', 'false'):
+        return int(text == 'true')
+    try:
+        number = float(text.replace(',', '.'))
+    except ValueError:
+        return None
+    return int(number) if number in (1, 0, -1) else None
+
+
+def read_state(value: object, where: str, minus_one: str = 'unannotated', blank: str = 'unannotated') -> int:
+    """Reads a cell of a column for one label: 1 present, 0 absent, -1 unannotated.
+
+    Args:
+        value: What the cell holds.
+        where: File, row and column, for the message.
+        minus_one: What -1 means: `unannotated` or `absent`.
+        blank: What an empty cell means: `unannotated` or `absent`.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if is_missing(value):
+        return -1 if blank == 'unannotated' else 0
+    state = None if isinstance(value, (list, dict)) else state_of(value)
+    if state is None:
+        raise InputError(f'{where} is {shown(value)}, not 1, 0, -1 or empty (data.label_columns picks the labels).')
+    return 0 if state == -1 and minus_one == 'absent' else state
+
+
+def read_states(values: Sequence[object], where: object, minus_one: str, blank: str) -> list[int]:
+    """Reads a whole column for one label; `where` gives file, row and column of the number of a row."""
+    try:
+        found = set(values)
+    except TypeError:  # lists
+        return [read_state(value, where(row), minus_one, blank) for row, value in enumerate(values)]
+    states = {}
+    for value in found:
+        try:
+            states[value] = read_state(value, '', minus_one, blank)
+        except InputError:
+            row = min(row for row, other in enumerate(values) if other == value)
+            read_state(value, where(row))
+    return [states[value] for value in values]
+
+
+# --- several labels in a cell
+
+
+def split_labels(value: object, delimiter: str, where: str) -> list[str]:
+    """Reads a cell of a column of labels: a list of names, a list as tools write it into text, or delimited text.
+
+    Args:
+        value: What the cell holds.
+        delimiter: Text between two labels; `none` where each text is one label.
+        where: File, row and column, for the message.
+
+    Raises:
+        InputError: It is neither, or a label is there twice.
+    """
+    parts = _parts(value, delimiter, where)
+    if not isinstance(parts, list):
+        raise InputError(f'{where} is {shown(value)}, neither text nor a list of labels.')
+    labels = []
+    for part in parts:
+        if not isinstance(part, str):
+            raise InputError(f'{where} has the label {shown(part)}, which is not text.')
+        if not is_one_line(part):
+            raise InputError(f'{where} has the label {shown(part)} with a line break or NUL in it.')
+        label = str(part).strip()
+        if label in labels:
+            raise InputError(f'{where} has the label {shown(label)} twice.')
+        if label:
+            labels.append(label)
+    return labels
+
+
+def _parts(value: object, delimiter: str, where: str) -> object:
+    if not isinstance(value, str):
+        return [] if is_missing_cell(value) else value
+    if is_missing(value):
+        return []
+    items = read_list(value, where)
+    if items is not None:
+        return items if len(items) != 1 or not is_missing(items[0]) else []
+    return [value] if delimiter == NONE else value.split(delimiter)
+
+
+def is_missing_cell(value: object) -> bool:
+    """Whether a cell that is no text holds nothing."""
+    return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def read_list(text: str, where: str) -> list[str] | None:
+    """Reads a list that Python, pandas, NumPy, JSON or a database wrote into text; no code is evaluated.
+
+    Returns:
+        Its items, `Bare` those without quotes; null and NaN are left out. None where the text is no list.
+
+    Raises:
+        InputError: It begins and ends like one, but is none of labels.
+    """
+    inner = text.strip()
+    while call := CALL.fullmatch(inner):
+        inner = call['inner']
+        if not inner:
+            return []
+    is_bracketed = inner[:1] in BRACKETS and inner.endswith(BRACKETS[inner[0]])
+    content = inner[1:-1].strip() if is_bracketed else inner
+    if not is_bracketed and inner[:1] not in ('"', "'"):
+        return None
+    if not content:
+        return []
+    has_quotes = '"' in content or "'" in content
+    items = _quoted_items(content) if has_quotes else None
+    if not is_bracketed:
+        return items if items and len(items) > 1 and not any(isinstance(item, Bare) for item in items) else None
+    if items is None and not re.search(r'[\[\](){}]', content) and not re.search(r'["\']\s*:', content):
+        # Names without quotes may hold spaces if commas part them, and apostrophes.
+        items = [Bare(part.strip()) for part in (content.split(',') if ',' in content else content.split())]
+        items = [item for item in items if item]
+        if inner[0] == '(' and not (',' in content and all(NUMBER.fullmatch(item) for item in items)):
+            return None  # a remark in brackets
+    if items is None or '...' in items or '…' in items:
+        if inner[0] == '(':
+            return None
+        raise InputError(f'{where} is {shown(text)}, which is no list of labels: write ["one", "two"].')
+    return [item for item in items if not (isinstance(item, Bare) and item in MISSING)]
+
+
+def _quoted_items(content: str) -> list[str] | None:
+    items, position = [], 0
+    while position < len(content):
+        match = ITEM.match(content, position)
+        if match is None or match.end() == position:
+            return None
+        items.append(Bare(match['bare']) if match['quoted'] is None else _unquoted(match['quoted']))
+        position = match.end()
+    return None if None in items else items
+
+
+def _unquoted(text: str) -> str | None:
+    if text.startswith('"'):
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass  # Python's, which has other escapes
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+
+
+def texts_of(values: Iterable[object]) -> Iterable[str]:
+    """Gives the cells that a delimiter may part: text that is neither missing nor a list."""
+    for value in values:
+        if isinstance(value, str) and not is_missing(value) and not _looks_like_list(value):
+            yield value
+
+
+def _looks_like_list(text: str) -> bool:
+    try:
+        return read_list(text, '') is not None
+    except InputError:
+        return True
+
+
+def find_delimiter(texts: Iterable[str], label_names: Collection[str] | None, where: str) -> tuple[str, str]:
+    """Finds what parts the labels in text.
+
+    Names that are known decide, else what the texts hold: a delimiter is one where the parts of a text are found in
+    others too, by themselves or beside others.
+
+    Args:
+        texts: Those of all splits (`texts_of`).
+        label_names: Where they are known.
+        where: File and column, for messages.
+
+    Returns:
+        The delimiter, `none` where each text is one label, and the end of a line on it, empty where there is nothing
+        to show.
+
+    Raises:
+        InputError: The texts can be read in two ways.
+    """
+    texts = sorted({text.strip() for text in texts})
+    if label_names is not None:
+        for name in label_names:
+            if name in MISSING:
+                raise InputError(f'{where}: {shown(name)} of data.label_names is read as missing: rename that label.')
+        for delimiter in (NONE, *STRONG, *COMMAS, *OTHERS, *JOINERS):
+            if all(part in label_names for text in texts for part in _split(text, delimiter)):
+                return _found(delimiter, texts)
+    for delimiter in STRONG:
+        if any(delimiter in ENTITY.sub('', text) for text in texts):
+            if delimiter != '|':
+                _check_rest({part for text in texts for part in _split(text, delimiter)}, texts, delimiter, where)
+            return _found(delimiter, texts)
+    sure, are_names = [], True
+    for delimiter in (*COMMAS, *OTHERS, *JOINERS):
+        if delimiter == ' ' and sure:
+            continue  # labels of several words
+        support = _Support(texts, delimiter)
+        if not support.multiple:
+            continue
+        if delimiter in JOINERS:
+            if support.is_alone and not sure:
+                raise _unclear(support.example, where)
+            continue
+        if support.is_sure(delimiter):
+            sure.append(delimiter)
+        elif delimiter in COMMAS or not support.are_names:
+            if not sure:
+                raise _unclear(support.example, where)
+        else:
+            are_names = False
+    if len(sure) > 1:
+        raise _unclear(_Support(texts, sure[1]).example, where)
+    if sure:
+        return _found(sure[0], texts)
+    if are_names:
+        return NONE, ''
+    example = next(text for text in texts if any(len(set(_split(text, delimiter))) > 1 for delimiter in OTHERS))
+    return NONE, f', each text one label, as {shown(example)} (data.label_delimiter)'
+
+
+def _check_rest(parts: set[str], texts: list[str], delimiter: str, where: str) -> None:
+    """Raises InputError where the parts of a text look like several labels themselves."""
+    for other in COMMAS:
+        support = _Support(sorted(parts), other)
+        if support.multiple and support.is_sure(other):
+            raise _unclear(next(text for text in texts if other in text), where)
+
+
+def _split(text: str, delimiter: str) -> list[str]:
+    parts = [text] if delimiter == NONE else text.split(delimiter)
+    return [part for part in map(str.strip, parts) if part]
+
+
+def _found(delimiter: str, texts: list[str]) -> tuple[str, str]:
+    example = next((text for text in texts if len(_split(text, delimiter)) > 1), None)
+    if delimiter == NONE or example is None:
+        return delimiter, ''
+    spoken = SPOKEN.get(delimiter, f"'{delimiter}'")
+    return delimiter, f', delimited by {spoken}, as {shown(example)} (data.label_delimiter)'
+
+
+def _unclear(text: str, where: str) -> InputError:
+    return InputError(
+        f'{where}: {shown(text)} may be one label or several: set data.label_delimiter to what is between two labels,'
+        ' or to none if it is one label.'
+    )
+
+
+class _Support:
+    """What speaks for a delimiter: whether the parts of texts that hold it are found in other texts as well.
+
+    Attributes:
+        multiple: Texts with two parts or more, as sets of them.
+        example: The first of them.
+        is_alone: Whether each part of these is also a text by itself.
+        whole: How many have all their parts in others, too.
+        apart: How many have none.
+        are_names: Whether they are rather names that hold the delimiter.
+    """
+
+    def __init__(self, texts: list[str], delimiter: str):
+        parted = [(text, frozenset(_split(text, delimiter))) for text in texts]
+        self.example = next((text for text, parts in parted if len(parts) > 1), '')
+        distinct = {parts for _, parts in parted if parts}
+        self.multiple = [parts for parts in distinct if len(parts) > 1]
+        counts = Counter(part for parts in distinct for part in parts)
+        alone = {part for parts in distinct if len(parts) == 1 for part in parts}
+        self.is_alone = all(parts <= alone for parts in self.multiple)
+        self.whole = sum(all(counts[part] > 1 for part in parts) for parts in self.multiple)
+        self.apart = sum(all(counts[part] == 1 for part in parts) for parts in self.multiple)
+        self.are_names = not self.whole and 2 * self.apart > len(self.multiple)
+        # Few parts in very many combinations of any number of them
+        self._is_combined = len(distinct) >= 2 * len(counts) and len({len(parts) for parts in distinct}) >= 3
+
+    def is_sure(self, delimiter: str) -> bool:
+        if delimiter in COMMAS:
+            return 10 * self.apart <= len(self.multiple) <= 2 * self.whole
+        return not self.apart and (self.is_alone or self._is_combined)
+
+
+def name_vector(values: Sequence[object], label_names: Sequence[str] | None, where: str) -> list[list[str]] | None:
+    """Reads a column of vectors of 1 and 0, one for each label: returns the labels of each row, None for other columns.
+
+    Raises:
+        InputError: The labels have no names, or another number of them.
+    """
+    rows = []
+    for value in values:
+        try:
+            items = read_list(value, '') if isinstance(value, str) else value
+        except InputError:
+            return None
+        if not isinstance(items, list) or not all(isinstance(item, (Bare, int, float)) for item in items):
+            return None
+        rows.append([state_of(item) for item in items])
+    if not rows or len(rows[0]) < 2 or any(len(row) != len(rows[0]) or not {0, 1}.issuperset(row) for row in rows):
+        return None
+    if label_names is None or len(label_names) != len(rows[0]):
+        raise InputError(
+            f'{where} holds vectors of {len(rows[0])} numbers 0 and 1, as {shown(values[0])}: set data.label_names to'
+            f' the {len(rows[0])} names, in their order.'
+        )
+    return [[name for name, state in zip(label_names, row, strict=True) if state] for row in rows]
+
+
+def encode(
+    labels: Collection[str], ignore: Collection[str], number_of: dict[str, int], where: str
+) -> tuple[list[int], list[int]]:
+    """Numbers the labels that are present in a row and those that are unannotated.
+
+    Raises:
+        InputError: A label has no number, or is both.
+    """
+    for label in (*labels, *ignore):
+        if label not in number_of:
+            raise InputError(f'{where}: {unknown("label", label[:80], number_of)}')
+        if label in labels and label in ignore:
+            raise InputError(f'{where}: the label {shown(label)} is in both labels and ignore: keep one.')
+    return sorted(number_of[label] for label in labels), sorted(number_of[label] for label in ignore)
