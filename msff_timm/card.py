@@ -407,7 +407,7 @@ def _metadata(results: dict, measured: dict) -> tuple[list[EvalResult], dict]:
     definitions = {'mAP': measured['definition']}
     threshold = measured['threshold']
     at = "the model's own thresholds" if threshold is None else f'threshold {threshold:g}'
-    hub_id = data['root'] if data['name'] == 'hub' and '/' in str(data.get('root')) else None
+    hub_id = re.split('[:@]', data['root'])[0] if data['name'] == 'hub' and '/' in str(data.get('root')) else None
     evaluated = [
         EvalResult(
             task_type='image-classification',

@@ -307,3 +307,183 @@ def test_pictures_are_not_decoded_while_labels_are_mapped(tmp_path, monkeypatch)
     dataset = load('hub', 'train', str(tmp_path))
     stream = load('hub', 'train', str(tmp_path), streaming=True).cast_column('image', Image(decode=False))
     assert dataset['labels'][:] == [row['labels'] for row in stream] == LABELS
+
+
+def configure(folder, names, default=None):
+    """Gives a data set one configuration for each folder."""
+    lines = [f'- config_name: {name}\n  data_files: {name}/*.parquet\n' for name in names]
+    (folder / 'README.md').write_text(f'---\nconfigs:\n{"".join(lines)}---\n')
+
+
+@pytest.fixture(scope='module')
+def fetched(tmp_path_factory):
+    """What is fetched in parts from a Hub, what there is of it offline, and the paths that were asked for."""
+    root = tmp_path_factory.mktemp('more')
+    folder = root / 'datasets' / 'org'
+    binary = {'cat': [1, 0], 'dog': [-1, 1], 'fold': [0, 1]}
+    for split in ('train', 'valid', 'test'):
+        write(folder / 'columns', binary, split=split)
+        write(
+            folder / 'text',
+            {'labels': ['cat,dog', {'train': 'cat', 'valid': 'dog', 'test': 'cow'}[split]]},
+            split=split,
+        )
+    for name in ('large', 'small'):
+        write(folder / 'configs' / name, {'x': [1, 0]})
+    configure(folder / 'configs', ['large', 'small'])
+    rows = []
+    for split in ('train', 'validation', 'test'):
+        (folder / 'above' / split).mkdir(parents=True)
+        for number, picture in enumerate(pictures(2)):
+            picture.save(folder / 'above' / split / f'{number}.png')
+            rows.append({'file_name': f'{split}/{number}.png', 'labels': [f'{split} {number}']})
+    (folder / 'above' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    code = """
+        from msff_timm.data import label_names, notes
+
+        def show(name, split, **settings):
+            dataset = load('hub', split, name, **settings)
+            names = label_names(dataset)
+            rows = [[[names[k] for k in row] for row in dataset[column]] for column in ('labels', 'ignore')]
+            return [names, *rows, [row['image'].getpixel((0, 0))[0] for row in dataset], notes(dataset)]
+
+        print(json.dumps({
+            'columns': show('org/columns', 'validation', minus_one='absent'),
+            'names given': show('org/text', 'test', label_names=['cat', 'cow', 'dog']),
+            'names found': show('org/text', 'train'),
+            'above': show('org/above', 'test'),
+            'small': show('org/configs:small', 'train'),
+            'error': error('train', 'org/configs'),
+        }))
+    """
+    with HubServer(root) as server:
+        environment = server.environment(tmp_path_factory.mktemp('home'))
+        online = client(code, environment)
+        before = server.requests.total()
+        offline = client(code, environment, HF_HUB_OFFLINE='1')
+        assert server.requests.total() == before
+        gets = {path for method, path in server.requests if method == 'GET'}
+    return online, offline, gets
+
+
+def test_only_the_split_that_is_needed_is_fetched(fetched):
+    found, _, gets = fetched
+    note = 'labels: 2 columns (cat, dog); not labels: fold'
+    assert found['columns'] == [['cat', 'dog'], [['cat'], ['dog']], [[], []], [0, 10], [note]]
+    parquet = {path.partition('/resolve/')[2].partition('/')[2] for path in gets if '/org/columns/resolve/' in path}
+    assert {name for name in parquet if name.endswith('.parquet')} == {'valid-00000-of-00001.parquet'}
+    names = ['cat', 'cow', 'dog']
+    assert found['names given'][:3] == [names, [['cat', 'dog'], ['cow']], [[], []]]
+    assert found['names found'][:3] == [names, [['cat', 'dog'], ['cat']], [[], []]]
+    assert 'named in all splits' in found['names found'][4][0]
+    assert "delimited by ','" in found['names found'][4][0]
+
+
+def test_a_metadata_file_above_the_splits_of_the_hub(fetched):
+    found, _, gets = fetched
+    names = sorted(f'{split} {number}' for split in ('train', 'validation', 'test') for number in range(2))
+    assert found['above'][:4] == [names, [['test 0'], ['test 1']], [[], []], [0, 10]]
+    images = {path.rpartition('/org/above/')[2] for path in gets if path.endswith('.png')}
+    assert {'/'.join(path.split('/')[-2:]) for path in images} == {'test/0.png', 'test/1.png'}
+
+
+def test_what_was_fetched_in_parts_is_there_offline(fetched):
+    online, offline, _ = fetched
+    assert {**offline, 'error': None} == {**online, 'error': None}
+
+
+def test_configurations_are_named_and_one_is_chosen(fetched):
+    found, _, _ = fetched
+    assert 'large, small' in found['error'] and 'data.root org/configs:large' in found['error']
+    assert len(found['error'].splitlines()) == 1
+    assert found['small'][1] == [['x'], []]
+
+
+def test_configurations_of_a_folder_are_named(tmp_path):
+    for name in ('large', 'small'):
+        write(tmp_path / name, {'x': [1, 0]})
+    configure(tmp_path, ['large', 'small'])
+    fails(tmp_path, 'several configurations (large, small)', 'README.md')
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+def test_what_minus_one_and_blank_mean(tmp_path, streaming):
+    schema = {'cat': Value('int8'), 'dog': Value('float32')}
+    write(tmp_path, {'cat': [1, 0, -1], 'dog': [-1.0, None, float('nan')]}, schema)
+    for minus_one in ('unannotated', 'absent'):
+        for blank in ('unannotated', 'absent'):
+            dataset = load('hub', 'train', str(tmp_path), minus_one=minus_one, blank=blank, streaming=streaming)
+            of_minus_one = minus_one == 'unannotated'
+            expected = [['dog'] * of_minus_one, ['dog'] * (blank == 'unannotated')]
+            expected.append(['cat'] * of_minus_one + ['dog'] * (blank == 'unannotated'))
+            assert named(dataset, 'ignore') == expected
+            assert named(dataset) == [['cat'], [], []]
+    fails(tmp_path, "unknown data.blank 'none'", blank='none')
+
+
+@pytest.mark.parametrize('streaming', [False, True])
+@pytest.mark.parametrize(
+    ('cells', 'settings'),
+    [
+        (["['cat', 'dog']", '["fish"]', '[]', "{'dog'}"], {}),
+        (['cat,dog', 'fish', '', 'dog'], {}),
+        (['cat dog', 'fish', 'nan', 'dog'], {}),
+        (['cat_dog', 'fish', None, 'dog'], {'label_delimiter': '_'}),
+        (['[1, 1, 0]', '[0, 0, 1]', '[0, 0, 0]', '[0, 1, 0]'], {}),
+        ([[1, 1, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]], {}),
+    ],
+    ids=['lists', 'commas', 'spaces', 'given', 'vectors in text', 'vectors'],
+)
+def test_labels_in_text(tmp_path, cells, settings, streaming):
+    schema = List(Value('int64')) if isinstance(cells[0], list) else Value('string')
+    write(tmp_path, {'labels': cells}, {'labels': schema})
+    is_stream_of_text = streaming and cells[0] == '[1, 1, 0]'
+    if is_stream_of_text:
+        return  # whether they are vectors shows in all of them only
+    dataset = load('hub', 'train', str(tmp_path), label_names=NAMES, streaming=streaming, **settings)
+    assert [sorted(row) for row in named(dataset)] == [['cat', 'dog'], ['fish'], [], ['dog']]
+
+
+def test_vectors_without_names_are_refused(tmp_path):
+    write(tmp_path, {'labels': [[1, 0], [1, 1]]}, {'labels': List(Value('int64'))})
+    fails(tmp_path, "'labels' holds vectors of 2 numbers", 'data.label_names')
+    fails(tmp_path, "'labels' holds vectors of 2 numbers", label_names=NAMES)
+
+
+def test_text_that_can_be_read_in_two_ways_is_refused(tmp_path):
+    write(tmp_path, {'labels': ['red apple', 'green apple', 'pear']}, {'labels': Value('string')})
+    fails(tmp_path, "'labels': 'green apple' may be one label or several", 'data.label_delimiter')
+    assert named(load('hub', 'train', str(tmp_path), label_delimiter='none'))[2] == ['pear']
+
+
+@pytest.mark.parametrize(('there', 'asked'), [('dev', 'validation'), ('eval', 'test'), ('training', 'train')])
+def test_splits_have_the_names_that_datasets_knows(tmp_path, there, asked):
+    write(tmp_path / 'data', {'x': [1]})
+    configs = f'---\nconfigs:\n- config_name: default\n  data_files:\n  - split: {there}\n    path: data/*\n---\n'
+    (tmp_path / 'README.md').write_text(configs)
+    assert named(load('hub', asked, str(tmp_path))) == named(load('hub', there, str(tmp_path))) == [['x']]
+    (tmp_path / 'README.md').write_text(
+        '---\nconfigs:\n- config_name: default\n  data_files:\n  - split: val\n    path: data/*\n'
+        '  - split: dev\n    path: data/*\n---\n'
+    )
+    fails(tmp_path, 'both val and dev', split='validation')
+
+
+def test_folders_of_splits_are_no_labels(tmp_path):
+    for split in ('train', 'test'):
+        (tmp_path / split).mkdir()
+        pictures(1)[0].save(tmp_path / split / '0.png')
+    fails(tmp_path, 'has no labels', 'metadata.csv')
+    (tmp_path / 'metadata.csv').write_text('file_name,labels\ntrain/0.png,cat\ntest/0.png,dog\n')
+    assert named(load('hub', 'train', str(tmp_path))) == [['cat']]
+    fails(tmp_path, 'metadata file above the splits', streaming=True)
+
+
+def test_folders_are_labels_as_datasets_has_them(tmp_path):
+    for split, label in (('train', 'cat'), ('train', 'dog'), ('test', 'dog')):
+        (tmp_path / split / label).mkdir(parents=True)
+        pictures(1)[0].save(tmp_path / split / label / '0.png')
+    theirs = datasets.load_dataset(str(tmp_path), split='test')
+    ours = load('hub', 'test', str(tmp_path))
+    assert label_names(ours) == theirs.features['label'].names
+    assert ours['labels'][:] == [[label] for label in theirs['label']]
