@@ -487,3 +487,27 @@ def test_folders_are_labels_as_datasets_has_them(tmp_path):
     ours = load('hub', 'test', str(tmp_path))
     assert label_names(ours) == theirs.features['label'].names
     assert ours['labels'][:] == [[label] for label in theirs['label']]
+
+
+@pytest.mark.parametrize('folder', ['', 'data'])
+@pytest.mark.parametrize('is_folder', [False, True])
+def test_splits_in_capital_letters(tmp_path, is_folder, folder):
+    """`datasets` takes them all for training, or leaves some out."""
+    for first in ('Train', 'train'):
+        root = tmp_path / first
+        for number, split in enumerate((first, 'Valid', 'TEST')):
+            where = root / folder / split if is_folder else root / folder
+            write(where, {'x': [number == 0], 'y': [number == 1]}, split='part' if is_folder else split)
+        (root / 'Evaluation.md').write_text('')
+        assert named(load('hub', 'train', str(root))) == [['x']]
+        assert named(load('hub', 'validation', str(root))) == [['y']]
+        assert named(load('hub', 'test', str(root))) == [[]]
+
+
+def test_folders_of_images_in_capital_letters(tmp_path):
+    for split, label in (('Train', 'cat'), ('Train', 'dog'), ('Val', 'cat'), ('Val', 'dog'), ('Val', 'cow')):
+        (tmp_path / split / label).mkdir(parents=True)
+        pictures(1)[0].save(tmp_path / split / label / '0.png')
+    assert sorted(named(load('hub', 'train', str(tmp_path)))) == [['cat'], ['dog']]
+    dataset = load('hub', 'val', str(tmp_path))
+    assert sorted(named(dataset)) == [['cat'], ['cow'], ['dog']] and label_names(dataset) == ['cat', 'cow', 'dog']

@@ -2,8 +2,10 @@ import csv
 import io
 import json
 import random
+import time
 
 import datasets
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msff_timm.data import label_names, load, table
+from msff_timm.data import label_names, load, notes, table
 from msff_timm.errors import InputError
 
 PICTURES = ('a.png', 'b.png', 'c.png', 'd.png')
@@ -329,6 +331,237 @@ def test_a_folder_of_one_split(root):
     write(root / 'metadata.csv', lists())
     fails(root, 'no column file_name', name='folder')
     assert len(load('folder', 'train', str(root), image_column='image', size=3)) == 3
+
+
+def test_lists_in_text_are_lists_in_every_format(root):
+    texts = ["['cat', 'dog']", '[]', '["dog"]', "{'bird'}"]
+    for suffix in FORMATS:
+        for other in root.glob('train.*'):
+            other.unlink()
+        rows = [
+            {'image': n, 'labels': text, 'ignore': '["bird"]'} for n, text in zip(PICTURES[:3], texts, strict=False)
+        ]
+        write(root / f'train.{suffix}', [*rows, {'image': PICTURES[3], 'labels': texts[3], 'ignore': None}])
+        dataset = load('table', 'train', str(root))
+        assert label_names(dataset) == ['bird', 'cat', 'dog'] and named(dataset) == list(LABELS)
+        assert named(dataset, 'ignore') == [['bird'], ['bird'], ['bird'], []]
+
+
+def test_a_delimiter_is_found_in_all_splits_together(root):
+    (root / 'train.csv').write_text('image,labels\na.png,cat dog\nb.png,bird\n')
+    (root / 'val.csv').write_text('image,labels,ignore\nc.png,cat,dog\n')
+    dataset = load('table', 'train', str(root))
+    assert named(dataset) == [['cat', 'dog'], ['bird']]
+    assert notes(dataset) == ["labels: column 'labels', delimited by a space, as 'cat dog' (data.label_delimiter)"]
+    assert notes(load('table', 'train', str(root))) == notes(dataset)  # from the cache
+    dataset = load('table', 'train', str(root), label_delimiter='none')
+    assert named(dataset) == [['cat dog'], ['bird']] and notes(dataset) == ["labels: column 'labels'"]
+
+
+def test_text_that_can_be_read_in_two_ways_is_refused(root):
+    (root / 'train.csv').write_text('image,labels\na.png,red apple\nb.png,green apple\nc.png,pear\n')
+    fails(root, "train.csv: 'labels': 'green apple' may be one label or several", 'data.label_delimiter')
+    assert named(load('table', 'train', str(root), label_delimiter=' '))[0] == ['apple', 'red']
+    dataset = load('table', 'train', str(root), label_names=['green apple', 'pear', 'red apple'])
+    assert named(dataset) == [['red apple'], ['green apple'], ['pear']]
+
+
+def test_vectors_need_names(root):
+    (root / 'train.csv').write_text('image,labels\na.png,"[0, 1]"\nb.png,[1 1]\n')
+    fails(root, "'labels' holds vectors of 2 numbers", 'data.label_names')
+    assert named(load('table', 'train', str(root), label_names=['x', 'y'])) == [['y'], ['x', 'y']]
+    fails(root, "'labels' holds vectors of 2 numbers", label_names=['x', 'y', 'z'])
+
+
+def test_columns_that_are_no_labels_are_left_out_and_named(root):
+    (root / 'train.csv').write_text('image,id,cat,fold,dog,Is_Crowd,url\na.png,7,1,0,0,1,http://x\nb.png,8,0,1,-1,0,\n')
+    dataset = load('table', 'train', str(root))
+    assert (label_names(dataset), named(dataset)) == (['cat', 'dog'], [['cat'], []])
+    assert notes(dataset) == ['labels: 2 columns (cat, dog); not labels: id, fold, Is_Crowd, url']
+    dataset = load('table', 'train', str(root), label_columns=['fold', 'cat'])
+    assert label_names(dataset) == ['fold', 'cat'] and named(dataset) == [['cat'], ['fold']]
+    dataset = load('table', 'train', str(root), label_names=['fold', 'dog', 'cat'])
+    assert named(dataset) == [['cat'], ['fold']]
+    (root / 'train.csv').write_text('image,fold\na.png,1\n')
+    fails(root, 'no column of labels', 'fold')
+
+
+@pytest.mark.parametrize('index', [None, ['p', 'q', 'r', 's'], pd.MultiIndex.from_product([[0, 1], [0, 1]])])
+@pytest.mark.parametrize('suffix', ['csv', 'tsv', 'parquet'])
+def test_the_index_that_pandas_writes_is_no_label(root, index, suffix):
+    frame = pd.DataFrame({'image': PICTURES, 'x': [1, 0, 1, 0]}, index=index)
+    for written in (frame, frame.reset_index()):
+        if suffix == 'parquet':
+            written.to_parquet(root / 'train.parquet')
+        else:
+            written.to_csv(root / f'train.{suffix}', sep='\t' if suffix == 'tsv' else ',')
+        dataset = load('table', 'train', str(root))
+        assert label_names(dataset) == ['x'] and named(dataset) == [['x'], [], ['x'], []]
+    again = pd.read_csv(root / 'train.csv') if suffix == 'csv' else frame  # its index is `Unnamed: 0` now
+    again.to_csv(root / 'validation.csv')
+    assert label_names(load('table', 'validation', str(root), label_columns=['x'])) == ['x']
+
+
+def test_columns_without_a_name(root):
+    (root / 'train.csv').write_text('image,x,,\na.png,1,,\nb.png,0, ,\n')
+    assert label_names(load('table', 'train', str(root))) == ['x']
+    (root / 'train.csv').write_text('image,x,,\na.png,1,,\nb.png,0,1,\n')
+    fails(root, 'a name is empty')
+
+
+@pytest.mark.parametrize('delimiter', [';', '\t', '|'])
+@pytest.mark.parametrize('first', ['', 'sep={}\n', '"sep={}"\r\n'])
+def test_fields_delimited_as_excel_does_in_europe(root, delimiter, first):
+    rows = pd.DataFrame({'image': PICTURES, 'labels': ['cat,dog', '', 'dog', 'cat'], 'note': ['a;b', '', 'c', 'd|e']})
+    text = rows.to_csv(index=False, sep=delimiter)
+    (root / 'train.csv').write_text('\ufeff' + first.format(delimiter) + text, encoding='utf-8')
+    dataset = load('table', 'train', str(root))
+    assert named(dataset) == [['cat', 'dog'], [], ['dog'], ['cat']]
+    spoken = 'a tab' if delimiter == '\t' else repr(delimiter)
+    assert notes(dataset)[0] == f'fields: delimited by {spoken}'
+    states = pd.DataFrame({'image': PICTURES, 'x': [1.0, 0.0, -1.0, None]})
+    (root / 'train.csv').write_text(first.format(delimiter) + states.to_csv(index=False, sep=delimiter, decimal=','))
+    dataset = load('table', 'train', str(root))
+    assert (named(dataset), named(dataset, 'ignore')) == ([['x'], [], [], []], [[], [], ['x'], ['x']])
+    (root / 'train.csv').write_text(first.format(delimiter) + f'image{delimiter}x\na.png{delimiter}2\n')
+    fails(root, f'line {3 if first else 2}', "'x' is '2'")
+
+
+def test_fields_delimited_by_commas_may_hold_other_delimiters(root):
+    (root / 'train.csv').write_text('image,labels\na.png,cat;dog\nb.png,"bird;cat"\n')
+    assert named(load('table', 'train', str(root))) == [['cat', 'dog'], ['bird', 'cat']]
+    (root / 'train.csv').write_text('photo;1,labels\na.png,cat\n')
+    assert named(load('table', 'train', str(root), image_column='photo;1')) == [['cat']]
+    fails(root, 'no column image', 'photo;1, labels')
+
+
+def test_what_minus_one_and_blank_mean(root):
+    (root / 'train.csv').write_text('image,x,y\na.png,1,-1\nb.png,,0\nc.png,-1.0,nan\n')
+    for minus_one in ('unannotated', 'absent'):
+        for blank in ('unannotated', 'absent'):
+            dataset = load('table', 'train', str(root), minus_one=minus_one, blank=blank)
+            first, second = minus_one == 'unannotated', blank == 'unannotated'
+            assert named(dataset) == [['x'], [], []]
+            assert named(dataset, 'ignore') == [['y'] * first, ['x'] * second, ['x'] * first + ['y'] * second]
+    fails(root, "unknown data.minus_one 'missing'", 'unannotated', minus_one='missing')
+    fails(root, "unknown data.blank '0'", 'absent', blank='0')
+
+
+def test_keys_that_a_row_lacks_are_null(root):
+    (root / 'train.jsonl').write_text('{"image": "a.png", "x": 1}\n{"y": 0, "image": "b.png"}\n')
+    dataset = load('table', 'train', str(root))
+    assert (named(dataset), named(dataset, 'ignore')) == ([['x'], []], [['y'], ['x']])
+    assert named(load('table', 'train', str(root), blank='absent'), 'ignore') == [[], []]
+    (root / 'train.jsonl').write_text('{"image": "a.png", "labels": ["x"]}\n{"image": "b.png"}\n')
+    assert named(load('table', 'train', str(root))) == [['x'], []]
+    (root / 'train.jsonl').write_text('{"image": "a.png", "labels": ["x"]}\n{"labels": ["x"]}\n')
+    fails(root, 'line 2', "'image'")
+
+
+ALIASES = [
+    ('train', 'train', 'training', 'Train', 'TRAINING'),
+    ('validation', 'validation', 'val', 'valid', 'dev', 'Val', 'VALID'),
+    ('test', 'test', 'testing', 'eval', 'evaluation', 'Test'),
+]
+
+
+@pytest.mark.parametrize(('split', 'alias'), [(names[0], alias) for names in ALIASES for alias in names[1:]])
+def test_splits_have_the_names_that_datasets_knows(root, split, alias):
+    text = 'file_name,labels\na.png,cat\n'
+    (root / f'{alias}.csv').write_text(text)
+    assert named(load('table', split, str(root))) == [['cat']]
+    path = root / 'all.jsonl'
+    rows = [{'image': 'a.png', 'labels': ['cat'], 'split': alias}, {'image': 'b.png', 'labels': [], 'split': 'trane'}]
+    write(path, rows[:1])
+    assert named(load('table', split, str(path))) == [['cat']]
+    write(path, rows)
+    fails(path, 'line 2', "'trane'")
+    (root / alias).mkdir()
+    (root / alias / 'a.png').symlink_to(root / 'a.png')
+    (root / alias / 'metadata.csv').write_text(text)
+    assert named(load('folder', split, str(root))) == [['cat']]
+    other = next(name for names in ALIASES if split in names for name in names if name != alias)
+    (root / f'{other}.tsv').write_text('x')
+    fails(root, 'keep one', alias, other, split=split)
+
+
+def test_is_valid_is_the_split_of_a_single_table(root):
+    text = 'image,x,is_valid\na.png,1,False\nb.png,0,True\nc.png,1,False\n'
+    (root / 'train.csv').write_text(text)
+    for base in (root, root / 'train.csv'):
+        assert load('table', 'train', str(base))['image_id'][:] == ['a.png', 'c.png']
+        dataset = load('table', 'validation', str(base))
+        assert dataset['image_id'][:] == ['b.png']
+        assert notes(dataset) == ['splits: by the column is_valid', 'labels: 1 columns (x); not labels: is_valid']
+        fails(base, 'no row with test', 'is_valid', split='test')
+    (root / 'train.csv').write_text(text.replace('True', ''))
+    fails(root, 'line 3', 'is_valid')
+    # Where each split has its table, the column must not say otherwise.
+    (root / 'train.csv').write_text(text)
+    (root / 'val.csv').write_text('image,x,is_valid\nd.png,1,1\n')
+    fails(root, 'train.csv: line 3', 'is of validation', 'is_valid')
+    (root / 'train.csv').write_text(text.replace('True', 'False'))
+    assert len(load('table', 'train', str(root))) == 3 and len(load('table', 'val', str(root))) == 1
+    (root / 'val.csv').write_text('image,x,split\nd.png,1,train\n')
+    (root / 'train.csv').write_text('image,x,split\na.png,1,train\n')
+    fails(root, 'val.csv: line 2', 'is of train', "'split'")
+
+
+def test_the_column_split_parts_the_only_table_of_a_folder(root):
+    write(root / 'train.csv', lists(split=['train', 'val', 'val', 'test']))
+    assert [len(load('table', split, str(root))) for split in ('train', 'validation', 'test')] == [1, 2, 1]
+    assert label_names(load('table', 'test', str(root))) == ['bird', 'cat', 'dog']
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'jsonl', 'parquet'])
+def test_a_metadata_file_above_the_splits(folder, tmp_path, suffix):
+    rows = []
+    for name, split in zip(PICTURES, ('train', 'Valid', 'test', 'train'), strict=True):
+        (tmp_path / split).mkdir(exist_ok=True)
+        (tmp_path / split / name).symlink_to(folder / name)
+        rows.append({'file_name': f'{split}/{name}', 'labels': [f'of_{name[0]}']})
+    write(tmp_path / f'metadata.{suffix}', rows)
+    expected = {'train': [['of_a'], ['of_d']], 'validation': [['of_b']], 'test': [['of_c']]}
+    for name in ('folder', 'hub'):
+        for split, labels in expected.items():
+            dataset = load(name, split, str(tmp_path))
+            assert label_names(dataset) == ['of_a', 'of_b', 'of_c', 'of_d'] and named(dataset) == labels
+            assert 'splits: by the folders of the images' in notes(dataset)
+    # As `datasets` parts the same images by its own rules, which are for small letters.
+    (tmp_path / 'Valid').rename(tmp_path / 'valid')
+    theirs = datasets.load_dataset('imagefolder', data_dir=str(tmp_path), drop_metadata=True, drop_labels=True)
+    assert {split: len(part) for split, part in theirs.items()} == {s: len(labels) for s, labels in expected.items()}
+    (tmp_path / 'a.png').symlink_to(folder / 'a.png')
+    write(tmp_path / f'metadata.{suffix}', [*rows, {'file_name': 'a.png', 'labels': []}])
+    fails(tmp_path, "'a.png' lies in no folder of a split", name='folder')
+
+
+def test_the_folders_of_images_part_one_table(folder, tmp_path):
+    for number, name in enumerate(PICTURES):
+        (tmp_path / 'images' / f'{("train", "val")[number % 2]}2017').mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'images' / f'{("train", "val")[number % 2]}2017' / name).symlink_to(folder / name)
+    names = [f'images/{("train", "val")[number % 2]}2017/{name}' for number, name in enumerate(PICTURES)]
+    path = write(tmp_path / 'all.csv', [{'image': name, 'x': 1} for name in names])
+    assert load('table', 'train', str(path))['image_id'][:] == names[::2]
+    assert load('table', 'validation', str(path))['image_id'][:] == names[1::2]
+    write(path, [{'image': names[1], 'x': 1}])  # one folder parts nothing
+    assert len(load('table', 'train', str(path))) == 1
+
+
+def test_many_columns_are_read_in_seconds(tmp_path):
+    """Each of 600 × 2,000 cells was looked up by the name of its column."""
+    generator = np.random.default_rng(0)
+    states = generator.integers(-1, 2, (2_000, 600))
+    frame = pd.DataFrame(states, columns=[f'label {k}' for k in range(600)])
+    frame.insert(0, 'image', [f'{number}.jpg' for number in range(2_000)])
+    for name in frame['image']:
+        (tmp_path / name).touch()
+    frame.to_csv(tmp_path / 'train.csv', index=False)
+    started = time.process_time()
+    dataset = load('table', 'train', str(tmp_path))
+    assert time.process_time() - started < 5
+    for column, value in (('labels', 1), ('ignore', -1)):
+        assert dataset[column][:] == [np.flatnonzero(row == value).tolist() for row in states]
 
 
 def test_the_same_content_is_read_once(root, monkeypatch):

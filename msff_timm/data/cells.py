@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
@@ -280,7 +281,7 @@ def read_list(text: str, where: str) -> list[str] | None:
         items = [item for item in items if item]
         if inner[0] == '(' and not (',' in content and all(NUMBER.fullmatch(item) for item in items)):
             return None  # a remark in brackets
-    if items is None or '...' in items or '…' in items:
+    if items is None or any(isinstance(item, Bare) and item in ('...', '…') for item in items):
         if inner[0] == '(':
             return None
         raise InputError(f'{where} is {shown(text)}, which is no list of labels: write ["one", "two"].')
@@ -299,13 +300,16 @@ def _quoted_items(content: str) -> list[str] | None:
 
 
 def _unquoted(text: str) -> str | None:
-    if text.startswith('"'):
-        try:
-            return json.loads(text)
-        except ValueError:
-            pass  # Python's, which has other escapes
+    if '\\' not in text:
+        return text[1:-1]
     try:
-        return ast.literal_eval(text)
+        return json.loads(text)
+    except ValueError:
+        pass  # Python's, which has other escapes
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of escapes that there are not
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return None
 
@@ -347,9 +351,13 @@ def find_delimiter(texts: Iterable[str], label_names: Collection[str] | None, wh
         for name in label_names:
             if name in MISSING:
                 raise InputError(f'{where}: {shown(name)} of data.label_names is read as missing: rename that label.')
-        for delimiter in (NONE, *STRONG, *COMMAS, *OTHERS, *JOINERS):
-            if all(part in label_names for text in texts for part in _split(text, delimiter)):
-                return _found(delimiter, texts)
+        known = {
+            delimiter: sum(part in label_names for text in texts for part in _split(text, delimiter))
+            for delimiter in (NONE, *STRONG, *COMMAS, *OTHERS, *JOINERS)
+        }
+        complete = [d for d in known if known[d] == sum(len(_split(text, d)) for text in texts)]
+        if complete or any(known.values()):
+            return _found(complete[0] if complete else max(known, key=known.__getitem__), texts)
     for delimiter in STRONG:
         if any(delimiter in ENTITY.sub('', text) for text in texts):
             if delimiter != '|':

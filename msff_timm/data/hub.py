@@ -217,9 +217,41 @@ class _Source:
                 raise InputError(_reason(root, self.is_local, e)) from e
             return
         files = self._builder.config.data_files  # None of one that `datasets` takes from its cache
+        if files and (mine := self._find_files(set(map(str, files)))):
+            self._builder = datasets.load_dataset_builder(self._path, config, revision=self._revision, data_files=mine)
+            files = self._builder.config.data_files
         self.splits = [str(name) for name in files or self._builder.info.splits or ()]
         if files and isinstance(self._builder, ImageFolder):
             self.folder = self._find_metadata()
+
+    def _find_files(self, splits: set[str]) -> dict[str, list[str]] | None:
+        """Finds `Train/`, `Val.parquet` and the like, which `datasets` knows in small letters only.
+
+        Returns:
+            Files of each split; None where `datasets` has found all splits by itself.
+        """
+        suffixes = {Path(str(file)).suffix for files in self._builder.config.data_files.values() for file in files}
+        found, is_missed = {}, False
+        for folder in ('', 'data'):
+            for name, is_folder in self._list(folder):
+                word = re.split(r'[-._ 0-9]', name)[0]
+                split = of_split(word)
+                if split and (is_folder or Path(name).suffix in suffixes):
+                    is_missed |= word != word.lower() and split not in map(of_split, splits)
+                    found.setdefault(split, []).append(str(PurePosixPath(folder, name, *(['**'] if is_folder else []))))
+        return found if is_missed and 'train' in found else None
+
+    def _list(self, folder: str) -> list[tuple[str, bool]]:
+        """Lists the names in a folder, and which of them are folders."""
+        if self.is_local:
+            path = Path(self.root, folder)
+            return [(entry.name, entry.is_dir()) for entry in sorted(path.iterdir())] if path.is_dir() else []
+        system = huggingface_hub.HfFileSystem(endpoint=datasets.config.HF_ENDPOINT)
+        try:
+            entries = system.ls(str(PurePosixPath(self._builder.base_path.removeprefix('hf://'), folder)))
+        except FileNotFoundError:
+            return []
+        return sorted((os.path.basename(entry['name']), entry['type'] == 'directory') for entry in entries)
 
     @property
     def is_of_folders(self) -> bool:

@@ -277,8 +277,11 @@ def _part(table: Table, columns: _Columns, is_file: bool, is_folder: bool) -> tu
         if is_file or len(set(states)) > 1:
             splits, way = [('train', 'validation')[state] for state in states], 'by the column is_valid'
     if way is None and (is_file or is_folder):
-        splits = [_folder_split(value) for value in table.column(image)]
-        if any(splits):
+        folder = os.path.abspath(columns.image_root or table.path.parent)
+        splits = [_folder_split(value, folder) for value in table.column(image)]
+        others = set(splits) - {None}
+        # The folders part nothing where there is only one; but rows of no split are not to be mixed with those of test.
+        if is_folder and others or len(others) > 1 or None in splits and others - {'train'}:
             way = 'by the folders of the images'
             if None in splits:
                 row = splits.index(None)
@@ -294,9 +297,10 @@ def _part(table: Table, columns: _Columns, is_file: bool, is_folder: bool) -> tu
     return {split: _take(table, rows[split]) for split in SPLITS if split in rows}, way
 
 
-def _folder_split(path: object) -> str | None:
+def _folder_split(name: object, folder: str) -> str | None:
     """Returns the split whose folder a path leads through, `train` of `train/a.jpg` or `images/train2017/a.jpg`."""
-    for part in path.replace('\\', '/').split('/')[:-1] if isinstance(path, str) else ():
+    path = Path(folder, name) if isinstance(name, str) else None
+    for part in path.relative_to(folder).parts[:-1] if path and path.is_relative_to(folder) else ():
         if match := SPLIT_FOLDER.fullmatch(part):
             return of_split(match[1])
     return None
