@@ -194,7 +194,8 @@ def test_a_trained_model_goes_on_with_a_table_of_photos(script, trained, coco_ro
     arguments = [f'--config={ROOT / "train" / "configs" / "finetune.yaml"}', f'--data.root={tmp_path}']
     arguments += [f'--data.image_root={coco_root}', '--model.name=msff_test_resnet', '--data.image_size=96']
     arguments += [f'--model.init_from=local-dir:{trained}', '--optim.epochs=1', '--optim.batch_size=8']
-    script('train.py', *arguments, '--data.workers=0', f'--output={tmp_path / "run"}')
+    printed = script('train.py', *arguments, '--data.workers=0', f'--output={tmp_path / "run"}').stdout
+    assert printed.startswith("labels: column 'labels', delimited by '|', as ")
     run = results(tmp_path / 'run')
     assert run['num_images'] == 24 and run['init_from']['model'] == f'local-dir:{trained}'
     named = {'name': 'table', 'split': 'validation', 'root': tmp_path.name, 'trained_on': 'train'}

@@ -140,6 +140,8 @@ class Run:
 
         # Data
         self.train_set, self.eval_set, self.label_names = load_data(data, accelerator)
+        for line in dict.fromkeys(msff_timm.data.notes(self.train_set) + msff_timm.data.notes(self.eval_set)):
+            accelerator.print(line)
         self.num_pictures = data.train_size if data.streaming else len(self.train_set)
         self.per_pass, self.passes = divide_batch(optim, self.num_pictures, accelerator.num_processes)
         self.steps = self.num_pictures // optim.batch_size  # of an epoch
@@ -429,8 +431,6 @@ def load_data(
         train_size = None if data.streaming else data.train_size
         train_set = data.load(data.train_split, train_size, data.image_size, data.streaming)
         eval_set = data.load(data.eval_split, data.eval_size, data.image_size)
-    for line in dict.fromkeys(msff_timm.data.notes(train_set) + msff_timm.data.notes(eval_set)):
-        accelerator.print(line)
     label_names = msff_timm.data.label_names(train_set)
     if msff_timm.data.label_names(eval_set) != label_names:
         raise InputError(
