@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msff_timm.data import cells
-from msff_timm.data.cells import find_delimiter, is_label, name_vector, of_split, read_state, split_labels, texts_of
+from msff_timm.data.cells import is_label, name_vector, read_state, split_labels
+from msff_timm.data.delimiters import find_delimiter, texts_of
+from msff_timm.data.splits import of_split
 from msff_timm.errors import InputError
 
 names = st.lists(

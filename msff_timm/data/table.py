@@ -1,8 +1,6 @@
 """Tables of the user's own images: CSV, TSV, JSON Lines or Parquet, for each split or one for all."""
 
 import os
-import re
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,30 +14,26 @@ from datasets import Dataset
 from ..errors import InputError, unknown
 from .cells import (
     NOT_LABELS,
-    SPLIT_OF,
     check_names,
     check_settings,
     encode,
-    find_delimiter,
     is_label,
     is_missing,
     labels_note,
+    missing_note,
     name_vector,
-    of_split,
     read_states,
     split_labels,
     state_of,
-    texts_of,
 )
+from .delimiters import find_delimiter, texts_of
 from .files import Table, read
-from .records import Records, cached, found_in, is_one_line, locate, shown
+from .records import Records, cached, is_one_line, locate, shown
+from .splits import SPLITS, SUFFIXES, check_split, find_files, no_split, part
 
 __all__ = ['NOT_LABELS', 'load', 'match_names']
 
-SPLITS = ('train', 'validation', 'test')
-SUFFIXES = {'table': ('.csv', '.tsv', '.jsonl', '.parquet'), 'folder': ('.csv', '.jsonl', '.parquet')}
 IMAGE_COLUMNS = {'table': ('image', 'file_name', 'path'), 'folder': ('file_name',)}
-SPLIT_FOLDER = re.compile(rf'({"|".join(SPLIT_OF)})[-._ 0-9]*', re.IGNORECASE)
 
 
 def load(
@@ -77,11 +71,11 @@ def load(
     is_file = name == 'table' and base.is_file()
     if is_file and base.suffix.lower() not in SUFFIXES[name]:
         raise InputError(f'{base}: ends in none of {", ".join(SUFFIXES[name])}.')
-    files = {'train': base} if is_file else _files(name, base)
+    files = {'train': base} if is_file else find_files(name, base)
     # One table above all splits may part its rows itself.
     is_single = is_file or list(files) == ['train'] and files['train'].parent == base
     if split not in files and not is_single:
-        raise _no_split(name, split, base, files)
+        raise no_split(name, split, base, files)
     # Names that the data fix are those of all splits, or training and validation would number them differently.
     used = {key: path for key, path in files.items() if is_single or label_names is None or key == split}
     for path in used.values():
@@ -96,9 +90,16 @@ def load(
         tables = {key: read(path, wanted) for key, path in used.items()}
         notes = tables[next(iter(tables))].notes
         if is_single:
-            tables, way = _part(tables['train'], columns, is_file, name == 'folder')
+            tables, way = part(
+                tables['train'],
+                columns.find_image(tables['train']),
+                columns.labels or columns.names or (),
+                image_root,
+                is_file,
+                name == 'folder',
+            )
             if split not in tables and way is None and not is_file:
-                raise _no_split(name, split, base, files)
+                raise no_split(name, split, base, files)
             if split not in tables and way is None:
                 raise InputError(f'{base}: has no column split, so all its rows are of train and none of {split}.')
             if split not in tables:
@@ -106,7 +107,7 @@ def load(
             notes = notes + ([f'splits: {way}'] if way else [])
         else:
             for key, table in tables.items():
-                _check_split(table, key)
+                check_split(table, key)
         records = _records(tables, split, columns)
         return replace(records, notes=[*notes, *records.notes])
 
@@ -211,131 +212,6 @@ class _Columns:
         return labels_note(found, [''] * table.num_unnamed + others)
 
 
-def _files(name: str, root: Path) -> dict[str, Path]:
-    """Finds the table of each split in a folder."""
-    if not root.is_dir():
-        raise InputError(f'{root}: is no folder{" and no file" if name == "table" else ""}: check data.root.')
-    found = []
-    for path in sorted(root.iterdir()):
-        if name == 'table':
-            found.append((of_split(path.stem), path))
-        elif path.is_dir() and of_split(path.name):
-            found += [(of_split(path.name), inner) for inner in sorted(path.iterdir()) if inner.stem == 'metadata']
-        elif path.stem == 'metadata':
-            found.append(('train', path))
-    files = {}
-    for split, path in found:
-        if split is None or path.suffix.lower() not in SUFFIXES[name] or not path.is_file():
-            continue
-        if split in files:
-            raise InputError(f'{root}: both {files[split]} and {path} are tables of {split}: keep one.')
-        files[split] = path
-    if not files:
-        wanted = 'train.csv (or .tsv, .jsonl, .parquet)' if name == 'table' else 'train/metadata.csv (or .jsonl, ...)'
-        raise InputError(f'{root}: holds no {wanted} or one of another split (found: {found_in(root)}).')
-    return {split: files[split] for split in SPLITS if split in files}
-
-
-def _no_split(name: str, split: str, root: Path, files: dict[str, Path]) -> InputError:
-    there = ', '.join(str(path.relative_to(root)) for path in files.values())
-    return InputError(f'{root}: has no {name} of the split {split} (there: {there}).')
-
-
-def _part(table: Table, columns: _Columns, is_file: bool, is_folder: bool) -> tuple[dict[str, Table], str | None]:
-    """Parts the rows of a single table over the splits.
-
-    The column `split` decides; else fastai's `is_valid`; else, of a table for all splits, the folders of its images.
-
-    Args:
-        table: The rows.
-        columns: How the columns are found.
-        is_file: Whether the table is named by itself, not as that of a split in a folder.
-        is_folder: Whether it is a metadata file above the images.
-
-    Returns:
-        The rows of each split, and how they were parted; None where nothing parts them and all are of train.
-
-    Raises:
-        InputError: A row has no split, or one that there is not.
-    """
-    image = columns.find_image(table)
-    way = None
-    if 'split' in table.columns and image != 'split':
-        splits, way = [of_split(value) for value in table.column('split')], 'by the column split'
-        if not is_file and not any(splits):
-            way = None
-        elif None in splits:
-            row = splits.index(None)
-            value = table.column('split')[row]
-            raise InputError(f'{table.where(row)}: the split is {shown(value)}, not {", ".join(SPLITS)}.')
-    elif 'is_valid' in table.columns and 'is_valid' not in (columns.labels or columns.names or ()):
-        states = read_states(
-            table.column('is_valid'), partial(table.where, column='is_valid'), 'unannotated', 'unannotated'
-        )
-        if -1 in states:
-            raise InputError(f'{table.where(states.index(-1), "is_valid")} is neither true nor false.')
-        if is_file or len(set(states)) > 1:
-            splits, way = [('train', 'validation')[state] for state in states], 'by the column is_valid'
-    if way is None and (is_file or is_folder):
-        folder = os.path.abspath(columns.image_root or table.path.parent)
-        splits = [_folder_split(value, folder) for value in table.column(image)]
-        others = set(splits) - {None}
-        # The folders part nothing where there is only one; but rows of no split are not to be mixed with those of test.
-        if is_folder and others or len(others) > 1 or None in splits and others - {'train'}:
-            way = 'by the folders of the images'
-            if None in splits:
-                row = splits.index(None)
-                raise InputError(
-                    f'{table.where(row)}: {shown(table.column(image)[row])} lies in no folder of a split, but others'
-                    ' do: move it, or add a column split.'
-                )
-    if way is None:
-        return {'train': table}, None
-    rows = defaultdict(list)
-    for row, split in enumerate(splits):
-        rows[split].append(row)
-    return {split: _take(table, rows[split]) for split in SPLITS if split in rows}, way
-
-
-def _folder_split(name: object, folder: str) -> str | None:
-    """Returns the split whose folder a path leads through, `train` of `train/a.jpg` or `images/train2017/a.jpg`."""
-    path = Path(folder, name) if isinstance(name, str) else None
-    for part in path.relative_to(folder).parts[:-1] if path and path.is_relative_to(folder) else ():
-        if match := SPLIT_FOLDER.fullmatch(part):
-            return of_split(match[1])
-    return None
-
-
-def _check_split(table: Table, split: str) -> None:
-    """Raises InputError where a column of a split's own table has rows of another split."""
-    if 'split' in table.columns:
-        found = [of_split(value) for value in table.column('split')]
-        if None in found:
-            return  # a column of something else
-        what = "the column 'split'"
-    elif 'is_valid' in table.columns:
-        states = [state_of(value) for value in table.column('is_valid')]
-        if set(states) != {0, 1}:
-            return
-        found, what = [('train', 'validation')[state] for state in states], "the column 'is_valid'"
-    else:
-        return
-    for row, other in enumerate(found):
-        if other != split:
-            raise InputError(
-                f'{table.where(row)}: is of {other} by {what}, but stands in the table of {split}: leave the row or the'
-                ' column out.'
-            )
-
-
-def _take(table: Table, rows: list[int]) -> Table:
-    def column(name: str) -> list:
-        values = table.column(name)
-        return [values[row] for row in rows]
-
-    return replace(table, numbers=[table.numbers[row] for row in rows], column=column)
-
-
 def _records(tables: dict[str, Table], split: str, columns: _Columns) -> Records:
     table = tables[split]
     if not len(table.numbers):
@@ -420,11 +296,11 @@ def _read_lists(
     if vectors is not None:
         rest = iter(vectors)
         cells = {split: [next(rest) for _ in values] for split, values in cells.items()}
-    note = '' if vectors is None else ', vectors of 0 and 1'
-    delimiter = columns.delimiter
+    delimiter, note = columns.delimiter, ''
+    everything = list(chain.from_iterable((*cells.values(), *ignored.values())))
     if delimiter is None:
-        texts = texts_of(chain.from_iterable((*cells.values(), *ignored.values())))
-        delimiter, note = find_delimiter(texts, columns.names, where)
+        delimiter, note = find_delimiter(texts_of(everything), columns.names, where)
+    note += missing_note(everything)
     rows = {}
     for split, table in tables.items():
         unannotated = ignored.get(split, [None] * len(table.numbers))
