@@ -511,3 +511,13 @@ def test_folders_of_images_in_capital_letters(tmp_path):
     assert sorted(named(load('hub', 'train', str(tmp_path)))) == [['cat'], ['dog']]
     dataset = load('hub', 'val', str(tmp_path))
     assert sorted(named(dataset)) == [['cat'], ['cow'], ['dog']] and label_names(dataset) == ['cat', 'cow', 'dog']
+
+
+def test_the_sizes_that_a_readme_states_are_checked_for_the_split_that_is_read(tmp_path):
+    for split in ('train', 'test'):
+        write(tmp_path, {'x': [1, 0]}, split=split)
+    sizes = '---\ndataset_info:\n  features:\n  - {name: image, dtype: image}\n  - {name: x, dtype: int64}\n  splits:\n'
+    sizes += '  - {name: train, num_examples: 2}\n  - {name: test, num_examples: 3}\n---\n'
+    (tmp_path / 'README.md').write_text(sizes)
+    assert named(load('hub', 'train', str(tmp_path))) == [['x'], []]
+    fails(tmp_path, 'NonMatchingSplitsSizesError', split='test')

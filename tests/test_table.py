@@ -366,6 +366,13 @@ def test_text_that_can_be_read_in_two_ways_is_refused(root):
     assert named(dataset) == [['red apple'], ['green apple'], ['pear']]
 
 
+def test_words_that_mean_no_label_are_named(root):
+    (root / 'train.csv').write_text('image,labels,ignore\na.png,x|NA,None\nb.png,NA,\nc.png,nan,\n')
+    dataset = load('table', 'train', str(root))
+    assert named(dataset) == [['NA', 'x'], [], []]
+    assert notes(dataset)[0].endswith(", no label where 'NA' or 'None'")
+
+
 def test_vectors_need_names(root):
     (root / 'train.csv').write_text('image,labels\na.png,"[0, 1]"\nb.png,[1 1]\n')
     fails(root, "'labels' holds vectors of 2 numbers", 'data.label_names')
