@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msff_timm.data import label_names, load, notes, table
+from msff_timm.data import cells, label_names, load, notes, table
 from msff_timm.errors import InputError
 
 PICTURES = ('a.png', 'b.png', 'c.png', 'd.png')
@@ -514,6 +514,20 @@ def test_is_valid_is_the_split_of_a_single_table(root):
     fails(root, 'val.csv: line 2', 'is of train', "'split'")
 
 
+@pytest.mark.parametrize('column', ['Split', 'SPLIT', 'subset', 'Usage', 'partition'])
+def test_columns_of_splits_that_are_not_called_split(root, column):
+    path = root / 'all.csv'
+    text = f'image,x,{column}\na.png,1,Training\nb.png,0,PublicTest\n'
+    path.write_text(text.replace('PublicTest', 'valid'))
+    assert load('table', 'validation', str(path))['image_id'][:] == ['b.png']
+    assert load('table', 'train', str(path))['image_id'][:] == ['a.png']
+    path.write_text(text)  # other words
+    if column.lower() == 'split':
+        fails(path, 'line 3', "'PublicTest'")
+    else:
+        assert label_names(load('table', 'train', str(path))) == ['x'] and len(load('table', 'train', str(path))) == 2
+
+
 def test_the_column_split_parts_the_only_table_of_a_folder(root):
     write(root / 'train.csv', lists(split=['train', 'val', 'val', 'test']))
     assert [len(load('table', split, str(root))) for split in ('train', 'validation', 'test')] == [1, 2, 1]
@@ -600,7 +614,9 @@ def test_timm_reads_what_we_write(root, tmp_path_factory):
 
 
 name = st.text(st.characters(codec='utf-8', exclude_categories=('Cc', 'Zl', 'Zp')), min_size=1, max_size=6)
-label = name.map(str.strip).filter(lambda text: text and '|' not in text and text[0] not in '[({"\'')
+label = name.map(str.strip).filter(
+    lambda text: text and '|' not in text and text[0] not in '[({"\'' and text not in cells.MISSING
+)
 quick = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 
 

@@ -50,7 +50,7 @@ NOT_LABELS = (
     *('coco_url', 'date_captured', 'flickr_url', 'license', 'uuid', 'width'),
     # the split, and other ways to part the rows
     *('cv_fold', 'fold', 'folds', 'is_test', 'is_train', 'is_training', 'is_val', 'is_valid', 'is_validation', 'kfold'),
-    *('partition', 'split', 'subset'),
+    *('data_split', 'partition', 'phase', 'split', 'subset', 'usage'),
     # numbers of rows
     *('index', 'level_0', 'level_1', 'row_id', 'rowid'),
     # what else annotation tools and this package write

@@ -5,13 +5,12 @@ import re
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from datasets.data_files import SPLIT_KEYWORDS
 
 from ..errors import InputError
-from .cells import read_states, state_of
+from .cells import state_of
 from .files import Table
 from .records import found_in, shown
 
@@ -21,6 +20,7 @@ __all__ = ['SPLITS', 'SUFFIXES', 'check_split', 'find_files', 'no_split', 'of_sp
 SPLIT_OF = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 SPLITS = ('train', 'validation', 'test')
 SUFFIXES = {'table': ('.csv', '.tsv', '.jsonl', '.parquet'), 'folder': ('.csv', '.jsonl', '.parquet')}
+SPLIT_COLUMNS = ('data_split', 'partition', 'phase', 'split', 'subset', 'usage')  # in small letters
 SPLIT_FOLDER = re.compile(rf'({"|".join(SPLIT_OF)})[-._ 0-9]*', re.IGNORECASE)
 
 
@@ -71,7 +71,8 @@ def part(
 ) -> tuple[dict[str, Table], str | None]:
     """Parts the rows of a single table over the splits.
 
-    The column `split` decides; else fastai's `is_valid`; else, of a table for all splits, the folders of its images.
+    The column `split`, or another of that kind, decides; else fastai's `is_valid`; else, of a table for all splits,
+    the folders of its images.
 
     Args:
         table: The rows.
@@ -87,23 +88,19 @@ def part(
     Raises:
         InputError: A row has no split, or one that there is not.
     """
-    way = None
-    if 'split' in table.columns and image != 'split':
-        splits, way = [of_split(value) for value in table.column('split')], 'by the column split'
-        if not is_file and not any(splits):
-            way = None
-        elif None in splits:
+    way, found = None, _split_column([name for name in table.columns if name not in (image, *label_columns)], table)
+    if found is not None:
+        column, splits = found
+        if is_file or any(splits):
+            way = f'by the column {column}'
+        if way and None in splits:
             row = splits.index(None)
-            value = table.column('split')[row]
-            raise InputError(f'{table.where(row)}: the split is {shown(value)}, not {", ".join(SPLITS)}.')
-    elif 'is_valid' in table.columns and 'is_valid' not in label_columns:
-        states = read_states(
-            table.column('is_valid'), partial(table.where, column='is_valid'), 'unannotated', 'unannotated'
-        )
-        if -1 in states:
-            raise InputError(f'{table.where(states.index(-1), "is_valid")} is neither true nor false.')
-        if is_file or len(set(states)) > 1:
-            splits, way = [('train', 'validation')[state] for state in states], 'by the column is_valid'
+            value = table.column(column)[row]
+            raise InputError(
+                f'{table.where(row)}: the split is {shown(value)}, not {", ".join(SPLITS)} (column {column}).'
+            )
+        if way and not is_file and column.lower() == 'is_valid' and len(set(splits)) == 1:
+            way = None  # of one split, which the name of the file tells
     if way is None and (is_file or is_folder):
         folder = os.path.abspath(image_root or table.path.parent)
         splits = [_folder_split(value, folder) for value in table.column(image)]
@@ -134,25 +131,35 @@ def _folder_split(name: object, folder: str) -> str | None:
     return None
 
 
+def _split_column(columns: Collection[str], table: Table) -> tuple[str, list[str | None]] | None:
+    """Finds the column of the splits: `split`, another of that kind that holds nothing else, or fastai's `is_valid`.
+
+    Returns:
+        Its name, and the split of each row, None where that is none; None where there is no such column.
+    """
+    names = {name.lower(): name for name in columns if name.lower() in (*SPLIT_COLUMNS, 'is_valid')}
+    for name in sorted(names, key=lambda name: (name == 'is_valid', name != 'split')):
+        values = table.column(names[name])
+        if name == 'is_valid':
+            states = [None if isinstance(value, list) else state_of(value) for value in values]
+            return names[name], [{0: 'train', 1: 'validation'}.get(state) for state in states]
+        splits = [of_split(value) for value in values]
+        if name == 'split' or None not in splits:
+            return names[name], splits
+    return None
+
+
 def check_split(table: Table, split: str) -> None:
     """Raises InputError where a column of a split's own table has rows of another split."""
-    if 'split' in table.columns:
-        found = [of_split(value) for value in table.column('split')]
-        if None in found:
-            return  # a column of something else
-        what = "the column 'split'"
-    elif 'is_valid' in table.columns:
-        states = [state_of(value) for value in table.column('is_valid')]
-        if set(states) != {0, 1}:
-            return
-        found, what = [('train', 'validation')[state] for state in states], "the column 'is_valid'"
-    else:
+    found = _split_column(table.columns, table)
+    if found is None or None in found[1] or found[0].lower() == 'is_valid' and len(set(found[1])) == 1:
         return
+    column, found = found
     for row, other in enumerate(found):
         if other != split:
             raise InputError(
-                f'{table.where(row)}: is of {other} by {what}, but stands in the table of {split}: leave the row or the'
-                ' column out.'
+                f'{table.where(row)}: is of {other} by its column {column!r}, but stands in the table of {split}:'
+                ' leave the row or the column out.'
             )
 
 
