@@ -60,6 +60,7 @@ def test_split_labels_reads_what_pandas_writes(labels):
         ('{cat,dog}', ['cat', 'dog']),
         ('{"traffic light",dog}', ['traffic light', 'dog']),
         ("'cat', 'dog'", ['cat', 'dog']),
+        ("'cat'", ['cat']),
         ('["a|b", "c"]', ['a|b', 'c']),
         ("['...', 'c\\.d']", ['...', 'c\\.d']),
         ("['it\\'s', \"rock 'n' roll\"]", ["it's", "rock 'n' roll"]),
@@ -74,7 +75,7 @@ def test_split_labels_reads_what_pandas_writes(labels):
         ('(unknown)', ['(unknown)']),
         ('dog (small)', ['dog (small)']),
         ('a [b]', ['a [b]']),
-        ('"Weird Al"', ['"Weird Al"']),
+        ('say "hello"', ['say "hello"']),
         ('(a) x|(b)', ['(a) x', '(b)']),
     ],
 )

@@ -68,4 +68,4 @@ def test_settings_of_the_command_reach_the_reader(root, tmp_path, capsys):
     assert cli.main([*command, '--blank', 'absnt']) == 2
     assert capsys.readouterr().err == "msff-timm: error: unknown data.blank 'absnt': did you mean absent?\n"
     assert cli.main([*command, '--label-columns', 'fold']) == 0
-    assert 'labels: 1 columns (fold); not labels: x, y' in capsys.readouterr().out
+    assert 'labels: 1 column (fold); not labels: x, y' in capsys.readouterr().out

@@ -499,7 +499,7 @@ def test_is_valid_is_the_split_of_a_single_table(root):
         assert load('table', 'train', str(base))['image_id'][:] == ['a.png', 'c.png']
         dataset = load('table', 'validation', str(base))
         assert dataset['image_id'][:] == ['b.png']
-        assert notes(dataset) == ['splits: by the column is_valid', 'labels: 1 columns (x); not labels: is_valid']
+        assert notes(dataset) == ['splits: by the column is_valid', 'labels: 1 column (x); not labels: is_valid']
         fails(base, 'no row with test', 'is_valid', split='test')
     (root / 'train.csv').write_text(text.replace('True', ''))
     fails(root, 'line 3', 'is_valid')

@@ -118,7 +118,7 @@ def is_label(column: str, label_names: Collection[str] | None) -> bool:
 
 def labels_note(labels: Sequence[str], others: Sequence[str]) -> str:
     """Puts into a line which columns are labels."""
-    line = f'labels: {len(labels)} columns ({_some(labels)})'
+    line = f'labels: {len(labels)} column{"s" if len(labels) > 1 else ""} ({_some(labels)})'
     return line + (f'; not labels: {_some([name or "(no name)" for name in others])}' if others else '')
 
 
@@ -254,7 +254,7 @@ def read_list(text: str, where: str) -> list[str] | None:
     has_quotes = '"' in content or "'" in content
     items = _quoted_items(content) if has_quotes else None
     if not is_bracketed:
-        return items if items and len(items) > 1 and not any(isinstance(item, Bare) for item in items) else None
+        return items if items and not any(isinstance(item, Bare) for item in items) else None
     if items is None and not re.search(r'[\[\](){}]', content) and not re.search(r'["\']\s*:', content):
         # Names without quotes may hold spaces if commas part them, and apostrophes.
         items = [Bare(part.strip()) for part in (content.split(',') if ',' in content else content.split())]

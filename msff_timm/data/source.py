@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
@@ -151,9 +152,13 @@ class Source:
         return self.folder is not None
 
     def _find_metadata(self) -> str | None:
-        """Finds a metadata file above the folders of the splits, which `datasets` passes over, if no split has one."""
+        """Finds a metadata file above the folders of the splits, if no split has one of its own.
+
+        `datasets` passes over such a file or, in older versions, gives all its rows to each split.
+        """
         names = [self._relative(file) for files in self._builder.config.data_files.values() for file in files]
-        if any(os.path.basename(name) in ImageFolder.METADATA_FILENAMES for name in names):
+        metadata = Counter(name for name in names if os.path.basename(name) in ImageFolder.METADATA_FILENAMES)
+        if 1 in metadata.values():
             return None
         above = sorted({str(folder) for name in names for folder in PurePosixPath(name).parents}, key=len)
         if self.is_local:
