@@ -426,13 +426,14 @@ def test_what_minus_one_and_blank_mean(tmp_path, streaming):
     ('cells', 'settings'),
     [
         (["['cat', 'dog']", '["fish"]', '[]', "{'dog'}"], {}),
+        (['[cat dog]', '[fish]', '[]', '[dog]'], {}),
         (['cat,dog', 'fish', '', 'dog'], {}),
         (['cat dog', 'fish', 'nan', 'dog'], {}),
         (['cat_dog', 'fish', None, 'dog'], {'label_delimiter': '_'}),
         (['[1, 1, 0]', '[0, 0, 1]', '[0, 0, 0]', '[0, 1, 0]'], {}),
         ([[1, 1, 0], [0, 0, 1], [0, 0, 0], [0, 1, 0]], {}),
     ],
-    ids=['lists', 'commas', 'spaces', 'given', 'vectors in text', 'vectors'],
+    ids=['lists', 'lists without quotes', 'commas', 'spaces', 'given', 'vectors in text', 'vectors'],
 )
 def test_labels_in_text(tmp_path, cells, settings, streaming):
     schema = List(Value('int64')) if isinstance(cells[0], list) else Value('string')

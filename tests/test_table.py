@@ -366,6 +366,15 @@ def test_text_that_can_be_read_in_two_ways_is_refused(root):
     assert named(dataset) == [['red apple'], ['green apple'], ['pear']]
 
 
+def test_lists_without_quotes(root):
+    (root / 'train.csv').write_text('image,labels\na.png,"[traffic light, car]"\nb.png,[traffic light]\nc.png,[]\n')
+    assert named(load('table', 'train', str(root))) == [['car', 'traffic light'], ['traffic light'], []]
+    (root / 'train.csv').write_text('image,labels\na.png,[cat dog]\nb.png,[cat]\n')
+    dataset = load('table', 'train', str(root))
+    assert named(dataset) == [['cat', 'dog'], ['cat']]
+    assert notes(dataset) == ["labels: column 'labels', lists parted by spaces, as '[cat dog]'"]
+
+
 def test_words_that_mean_no_label_are_named(root):
     (root / 'train.csv').write_text('image,labels,ignore\na.png,x|NA,None\nb.png,NA,\nc.png,nan,\n')
     dataset = load('table', 'train', str(root))

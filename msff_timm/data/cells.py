@@ -15,13 +15,14 @@ __all__ = [
     'MISSING',
     'NONE',
     'NOT_LABELS',
+    'cells_note',
     'check_names',
     'check_settings',
     'encode',
+    'has_comma_lists',
     'is_label',
     'is_missing',
     'labels_note',
-    'missing_note',
     'name_vector',
     'read_list',
     'read_state',
@@ -187,18 +188,19 @@ def read_states(values: Sequence[object], where: object, minus_one: str, blank: 
 # --- several labels in a cell
 
 
-def split_labels(value: object, delimiter: str, where: str) -> list[str]:
+def split_labels(value: object, delimiter: str, where: str, has_commas: bool = False) -> list[str]:
     """Reads a cell of a column of labels: a list of names, a list as tools write it into text, or delimited text.
 
     Args:
         value: What the cell holds.
         delimiter: Text between two labels; `none` where each text is one label.
         where: File, row and column, for the message.
+        has_commas: Whether lists without quotes have commas in this column (`has_comma_lists`).
 
     Raises:
         InputError: It is neither, or a label is there twice.
     """
-    parts = _parts(value, delimiter, where)
+    parts = _parts(value, delimiter, where, has_commas)
     if not isinstance(parts, list):
         raise InputError(f'{where} is {shown(value)}, neither text nor a list of labels.')
     labels = []
@@ -215,12 +217,12 @@ def split_labels(value: object, delimiter: str, where: str) -> list[str]:
     return labels
 
 
-def _parts(value: object, delimiter: str, where: str) -> object:
+def _parts(value: object, delimiter: str, where: str, has_commas: bool) -> object:
     if not isinstance(value, str):
         return [] if is_missing_cell(value) else value
     if is_missing(value):
         return []
-    items = read_list(value, where)
+    items = read_list(value, where, has_commas)
     if items is not None:
         return items if len(items) != 1 or not is_missing(items[0]) else []
     return [value] if delimiter == NONE else value.split(delimiter)
@@ -231,8 +233,18 @@ def is_missing_cell(value: object) -> bool:
     return value is None or isinstance(value, float) and math.isnan(value)
 
 
-def read_list(text: str, where: str) -> list[str] | None:
+def has_comma_lists(values: Iterable[object]) -> bool:
+    """Whether a column has lists without quotes that commas part, `[traffic light, car]`: then spaces do not."""
+    return any(isinstance(value, str) and re.fullmatch(r'\s*[\[{][^"\']*,[^"\']*[\]}]\s*', value) for value in values)
+
+
+def read_list(text: str, where: str, has_commas: bool = False) -> list[str] | None:
     """Reads a list that Python, pandas, NumPy, JSON or a database wrote into text; no code is evaluated.
+
+    Args:
+        text: What the cell holds.
+        where: File, row and column, for the message.
+        has_commas: Whether commas alone part items without quotes; else spaces do where there is no comma.
 
     Returns:
         Its items, `Bare` those without quotes; null and NaN are left out. None where the text is no list.
@@ -257,7 +269,9 @@ def read_list(text: str, where: str) -> list[str] | None:
         return items if items and not any(isinstance(item, Bare) for item in items) else None
     if items is None and not re.search(r'[\[\](){}]', content) and not re.search(r'["\']\s*:', content):
         # Names without quotes may hold spaces if commas part them, and apostrophes.
-        items = [Bare(part.strip()) for part in (content.split(',') if ',' in content else content.split())]
+        items = [
+            Bare(part.strip()) for part in (content.split(',') if has_commas or ',' in content else content.split())
+        ]
         items = [item for item in items if item]
         if inner[0] == '(' and not (',' in content and all(NUMBER.fullmatch(item) for item in items)):
             return None  # a remark in brackets
@@ -294,10 +308,17 @@ def _unquoted(text: str) -> str | None:
         return None
 
 
-def missing_note(values: Iterable[object]) -> str:
-    """Puts into the end of a line which words were read as no label; empty where there are none."""
-    words = {value.strip() for value in values if isinstance(value, str)} & MISSING - {'', 'nan', 'NaN', '<NA>'}
-    return f', no label where {" or ".join(map(repr, sorted(words)))}' if words else ''
+def cells_note(values: Iterable[object]) -> str:
+    """Puts into the end of a line what was read in a way that is not plain; empty where there is nothing to show."""
+    values = [value.strip() for value in values if isinstance(value, str)]
+    words = set(values) & MISSING - {'', 'nan', 'NaN', '<NA>'}
+    note = f', no label where {" or ".join(map(repr, sorted(words)))}' if words else ''
+    if not has_comma_lists(values):
+        spaced = [
+            value for value in values if re.fullmatch(r'[\[{]\s*[^\W\d][^"\',]*\s[^"\',]*[^\s"\',]\s*[\]}]', value)
+        ]
+        note += f', lists parted by spaces, as {shown(spaced[0])}' if spaced else ''
+    return note
 
 
 def name_vector(values: Sequence[object], label_names: Sequence[str] | None, where: str) -> list[list[str]] | None:

@@ -10,12 +10,13 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Larg
 from ..errors import InputError, unknown
 from . import table
 from .cells import (
+    cells_note,
     check_names,
     check_settings,
     encode,
+    has_comma_lists,
     is_label,
     labels_note,
-    missing_note,
     name_vector,
     read_state,
     split_labels,
@@ -101,7 +102,7 @@ def load(
             ' file_name and labels.'
         )
     texts = [name for name in used if not (is_binary and name in columns) and name not in class_names]
-    is_vector = False
+    is_vector = has_commas = False
     delimiter = label_delimiter
     if streaming and texts:
         if label_names is None:
@@ -121,9 +122,10 @@ def load(
             column = f'{root}: {columns[0]!r}'
             delimiter, note = find_delimiter(texts_of(chain.from_iterable(values.values())), label_names, column)
             notes[0] += note
-        notes[0] += missing_note(chain.from_iterable(values.values()))
+        has_commas = has_comma_lists(chain.from_iterable(values.values()))
+        notes[0] += cells_note(chain.from_iterable(values.values()))
         if label_names is None:
-            label_names = _names_in(parts, texts, delimiter, columns[0], root)
+            label_names = _names_in(parts, texts, delimiter, has_commas, columns[0], root)
     if not streaming and not len(dataset):
         raise InputError(f'{where}: holds no row.')
     image_id = next((name for name in ID_COLUMNS if name in dataset.features and name not in (image, *columns)), None)
@@ -136,6 +138,7 @@ def load(
         image_id=image_id,
         number_of={name: number for number, name in enumerate(label_names)},
         delimiter=delimiter,
+        has_commas=has_commas,
         meanings=(minus_one, blank),
         split=found,
         where=where,
@@ -216,13 +219,15 @@ def _names_of(feature: object) -> list[str] | None:
     return inner.names if isinstance(inner, ClassLabel) else None
 
 
-def _names_in(splits: dict[str, Dataset], columns: list[str], delimiter: str, column: str, root: str) -> list[str]:
+def _names_in(
+    splits: dict[str, Dataset], columns: list[str], delimiter: str, has_commas: bool, column: str, root: str
+) -> list[str]:
     """Names all labels of all splits, or training and validation would number them differently."""
     found = set()
     for split, dataset in splits.items():
         for name in set(columns) & set(dataset.features):
             for row, value in enumerate(chain.from_iterable(_batches(dataset, name))):
-                found.update(split_labels(value, delimiter, f'{root}, split {split}: row {row}: {name!r}'))
+                found.update(split_labels(value, delimiter, f'{root}, split {split}: row {row}: {name!r}', has_commas))
     if not found:
         raise InputError(f'{root}: holds no label: fill the column {column!r}, or set data.label_names.')
     check_names(root, sorted(found))
@@ -244,6 +249,7 @@ def _rows(
     image_id: str | None,
     number_of: dict[str, int],
     delimiter: str | None,
+    has_commas: bool,
     meanings: tuple[str, str],
     split: str,
     where: str,
@@ -252,7 +258,7 @@ def _rows(
     result = {name: [] for name in OURS}
     for position, index in enumerate(indices):
         row = f'{where}: row {index}'
-        read = partial(_labels, known=list(number_of), delimiter=delimiter)
+        read = partial(_labels, known=list(number_of), delimiter=delimiter, has_commas=has_commas)
         ignore = []
         if 'ignore' in batch and 'ignore' not in columns:
             ignore = read(batch['ignore'][position], class_names.get('ignore'), where=f"{row}: 'ignore'")
@@ -277,12 +283,12 @@ def _with_image(batch: dict[str, list], indices: list[int], rows: partial, image
 
 
 def _labels(
-    value: object, class_names: list[str] | None, known: list[str], delimiter: str | None, where: str
+    value: object, class_names: list[str] | None, known: list[str], delimiter: str | None, has_commas: bool, where: str
 ) -> list[str]:
     if class_names is None or value is None:
         if delimiter is None:  # of a stream, whose texts are not known in advance
             delimiter = find_delimiter(texts_of([value]), known, where)[0]
-        return split_labels(value, delimiter, where)
+        return split_labels(value, delimiter, where, has_commas)
     labels = []
     for number in value if isinstance(value, list) else [value]:
         if number is None or not 0 <= number < len(class_names):

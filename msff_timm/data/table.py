@@ -14,13 +14,14 @@ from datasets import Dataset
 from ..errors import InputError, unknown
 from .cells import (
     NOT_LABELS,
+    cells_note,
     check_names,
     check_settings,
     encode,
+    has_comma_lists,
     is_label,
     is_missing,
     labels_note,
-    missing_note,
     name_vector,
     read_states,
     split_labels,
@@ -300,14 +301,15 @@ def _read_lists(
     everything = list(chain.from_iterable((*cells.values(), *ignored.values())))
     if delimiter is None:
         delimiter, note = find_delimiter(texts_of(everything), columns.names, where)
-    note += missing_note(everything)
+    note += cells_note(everything)
+    labels_of = partial(split_labels, delimiter=delimiter, has_commas=has_comma_lists(everything))
     rows = {}
     for split, table in tables.items():
         unannotated = ignored.get(split, [None] * len(table.numbers))
         rows[split] = [
             (
-                split_labels(value, delimiter, table.where(row, column)),
-                split_labels(ignore, delimiter, table.where(row, 'ignore')),
+                labels_of(value, where=table.where(row, column)),
+                labels_of(ignore, where=table.where(row, 'ignore')),
             )
             for row, (value, ignore) in enumerate(zip(cells[split], unannotated, strict=True))
         ]
