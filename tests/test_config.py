@@ -162,6 +162,8 @@ def test_without_a_file_the_default_one_is_read():
         (['--optim.batchsize=4'], "unknown setting '--optim.batchsize': did you mean --optim.batch_size?"),
         (['--optim.batch_size', '0'], 'optim.batch_size is 0: must be at least 1.'),
         (['--optim.epochs', '-1'], 'optim.epochs is -1: must be at least 1.'),
+        (['--seed', '-1'], 'seed is -1: must be from 0 to 2147483647.'),
+        (['--seed', '4294967296'], 'seed is 4294967296: must be from 0 to 2147483647.'),  # too large for NumPy
         (['--optim.lr', '0'], 'optim.lr is 0.0: must be above 0.'),
         (['--optim.lr', 'nan'], 'optim.lr'),
         (['--optim.ema_decay', '1'], 'optim.ema_decay is 1.0: must be from 0 to below 1.'),
@@ -209,7 +211,7 @@ def test_without_a_file_the_default_one_is_read():
             ['--model.args={fusion_mode: 1}', '--model.args.embed_dim=96'],
             '--model.args.embed_dim and --model.args: give',
         ),
-        (['--model.args.fusion_mode=[1'], '--model.args.fusion_mode is [1: cannot be read as YAML.'),
+        (['--model.args.fusion_mode=[1'], '--model.args.fusion_mode is [1: cannot be read as YAML ('),
     ],
 )
 def test_wrong_settings_are_named(arguments, message, monkeypatch):

@@ -321,7 +321,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
         (['--data.name=coco'], "unknown data.name 'coco': did you mean coco2017?"),
         (['--data.split=trainval'], "unknown data.split of scenes 'trainval': did you mean train?"),
         (['--data.difficult=easy'], "unknown data.difficult 'easy': choose from ignore, negative, positive."),
-        (['--data.label_delimiter='], 'data.label_delimiter is empty: must be the text between two labels.'),
+        (['--data.label_delimiter='], 'data.label_delimiter is empty: must be text'),
         (['--data.name=voc2007'], 'data.root is null: voc2007 needs its folder'),
         (['--data.name=table', '--data.root={tmp}/none'], 'data.root is {tmp}/none: there is no such folder or file.'),
         (['--fit_thresholds=true', '--model=hf-hub:a/b'], 'hf-hub:a/b is not local-dir:FOLDER.'),

@@ -1,28 +1,23 @@
 """The settings of training and evaluation: typed, validated here, read from YAML with overrides on the command line."""
 
-import argparse
 import inspect
-import json
 import os
-import sys
 from collections.abc import Iterable, Iterator
-from copy import deepcopy
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any
 
 import datasets
 import timm
 import torch
-import yaml
 from accelerate.utils import LoggerType
-from jsonargparse import ArgumentError, ArgumentParser
 
 import msff_timm.data
 from msff_timm import hub
 from msff_timm.errors import InputError, unknown
 from msff_timm.metrics import DEFINITIONS
 from msff_timm.publish import check_access, check_target
+from parsing import parse
 
 __all__ = [
     'AblateConfig',
@@ -39,7 +34,6 @@ __all__ = [
     'parse',
 ]
 
-ConfigT = TypeVar('ConfigT')
 UNREADABLE = ('error', 'skip')
 BATCH_NORMS = ('each', 'sync', 'frozen')
 SCHEDULES = ('one_cycle', 'cosine')
@@ -55,6 +49,7 @@ DECIDED = {
 }
 # Settings of training that differ between variants, or that several runs cannot share
 OF_A_VARIANT = ('output', 'overwrite', 'resume', 'force', 'seed', 'push_to', 'push_private', 'model.name', 'model.args')
+LARGEST_SEED = 2**31 - 1  # NumPy's seeds have 32 bits, and each process adds its number
 TABLES = ('4', '5', '6', '7', 'fig5')
 
 
@@ -405,7 +400,7 @@ class TrainConfig:
     def validate(self) -> None:
         for part in (self.model, self.data, self.optim, self.distill, self.checkpoint):
             part.validate()
-        _at_least('seed', self.seed, 0)
+        _seed('seed', self.seed)
         _at_least('log_every', self.log_every, 1)
         for tracker in self.trackers or ():
             _one_of('trackers', tracker, [kind.value for kind in LoggerType if kind != LoggerType.ALL])
@@ -545,7 +540,8 @@ class VariantsConfig:
             raise InputError('settings has model.backbone_from: leave it out, or set backbone to null.')
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f'seeds is {self.seeds}: must be one or more, each once.')
-        _at_least('seeds', min(self.seeds), 0)
+        for seed in self.seeds:
+            _seed('seeds', seed)
         _at_least('batch_size', self.batch_size, 1)
         _at_least('turns', self.turns, 0)
 
@@ -588,110 +584,6 @@ class AblateConfig(VariantsConfig):
             raise unknown('msff_* model', self.model, timm.list_models(module='msff'))
 
 
-def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | None = None) -> ConfigT:
-    """Reads settings from `--config FILE` (or the default file) with overrides `--key value`, or `--the-key value`.
-
-    Raises:
-        InputError: A key is unknown, a value is not of its type or outside of its range, or a file cannot be read.
-    """
-    for argument in argv:
-        try:
-            argument.encode()
-        except UnicodeEncodeError:
-            message = (
-                f'{ascii(argument)[1:-1]}: is not UTF-8, and reports record all settings; rename the file or folder.'
-            )
-            raise InputError(message) from None
-    file_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    file_parser.add_argument('--config', type=Path, default=default_file)
-    found, overrides = file_parser.parse_known_args(argv)
-    known = dict(_keys(config_class))
-    dicts = [key for key, kind in known.items() if get_origin(kind) is dict]
-    overrides = [_underscored(override) for override in overrides]
-    for override in overrides:
-        key = override.partition('=')[0]
-        if key.startswith('--') and _setting(key[2:], dicts) not in known and key[2:] not in ('help', 'print_config'):
-            raise unknown('setting', key, [f'--{key}' for key in known])
-
-    parser = ArgumentParser(prog=Path(sys.argv[0]).name, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument('--config', action='config', help='YAML file of settings')
-    parser.add_class_arguments(config_class)
-    from_file, content = [], {}
-    if found.config:
-        try:
-            content = yaml.safe_load(found.config.read_text(encoding='utf-8')) or {}
-        except (OSError, ValueError, yaml.YAMLError) as e:
-            raise InputError(f'{found.config}: cannot be read as settings ({" ".join(str(e).split())}).') from None
-        for key in _flatten(content):
-            if _setting(key, dicts) not in known:
-                raise unknown(f'setting in {found.config}', key, known)
-        from_file = ['--config', str(found.config)]
-    try:
-        settings = parser.parse_args([*from_file, *_merged(overrides, dicts, content)])
-    except ArgumentError as e:
-        raise InputError(' '.join(str(e).split())) from None
-    values = vars(parser.instantiate(settings))
-    config = config_class(**{f.name: values[f.name] for f in fields(config_class)})
-    config.validate()
-    return config
-
-
-def _keys(config_class: type) -> Iterator[tuple[str, type]]:
-    """Names every setting of a class, `data.root` and the like, with its type."""
-    for f in fields(config_class):
-        if is_dataclass(f.type):
-            yield from ((f'{f.name}.{key}', kind) for key, kind in _keys(f.type))
-        else:
-            yield f.name, f.type
-
-
-def _setting(key: str, dicts: Iterable[str]) -> str:
-    """Names the setting that a key belongs to: `model.args` of `model.args.fusion_mode`, else the key itself."""
-    return next((name for name in dicts if key.startswith(f'{name}.')), key)
-
-
-def _merged(overrides: list[str], dicts: Iterable[str], content: dict) -> Iterator[str]:
-    """Joins what a command line says of single entries of dicts, `--model.args.fusion_mode 1`, with those of a file.
-
-    jsonargparse would forget the others of an entry that is a dict itself.
-    """
-    merged, rest = {}, iter(overrides)
-    for argument in rest:
-        key, equals, value = argument.partition('=')
-        name = _setting(key.removeprefix('--'), dicts)
-        if not key.startswith('--') or key == f'--{name}':
-            yield argument
-            continue
-        if any(other.partition('=')[0] == f'--{name}' for other in overrides):
-            raise InputError(f'{key} and --{name}: give one of them, the second replaces all of the first.')
-        value = value if equals else next(rest, '')
-        if name not in merged:
-            of_file = content
-            for part in name.split('.'):
-                of_file = (of_file or {}).get(part)
-            merged[name] = deepcopy(of_file) if isinstance(of_file, dict) else {}
-        *path, last = key.removeprefix(f'--{name}.').split('.')
-        into = merged[name]
-        for part in path:
-            if not isinstance(into.setdefault(part, {}), dict):
-                into[part] = {}
-            into = into[part]
-        try:
-            into[last] = json.loads(value)  # for which 1e-3 is a number
-        except ValueError:
-            try:
-                into[last] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise InputError(f'{key} is {value}: cannot be read as YAML.') from None
-    yield from (f'--{name}={json.dumps(values)}' for name, values in merged.items())
-
-
-def _underscored(argument: str) -> str:
-    """Writes a key of the command line as YAML has it: `--push-to=a-b` as `--push_to=a-b`."""
-    key, equals, value = argument.partition('=')
-    return f'--{key[2:].replace("-", "_")}{equals}{value}' if key.startswith('--') else argument
-
-
 def _flatten(content: dict) -> Iterator[str]:
     """Names every setting of a YAML file, `data.root` and the like."""
     if not isinstance(content, dict):
@@ -706,6 +598,11 @@ def _flatten(content: dict) -> Iterator[str]:
 def _at_least(key: str, value: float | None, least: float) -> None:
     if value is not None and value < least:
         raise InputError(f'{key} is {value}: must be at least {least}.')
+
+
+def _seed(key: str, value: int) -> None:
+    if not 0 <= value <= LARGEST_SEED:
+        raise InputError(f'{key} is {value}: must be from 0 to {LARGEST_SEED}.')
 
 
 def _new_file(key: str, value: str | None, *suffixes: str) -> None:
