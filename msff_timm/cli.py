@@ -2,16 +2,16 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 import torch
 
 from . import __version__, card, hub, space
-from .errors import InputError, escape_output
+from .errors import escape_output, exit_code
 from .explain import LAYERS, explain
 from .export import FORMATS, export
+from .files import check_file, check_folder
 from .predict import Prediction, find_photos, predict
 
 __all__ = ['main']
@@ -24,20 +24,10 @@ LOADING = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 1 when a picture cannot be read, 2 for bad input, 130 for Ctrl-C."""
+    """Runs the command; returns its exit code: 0, 1 when a picture cannot be read, or one of `errors.exit_code`."""
     escape_output()
     args = _parser().parse_args(argv)
-    try:
-        return args.run(args)
-    except InputError as e:
-        print(f'msff-timm: error: {e}', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader, `head` say, has what it wanted; without this Python complains once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return exit_code(lambda: args.run(args), 'msff-timm')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,7 +156,9 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
+    check_file(args.output, '--output')
     model = hub.load(args.model).to('cuda' if torch.cuda.is_available() else 'cpu')
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     explanation = explain(model, args.photo, args.labels, args.output, args.layers)
     labels = ', '.join(f'{name} {probability:.3f}' for name, probability in explanation.labels.items())
     print(f'{args.output}: {labels}')
@@ -174,6 +166,7 @@ def _explain(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    check_file(args.output, '--output')
     model = hub.load(args.model)
     exported = export(model, args.output, args.format, args.image_size, find_photos(args.photos))
     channels, height, width = exported.input_size
@@ -190,6 +183,8 @@ def _space(args: argparse.Namespace) -> int:
 
 
 def _card(args: argparse.Namespace) -> int:
+    if args.output:
+        check_file(args.output, '--output')
     text = card.render_tag(args.tag) if args.tag else card.render(Path(args.folder), args.repo)
     if not args.output:
         print(text)
@@ -201,10 +196,8 @@ def _card(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         return 0
-    try:
-        Path(args.output).write_text(text, encoding='utf-8')
-    except OSError as e:
-        raise InputError(f'{args.output}: cannot be written ({e.strerror}).') from e
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.output).write_text(text, encoding='utf-8')
     print(args.output)
     return 0
 
@@ -239,6 +232,8 @@ def _data(args: argparse.Namespace) -> int:
     from .data import notes
     from .data.inspect import draw, inspect, load_splits
 
+    output = args.output or f'inspect-{args.name}'
+    check_folder(output, '--output')
     splits, not_loaded = load_splits(args.name, args.splits, **{key: getattr(args, key) for key in LOADING})
     for message in not_loaded:
         print(f'msff-timm: left out: {message}', file=sys.stderr)
@@ -246,7 +241,7 @@ def _data(args: argparse.Namespace) -> int:
         print(line)
     report = inspect(splits, args.check, args.workers, args.name)
     print('\n'.join(report.lines()), flush=True)
-    print('\n'.join(map(str, draw(report, splits, args.output or f'inspect-{args.name}'))))
+    print('\n'.join(map(str, draw(report, splits, output))))
     return 0 if report.is_whole else 1
 
 

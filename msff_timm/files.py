@@ -1,13 +1,18 @@
 """Small files that users name, and places to write to: looked at before any work is done."""
 
+import errno
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import InputError
 
 __all__ = ['check_file', 'check_folder', 'read_small']
+
+LONGEST_NAME = 240  # bytes: file systems take 255, with what a file's name has beside it while it is written
 
 
 def read_small(path: str | Path, most: int, what: str) -> bytes:
@@ -41,25 +46,21 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def check_folder(path: str | Path, what: str) -> None:
-    """Makes a folder, and makes sure that files can be written to it.
+    """Makes sure that a folder can be made, or written to where it is there; nothing is left behind.
 
     Args:
-        path: Folder to make.
+        path: Folder to write to later.
         what: What the message calls it, a setting say.
 
     Raises:
         InputError: Nothing can be written there.
     """
-    try:
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except (OSError, ValueError) as e:
-        raise _refused(path, what, e) from None
+    whole = Path(os.path.abspath(path))
+    _check(path, whole, (whole, *whole.parents), what)
 
 
 def check_file(path: str | Path, what: str) -> None:
-    """Makes the folder of a file, and makes sure that the file can be written there.
+    """Makes sure that a file can be written, its folder included; nothing is left behind.
 
     Args:
         path: File to write later.
@@ -68,23 +69,23 @@ def check_file(path: str | Path, what: str) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    path = Path(path)
+    whole = Path(os.path.abspath(path))
+    if os.path.isdir(whole):
+        raise InputError(f'{what} is {path}: that is a folder; name a file.')
+    if os.path.isfile(whole) or not os.path.exists(whole):  # no device, such as /dev/stdout
+        _check(path, whole, whole.parents, what)
+
+
+def _check(path: str | Path, whole: Path, places: Sequence[Path], what: str) -> None:
+    """Tries the first place that exists, and the lengths of the names below it."""
+    place = next((place for place in places if os.path.lexists(place)), places[0])
     try:
-        os.makedirs(path.parent, exist_ok=True)
-        if path.is_dir():
-            raise InputError(f'{what} is {path}: that is a folder; name a file.')
-        # Written beside and moved: what counts is the folder, and a name that has room for an ending.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.'):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.lstat(whole)
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in whole.relative_to(place).parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=place):
             pass
     except (OSError, ValueError) as e:
-        if isinstance(e, InputError):
-            raise
-        raise _refused(path, what, e) from None
-
-
-def _refused(path: str | Path, what: str, error: Exception) -> InputError:
-    reason = getattr(error, 'strerror', None) or error
-    if isinstance(error, FileExistsError):
-        reason = 'something else has that name'
-    shown = str(path).replace('\0', '\\0')
-    return InputError(f'{what} is {shown}: nothing can be written there ({reason}); choose another place.')
+        reason = f'nothing can be written to {place} ({getattr(e, "strerror", None) or e})'
+        raise InputError(f'{what} is {path}: {reason}; choose another place.'.replace('\0', '\\0')) from None

@@ -162,8 +162,8 @@ def test_without_a_file_the_default_one_is_read():
         (['--optim.batchsize=4'], "unknown setting '--optim.batchsize': did you mean --optim.batch_size?"),
         (['--optim.batch_size', '0'], 'optim.batch_size is 0: must be at least 1.'),
         (['--optim.epochs', '-1'], 'optim.epochs is -1: must be at least 1.'),
-        (['--seed', '-1'], 'seed is -1: must be from 0 to 2147483647.'),
-        (['--seed', '4294967296'], 'seed is 4294967296: must be from 0 to 2147483647.'),  # too large for NumPy
+        (['--seed', '-1'], 'seed is -1: must be at least 0.'),
+        (['--seed', '4294967296'], 'seed is 4294967296: must be at most 2147483647.'),  # too large for NumPy
         (['--optim.lr', '0'], 'optim.lr is 0.0: must be above 0.'),
         (['--optim.lr', 'nan'], 'optim.lr'),
         (['--optim.ema_decay', '1'], 'optim.ema_decay is 1.0: must be from 0 to below 1.'),

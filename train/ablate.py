@@ -4,6 +4,8 @@ Without `--config` it does so at the demo's scale, as `train/configs/ablate/demo
 end are not trained again, the paper's own choice once for all tables.
 """
 
+import interruption  # noqa: F401  isort: skip
+
 import sys
 from functools import partial
 from pathlib import Path

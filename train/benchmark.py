@@ -1,5 +1,7 @@
 """Measures speed and memory: `python train/benchmark.py COMMAND [--output FILE.json]`, as train/README.md tells."""
 
+import interruption  # noqa: F401  isort: skip
+
 import argparse
 import inspect
 import json
@@ -41,6 +43,7 @@ from model_speed import (
 from msff_timm import card, hub
 from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError, unknown
+from msff_timm.files import check_file
 from report import markdown_table, write_json
 from speed import Timing, order, timed
 from train import Run, make_accelerator
@@ -60,8 +63,9 @@ PEAK = """
 import json, os, resource, sys, time
 def peak_mib():
     if os.path.exists('/proc/self/status'):
-        line = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))
-        return int(line.split()[1]) / 2**10
+        for line in open('/proc/self/status'):
+            if line.startswith('VmHWM'):
+                return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 """
 LOAD = """
@@ -214,6 +218,8 @@ def main() -> None:
     arguments, arguments.settings = parser.parse_known_args()
     if arguments.settings and arguments.command != 'train':
         raise InputError(f'unrecognized arguments: {" ".join(arguments.settings)}')
+    if arguments.output:
+        check_file(arguments.output, '--output')
 
     measured = {
         'command': arguments.command,

@@ -4,6 +4,8 @@ Without arguments it compares those of `train/configs/compare/demo.yaml`. Runs t
 again; one that was broken off goes on from where it stopped.
 """
 
+import interruption  # noqa: F401  isort: skip
+
 import sys
 from pathlib import Path
 

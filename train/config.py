@@ -15,6 +15,7 @@ from accelerate.utils import LoggerType
 import msff_timm.data
 from msff_timm import hub
 from msff_timm.errors import InputError, unknown
+from msff_timm.files import check_file, check_folder
 from msff_timm.metrics import DEFINITIONS
 from msff_timm.publish import check_access, check_target
 from parsing import parse
@@ -398,6 +399,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def validate(self) -> None:
+        check_folder(self.output, 'output')
         for part in (self.model, self.data, self.optim, self.distill, self.checkpoint):
             part.validate()
         _seed('seed', self.seed)
@@ -529,6 +531,7 @@ class VariantsConfig:
     turns: int = 20
 
     def validate(self) -> None:
+        check_folder(self.output, 'output')
         if not os.path.isfile(self.train):
             raise InputError(f'train is {self.train}: there is no such file.')
         for key in _flatten(self.settings):
@@ -601,22 +604,18 @@ def _at_least(key: str, value: float | None, least: float) -> None:
 
 
 def _seed(key: str, value: int) -> None:
-    if not 0 <= value <= LARGEST_SEED:
-        raise InputError(f'{key} is {value}: must be from 0 to {LARGEST_SEED}.')
+    _at_least(key, value, 0)
+    if value > LARGEST_SEED:
+        raise InputError(f'{key} is {value}: must be at most {LARGEST_SEED}.')
 
 
 def _new_file(key: str, value: str | None, *suffixes: str) -> None:
     """Makes sure that a file can be written at the end of a job that may be long."""
     if value is None:
         return
-    path = Path(os.path.abspath(value))
-    if suffixes and not path.name.endswith(suffixes):
+    if suffixes and not value.endswith(suffixes):
         raise InputError(f'{key} is {value}: must end in {" or ".join(suffixes)}.')
-    if path.is_dir():
-        raise InputError(f'{key} is {value}: that is a folder; name a file.')
-    folder = next(parent for parent in path.parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise InputError(f'{key} is {value}: nothing can be written to {folder}.')
+    check_file(value, key)
 
 
 def _one_of(key: str, value: str, known: Iterable[str]) -> None:

@@ -3,18 +3,18 @@
 import ctypes
 import math
 import os
-import resource
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from types import FrameType
 
 import numpy as np
+import psutil
 import timm
 import torch
 import torch.nn as nn
@@ -30,12 +30,17 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision.ops import sigmoid_focal_loss
 from tqdm import tqdm
 
+try:
+    import resource
+except ModuleNotFoundError:  # on Windows
+    resource = None
+
 from checkpoint import Progress
 from config import DistillConfig, OptimConfig
 from msff_timm import hub, thresholds
 from msff_timm.data.samples import Samples, StreamedSamples, collate
 from msff_timm.data.transforms import Normalize
-from msff_timm.errors import InputError, escape_output
+from msff_timm.errors import InputError, escape_output, exit_code, fault
 from msff_timm.labels import names_of
 from msff_timm.metrics import Measures
 
@@ -65,7 +70,6 @@ __all__ = [
     'train_one_epoch',
 ]
 
-ENDING = torch.multiprocessing.get_context().RawValue(ctypes.c_bool, False)  # whether this process is about to end
 LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FOLDS = 5  # of the pictures that thresholds are fitted to
 MOST_UNREADABLE = 0.01  # of the training pictures: more is a fault of the data set, not of a picture
@@ -114,7 +118,11 @@ class EpochSampler(Sampler[int]):
 def make_loader(
     samples: Samples | StreamedSamples, batch_size: int, workers: int, sampler: EpochSampler | None = None
 ) -> DataLoader:
-    """Makes a loader of batches: whole ones in a sampler's order, or in the data's order, complete where that ends."""
+    """Makes a loader of batches: whole ones in a sampler's order, or in the data's order, complete where that ends.
+
+    Raises:
+        InputError: There is no shared memory for workers.
+    """
     return DataLoader(
         samples,
         batch_size=batch_size,
@@ -124,10 +132,25 @@ def make_loader(
         collate_fn=collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=partial(outlive_signals, ENDING),
+        worker_init_fn=partial(outlive_signals, ending()) if workers else None,
         # Of its own: the worker's seeds would be drawn from the random state that decides dropout.
         generator=torch.Generator(),
     )
+
+
+@cache
+def ending() -> ctypes.c_bool:
+    """Gives what tells the workers of all loaders whether this process is about to end.
+
+    Raises:
+        InputError: There is no shared memory for workers.
+    """
+    context = torch.multiprocessing.get_context()
+    try:
+        context.Lock()  # which each worker has several of
+        return context.RawValue(ctypes.c_bool, False)
+    except OSError as e:
+        raise InputError(fault(e)) from e
 
 
 def outlive_signals(ending: ctypes.c_bool, worker: int) -> None:
@@ -320,15 +343,24 @@ class Stopped(Exception):
 class StopRequest:
     """Remembers that SIGTERM or Ctrl-C has come, so that the step at hand can be finished and saved.
 
-    A second Ctrl-C ends the process at once.
+    A second Ctrl-C ends the process at once, and so does either while there is nothing to save.
+
+    Attributes:
+        received: Number of the signal.
+        waits: Whether there is something to save.
     """
 
-    def __init__(self):
+    def __init__(self, waits: bool = True):
         self.received: int | None = None
+        self.waits = waits
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self.waits:
+            # Past any `except Exception`, and without print, which may be at work already.
+            os.write(2, f'{os.path.basename(sys.argv[0])}: stopped before its first step.\n'.encode())
+            sys.exit(130 if number == signal.SIGINT else 75)
         self.received = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -517,10 +549,13 @@ def peak_memory(accelerator: Accelerator) -> int:
     """Returns the most bytes that were in use at once: the GPU's where there is one, else this process's."""
     if accelerator.device.type == 'cuda':
         return torch.cuda.max_memory_allocated(accelerator.device)
-    if os.path.exists('/proc/self/status'):
-        # Linux hands ru_maxrss down from the process that started this one.
+    with suppress(OSError):  # Linux alone has it, and not everywhere; it hands ru_maxrss down from the starting process
         with open('/proc/self/status', encoding='utf-8') as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith('VmHWM'))
+            for line in file:
+                if line.startswith('VmHWM'):
+                    return int(line.split()[1]) * 1024
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
@@ -598,23 +633,24 @@ def fit_thresholds(scored: Measures, data: dict) -> dict | None:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a script's main function; bad input ends it with one line and code 2, Ctrl-C with code 130.
+    """Runs a script's main function; what ends it early is one line and a code: see `msff_timm.errors.exit_code`.
 
     A run that was stopped and can be resumed ends with code 75, that of sysexits.h for "try again".
     """
     escape_output()
+    name = os.path.basename(sys.argv[0])
+
+    def command() -> int | None:
+        try:
+            return main()
+        except Stopped as e:
+            print(f'{name}: {e}', file=sys.stderr)
+            return 75
+
     try:
-        main()
-    except Stopped as e:
-        print(f'{os.path.basename(sys.argv[0])}: {e}', file=sys.stderr)
-        sys.exit(75)
-    except InputError as e:
-        # The error of a loader's worker arrives with the worker's traceback before its message.
-        line = str(e).splitlines()[-1].removeprefix(f'{InputError.__module__}.{InputError.__name__}: ')
-        print(f'{os.path.basename(sys.argv[0])}: error: {line}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f'{os.path.basename(sys.argv[0])}: interrupted; what was written stays.', file=sys.stderr)
-        sys.exit(130)
+        code = exit_code(command, name)
     finally:
-        ENDING.value = True
+        if ending.cache_info().currsize:
+            ending().value = True
+    if code:
+        sys.exit(code)

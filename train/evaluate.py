@@ -1,5 +1,7 @@
 """Measures a trained model: `accelerate launch train/evaluate.py --model local-dir:FOLDER [--key value ...]`."""
 
+import interruption  # noqa: F401  isort: skip
+
 import json
 import sys
 from collections.abc import Sequence

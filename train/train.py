@@ -3,6 +3,8 @@
 Without arguments it trains the demo of `train/configs/demo.yaml`.
 """
 
+import interruption  # noqa: F401  isort: skip
+
 import shlex
 import shutil
 import sys
@@ -61,7 +63,7 @@ from msff_timm import hub
 from msff_timm.data.counts import LabelCounts
 from msff_timm.data.samples import Samples, StreamedSamples
 from msff_timm.data.transforms import Normalize, describe_transforms, eval_transform, train_transform
-from msff_timm.errors import InputError
+from msff_timm.errors import InputError, fault
 from msff_timm.metrics import Measures
 from report import describe, environment, mistakes, plot_curves, results, summary, write_json, write_report
 
@@ -81,10 +83,19 @@ def main() -> None:
             shutil.rmtree(output / part, ignore_errors=True)
 
     # So far no process has begun to write: they wait for one another here.
-    stop = StopRequest()
+    stop = StopRequest(waits=False)
     accelerator = make_accelerator(config)
     accelerator.init_trackers('tensorboard')  # a folder of TensorBoard's, a project of others
-    Run(config, accelerator, stop).train()
+    run = Run(config, accelerator, stop)
+    stop.waits = True
+    try:
+        run.train()
+    except Exception as e:
+        if (line := fault(e)) is None:
+            raise
+        kept = any((output / 'checkpoints').glob('step-*'))
+        then = '--resume auto resumes from the last checkpoint' if kept else 'nothing had been saved'
+        raise InputError(f'{line} The run in {output} has stopped: {then}.') from e
     accelerator.end_training()
     if config.push_to and accelerator.is_main_process:
         publish(config)
