@@ -156,9 +156,8 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    check_file(args.output, '--output')
+    check_file(args.output, '--output', makes_folder=False)
     model = hub.load(args.model).to('cuda' if torch.cuda.is_available() else 'cpu')
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     explanation = explain(model, args.photo, args.labels, args.output, args.layers)
     labels = ', '.join(f'{name} {probability:.3f}' for name, probability in explanation.labels.items())
     print(f'{args.output}: {labels}')
@@ -184,7 +183,7 @@ def _space(args: argparse.Namespace) -> int:
 
 def _card(args: argparse.Namespace) -> int:
     if args.output:
-        check_file(args.output, '--output')
+        check_file(args.output, '--output', makes_folder=False)
     text = card.render_tag(args.tag) if args.tag else card.render(Path(args.folder), args.repo)
     if not args.output:
         print(text)
@@ -196,7 +195,6 @@ def _card(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
         return 0
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(text, encoding='utf-8')
     print(args.output)
     return 0

@@ -101,7 +101,7 @@ def fault(error: BaseException) -> str | None:
 
 
 def exit_code(command: Callable[[], int | None], name: str) -> int:
-    """Runs a command; bad input, a fault of the machine or Ctrl-C ends it with one line on standard error.
+    """Runs a command; bad input or a fault of the machine ends it with one line on standard error.
 
     Args:
         command: Returns an exit code, None for 0.
@@ -116,7 +116,6 @@ def exit_code(command: Callable[[], int | None], name: str) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print(f'{name}: interrupted; what was written stays.', file=sys.stderr)
         return 130
     except BrokenPipeError:
         _drop_output()

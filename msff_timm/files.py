@@ -59,12 +59,13 @@ def check_folder(path: str | Path, what: str) -> None:
     _check(path, whole, (whole, *whole.parents), what)
 
 
-def check_file(path: str | Path, what: str) -> None:
-    """Makes sure that a file can be written, its folder included; nothing is left behind.
+def check_file(path: str | Path, what: str, makes_folder: bool = True) -> None:
+    """Makes sure that a file can be written; nothing is left behind.
 
     Args:
         path: File to write later.
         what: What the message calls it, a setting say.
+        makes_folder: Whether its folder is made when it is missing.
 
     Raises:
         InputError: It cannot be written.
@@ -73,7 +74,7 @@ def check_file(path: str | Path, what: str) -> None:
     if os.path.isdir(whole):
         raise InputError(f'{what} is {path}: that is a folder; name a file.')
     if os.path.isfile(whole) or not os.path.exists(whole):  # no device, such as /dev/stdout
-        _check(path, whole, whole.parents, what)
+        _check(path, whole, whole.parents if makes_folder else whole.parents[:1], what)
 
 
 def _check(path: str | Path, whole: Path, places: Sequence[Path], what: str) -> None:

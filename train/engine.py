@@ -646,6 +646,9 @@ def run_command(main: Callable[[], None]) -> None:
         except Stopped as e:
             print(f'{name}: {e}', file=sys.stderr)
             return 75
+        except KeyboardInterrupt:
+            print(f'{name}: interrupted; what was written stays.', file=sys.stderr)
+            return 130
 
     try:
         code = exit_code(command, name)

@@ -208,7 +208,10 @@ def _train(run: Run, launch: Sequence[str] | None, stop: StopRequest) -> int:
                 with suppress(psutil.NoSuchProcess):
                     family += family[0].children(recursive=True)
                 with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGTERM)
+                    if hasattr(os, 'killpg'):
+                        os.killpg(process.pid, signal.SIGTERM)
+                    else:  # on Windows, which cannot ask
+                        process.terminate()
         psutil.wait_procs(family[1:])  # a launcher may end before what it has started
         return process.returncode
     finally:  # a second Ctrl-C
