@@ -12,7 +12,8 @@ from .errors import InputError
 
 __all__ = ['check_file', 'check_folder', 'read_small']
 
-LONGEST_NAME = 240  # bytes: file systems take 255, with what a file's name has beside it while it is written
+LONGEST_NAME = 255  # bytes
+ROOM = 15  # of these, for what a file's name has beside it while it is written
 
 
 def read_small(path: str | Path, most: int, what: str) -> bytes:
@@ -74,16 +75,16 @@ def check_file(path: str | Path, what: str, makes_folder: bool = True) -> None:
     if os.path.isdir(whole):
         raise InputError(f'{what} is {path}: that is a folder; name a file.')
     if os.path.isfile(whole) or not os.path.exists(whole):  # no device, such as /dev/stdout
-        _check(path, whole, whole.parents if makes_folder else whole.parents[:1], what)
+        _check(path, whole, whole.parents if makes_folder else whole.parents[:1], what, ROOM)
 
 
-def _check(path: str | Path, whole: Path, places: Sequence[Path], what: str) -> None:
+def _check(path: str | Path, whole: Path, places: Sequence[Path], what: str, room: int = 0) -> None:
     """Tries the first place that exists, and the lengths of the names below it."""
     place = next((place for place in places if os.path.lexists(place)), places[0])
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(whole)
-        if any(len(os.fsencode(part)) > LONGEST_NAME for part in whole.relative_to(place).parts):
+        if any(len(os.fsencode(part)) > LONGEST_NAME - room for part in whole.relative_to(place).parts):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with tempfile.TemporaryFile(dir=place):
             pass

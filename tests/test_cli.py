@@ -159,3 +159,24 @@ def test_scripts_print_what_the_terminal_lacks(monkeypatch):
     monkeypatch.setattr(sys, 'stdout', stream)
     engine.run_command(lambda: print('猫é'))
     assert stream.buffer.getvalue() == b'\\u732b\xe9' + os.linesep.encode()
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['explain', 'gone.png', '--model=local-dir:gone'],
+        ['export', '--model=local-dir:gone', '--format=onnx'],
+        ['card', 'gone'],
+        ['data', 'scenes'],
+    ],
+)
+def test_outputs_that_cannot_be_written_are_named_before_any_work(arguments, tmp_path, capsys):
+    """The rest of each command is wrong, too, which a look at the output afterwards would name first."""
+    (tmp_path / 'file').touch()
+    (tmp_path / 'dangling').symlink_to(tmp_path / 'nowhere' / 'x')
+    for output in ('file/x', 'dangling/x', 'a' * 300, '/proc/x'):
+        assert cli.main([*arguments, '-o', str(tmp_path / output)]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f'msff-timm: error: --output is {tmp_path / output}: nothing can be written to ')
+        assert line.count('\n') == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['dangling', 'file']

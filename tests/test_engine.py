@@ -1,4 +1,8 @@
+import io
 import math
+import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +21,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import BatchSampler
 
 import engine
+import train
 from checkpoint import Progress
 from config import DistillConfig, OptimConfig
 from engine import (
@@ -314,6 +319,131 @@ def test_the_default_loss_is_timms_asymmetric_one():
     logits, target = torch.randn(4, 3), (torch.rand(4, 3) < 0.5).float()
     theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=None, reduction='none')(logits, target)
     torch.testing.assert_close(make_loss(OptimConfig())(logits, target), theirs)
+
+
+@pytest.mark.parametrize('status', [None, 'Name:\tpython\nVmRSS:\t 10 kB\n'], ids=['no file', 'no VmHWM'])
+def test_peak_memory_without_vmhwm(status, tmp_path, monkeypatch):
+    """As of gVisor, of BSD and macOS, and of Windows."""
+
+    def opened(path, *args, **kwargs):
+        assert path == '/proc/self/status'
+        if status is None:
+            raise FileNotFoundError(2, 'No such file or directory', path)
+        return io.StringIO(status)
+
+    cpu, largest = SimpleNamespace(device=torch.device('cpu')), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr(engine, 'open', opened, raising=False)
+    assert engine.peak_memory(cpu) >= largest * 1024
+    monkeypatch.setattr(engine.sys, 'platform', 'darwin')  # where it is in bytes
+    assert largest <= engine.peak_memory(cpu) < largest * 1024
+    monkeypatch.setattr(engine, 'resource', None)
+    windows = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=7))
+    monkeypatch.setattr(engine.psutil, 'Process', lambda: windows)
+    assert engine.peak_memory(cpu) == 7
+
+
+def test_the_training_modules_need_nothing_of_unix():
+    """What Windows has not is hidden before they are imported."""
+    script = f"""
+import os, signal, sys
+import torch, datasets, accelerate, timm, jsonargparse, psutil, matplotlib.figure
+for module in ('resource', 'fcntl', 'pwd', 'grp', 'termios'):
+    sys.modules[module] = None
+for name in ('sched_getaffinity', 'getloadavg', 'geteuid', 'getuid', 'killpg', 'fork', 'mkfifo', 'O_NONBLOCK'):
+    delattr(os, name)
+for name in ('SIGHUP', 'SIGALRM', 'SIGKILL', 'SIGUSR1'):
+    delattr(signal, name)
+sys.path.insert(0, {str(Path(engine.__file__).parent)!r})
+import ablate, benchmark, compare, evaluate, train
+from config import TrainConfig, parse
+parse(TrainConfig, [], default_file=train.Path(train.__file__).parent / 'configs' / 'demo.yaml')
+train.share_cores(train.Accelerator(cpu=True), 1)
+"""
+    ended = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture
+def handlers():
+    """Restores what handles the signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_stop_request_ends_at_once_while_there_is_nothing_to_save(number, code, handlers, monkeypatch, capfd):
+    monkeypatch.setattr(sys, 'argv', ['train/train.py'])
+    engine.StopRequest(waits=False)
+
+    def main():
+        try:
+            os.kill(os.getpid(), number)
+        except Exception:  # of code that tries something
+            pass
+        print('goes on')
+
+    with pytest.raises(SystemExit) as ended:
+        engine.run_command(main)
+    assert ended.value.code == code
+    assert tuple(capfd.readouterr()) == ('', 'train.py: stopped before its first step.\n')
+
+
+def test_stop_request_is_remembered_once_there_is_something_to_save(handlers):
+    stop = engine.StopRequest()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.received == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
+    """A module of the same name, found first, is where it comes."""
+    (tmp_path / 'timm.py').write_text('import os, signal; os.kill(os.getpid(), signal.SIGINT)')
+    restore = 'import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler);'
+    for script in ('train', 'evaluate', 'compare', 'ablate', 'benchmark'):
+        path = Path(engine.__file__).with_name(f'{script}.py')
+        run = f'{restore} sys.argv = [{str(path)!r}]; sys.path.insert(0, {str(path.parent)!r});'
+        run += f'sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({str(path)!r}, run_name="__main__")'
+        ended = subprocess.run([sys.executable, '-c', run], capture_output=True, text=True)
+        assert ended.returncode and ended.stderr == f'{script}.py: interrupted.\n'
+
+
+def test_make_loader_says_where_there_is_no_shared_memory(monkeypatch):
+    def full():
+        raise OSError(30, 'Read-only file system', '/dev/shm/x')
+
+    scope = {'full': full}
+    exec(compile('def lock():\n    full()', '/lib/multiprocessing/synchronize.py', 'exec'), scope)
+    monkeypatch.setattr(engine.torch.multiprocessing, 'get_context', lambda: SimpleNamespace(Lock=scope['lock']))
+    engine.ending.cache_clear()
+    with pytest.raises(InputError, match='need more shared memory .Read-only.*set data.workers to 0'):
+        engine.make_loader([1], 1, workers=1)
+    assert engine.make_loader([1], 1, workers=0).num_workers == 0
+
+
+def test_a_fault_in_training_says_what_was_saved(tmp_path, monkeypatch, capsys):
+    def broken(self):
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed. ')
+
+    monkeypatch.setattr(train, 'Run', lambda *args: SimpleNamespace(train=lambda: broken(None)))
+    monkeypatch.setattr(train, 'StopRequest', lambda waits: SimpleNamespace())
+    monkeypatch.setenv('ACCELERATE_USE_CPU', '1')
+    arguments = [f'--output={tmp_path / "run"}', '--trackers=[]']
+    monkeypatch.setattr(sys, 'argv', ['train.py', *arguments, '--resume=auto'])
+    for saved, said in (
+        (False, 'nothing had been saved.\n'),
+        (True, '--resume auto resumes from the last checkpoint.\n'),
+    ):
+        if saved:
+            (tmp_path / 'run' / 'checkpoints' / 'step-00000001').mkdir(parents=True)
+        with pytest.raises(SystemExit) as ended:
+            engine.run_command(train.main)
+        printed = capsys.readouterr().err
+        assert ended.value.code == 2 and printed.count('\n') == 1 and printed.endswith(said)
+        assert printed.startswith('train.py: error: a worker of the loader was killed')
 
 
 def test_the_peak_of_memory_is_not_that_of_the_process_that_started_this_one():

@@ -316,6 +316,8 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
         (['--scores=scores.csv'], 'scores is scores.csv: must end in .parquet.'),
         (['--output={tmp}'], 'output is {tmp}: that is a folder; name a file.'),
         (['--output={tmp}/file/r.json'], 'output is {tmp}/file/r.json: nothing can be written to {tmp}/file (Not a'),
+        (['--scores={tmp}/file/s.parquet'], 'scores is {tmp}/file/s.parquet: nothing can be written to {tmp}/file'),
+        (['--output=/proc/r.json'], 'output is /proc/r.json: nothing can be written to /proc ('),
         (['--ap=voc12'], "unknown ap 'voc12': did you mean voc11?"),
         (['--threshold=1'], 'threshold is 1.0: must be a probability'),
         (['--data.name=coco'], "unknown data.name 'coco': did you mean coco2017?"),
