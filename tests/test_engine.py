@@ -399,6 +399,23 @@ def test_stop_request_is_remembered_once_there_is_something_to_save(handlers):
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_run_command_ends_where_nothing_reads_its_output():
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(engine.__file__).parent)!r})
+from engine import run_command
+def main():
+    for _ in range(100_000):
+        print('a line')
+run_command(main)
+"""
+    pipe = f'\'{sys.executable}\' -c "$SCRIPT" | head -1; exit ${{PIPESTATUS[0]}}'
+    environment = {**os.environ, 'SCRIPT': script}
+    ended = subprocess.run(['bash', '-c', pipe], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stdout) == (141, 'a line\n')
+    assert ended.stderr == '-c: nothing reads its output any more; what was written stays.\n'
+
+
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path):
     """A module of the same name, found first, is where it comes."""
     (tmp_path / 'timm.py').write_text('import os, signal; os.kill(os.getpid(), signal.SIGINT)')

@@ -649,6 +649,9 @@ def run_command(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             print(f'{name}: interrupted; what was written stays.', file=sys.stderr)
             return 130
+        except BrokenPipeError:
+            print(f'{name}: nothing reads its output any more; what was written stays.', file=sys.stderr)
+            raise
 
     try:
         code = exit_code(command, name)
