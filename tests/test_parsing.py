@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from config import AblateConfig, CompareConfig, EvaluateConfig, TrainConfig
 from msff_timm.errors import InputError
-from parsing import LARGEST, MOST_VALUES, parse, read_yaml
+from parsing import LARGEST, MOST_VALUES, parse, read_yaml, write_yaml
 
 CLASSES = (TrainConfig, EvaluateConfig, CompareConfig, AblateConfig)
 
@@ -272,8 +272,13 @@ JSON = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(JSON)
-def test_read_yaml_reads_json_and_what_pyyaml_writes(value):
+def test_read_yaml_reads_json_and_what_write_yaml_writes(value):
     assert read_yaml(json.dumps(value)) == value
-    dumped = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
-    found = read_yaml(dumped)
-    assert found == value and json.dumps(found) == json.dumps(value)  # 1, 1.0 and true are equal
+    written = write_yaml(value)
+    for found in (read_yaml(written), yaml.safe_load(written)):
+        assert found == value and json.dumps(found) == json.dumps(value)  # 1, 1.0 and true are equal
+
+
+def test_write_yaml_puts_text_in_quotes_that_is_a_number():
+    texts = ['1e5', '0E0', '12e34567', '.5', '1.', '010', 'no', '1:30', '2026-11-28', 'null', '', '+1', '-.inf', '1_0']
+    assert read_yaml(write_yaml(texts)) == yaml.safe_load(write_yaml(texts)) == texts

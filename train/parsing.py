@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 from msff_timm.errors import InputError, unknown
 from msff_timm.files import read_small
 
-__all__ = ['parse', 'read_yaml']
+__all__ = ['parse', 'read_yaml', 'write_yaml']
 
 ConfigT = TypeVar('ConfigT')
 LARGEST = 2**20  # bytes of a settings file
@@ -30,6 +30,7 @@ WORDS |= {'true': True, 'True': True, 'TRUE': True, 'false': False, 'False': Fal
 SWITCHES = {'yes': True, 'on': True, 'no': False, 'off': False, 'true': True, 'false': False}
 INTEGER = re.compile(r'[-+]?(0|[1-9][0-9]*)')
 FLOAT = re.compile(r'[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?')
+FLOAT_ALONE = re.compile(f'(?:{FLOAT.pattern})$')
 NOT_FINITE = re.compile(r'[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)')
 KINDS = {
     str: 'text',
@@ -82,7 +83,7 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
     config = _make(config_class, values)
     config.validate()
     if PRINT in argv:
-        print(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), end='')
+        print(write_yaml(asdict(config)), end='')
         sys.exit()
     return config
 
@@ -184,6 +185,18 @@ def read_yaml(text: str | bytes) -> Any:
     except yaml.reader.ReaderError as e:
         hint = '' if e.encoding == 'unicode' else '; save it as UTF-8'
         raise ValueError(f'{e.reason}: character {e.character:#04x} at {e.position}{hint}') from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that is a number to YAML 1.2, `1e5` say, besides what is one to YAML 1.1."""
+
+
+_Dumper.add_implicit_resolver('tag:yaml.org,2002:float', FLOAT_ALONE, list('-+.0123456789'))
+
+
+def write_yaml(value: Any) -> str:
+    """Writes YAML that `read_yaml`, and any reader of YAML 1.1, reads as it was."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
 
 
 class _Values:
