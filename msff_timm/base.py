@@ -19,6 +19,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, named_apply, resolv
 from .errors import InputError
 from .hub_errors import is_of_hub, status
 from .hub_errors import reason as reason_of
+from .labels import check_names, forget_names
 from .layers import create_backbone, first_conv_of_backbone, no_weight_decay_of_backbone
 from .verify import fetch
 
@@ -105,13 +106,15 @@ def create_on_backbone(
 
     Raises:
         InputError: The weights are on a Hub and cannot be had from there.
+        InputError: `label_names` of `pretrained_cfg_overlay` are not one for each logit.
         ValueError: The Hub's weights are not those that it states the digest of.
     """
+    asked = kwargs.get('pretrained_cfg_overlay') or {}  # what the caller sets stays as it is
     if pretrained:
         # The fused weights hold the backbone's: fetching timm's as well would download what is overwritten at once.
         kwargs['backbone_pretrained'] = False
         # Where no file is named, timm asks for a pickle when there is no safetensors file.
-        overlay = {'hf_hub_filename': 'model.safetensors', **(kwargs.get('pretrained_cfg_overlay') or {})}
+        overlay = {'hf_hub_filename': 'model.safetensors', **asked}
         kwargs['pretrained_cfg_overlay'] = overlay
     feature_cfg = {'feature_cls': 'getter', 'out_indices': num_maps}
     cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
@@ -127,17 +130,19 @@ def create_on_backbone(
             raise
         # Not chained: the Hub's answer, a traceback and ten lines, is in the message as far as it says anything.
         raise InputError(_no_weights(cfg, e, kwargs.get('cache_dir'))) from None
-    if not kwargs.get('features_only') and not isinstance(kwargs.get('pretrained_cfg'), dict):
+    if not kwargs.get('features_only') and not isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg)):
         # A registered configuration speaks of the registered backbone; `backbone` may have asked for another.
         of_backbone = model.backbone.pretrained_cfg
-        model.pretrained_cfg.update(
-            mean=of_backbone['mean'], std=of_backbone['std'], first_conv=model._traits['first_conv']
-        )
+        ours = dict(mean=of_backbone['mean'], std=of_backbone['std'], first_conv=model._traits['first_conv'])
         if not pretrained:
             # Nor are its weights those of a tag, which its checkpoints would claim to come from.
-            model.pretrained_cfg.update(tag=None, label_names=None)
-    if model.pretrained_cfg.get('num_classes') != getattr(model, 'num_classes', None):
-        model.pretrained_cfg['label_names'] = None  # they are those of the logits that were loaded
+            ours |= dict(tag=None, label_names=None)
+        model.pretrained_cfg.update({key: value for key, value in ours.items() if key not in asked})
+    num_classes = getattr(model, 'num_classes', 0)  # `features_only` has none
+    if asked.get('label_names') and num_classes:
+        check_names(asked['label_names'], num_classes)
+    elif not num_classes or cfg.num_classes != num_classes:
+        forget_names(model)  # they are those of the logits that were loaded
     return model
 
 

@@ -160,12 +160,11 @@ class _Exportable(nn.Module):
 
 
 def _metadata(model: nn.Module, data_config: dict) -> dict:
-    label_names = names_of(model)
-    if not model.num_classes or len(label_names) != model.num_classes:
-        raise InputError(f'the model has {len(label_names)} label names for {model.num_classes} logits.')
+    if not model.num_classes:
+        raise InputError('the model has no labels (num_classes=0).')
     preprocessing = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
     return {
-        'label_names': label_names,
+        'label_names': names_of(model),
         **{key: data_config[key] for key in preprocessing},
         'problem_type': 'multi_label_classification',
         'function_to_apply': 'sigmoid',

@@ -16,7 +16,7 @@ from timm.models import get_model_args, parse_model_name, save_for_hf
 
 from .errors import InputError, unknown
 from .hub_errors import is_of_hub, reason
-from .labels import relabel
+from .labels import check_names, has_own_rows, relabel, set_names, stored_names
 from .layers import copy_backbone
 from .publish import check_files, check_target, gather, patiently, send
 from .verify import check_model, download, fetch
@@ -162,7 +162,8 @@ def load(name: str, cache_dir: str | Path | None = None, **model_args) -> nn.Mod
     Args:
         name: `local-dir:FOLDER`, `hf-hub:ORG/NAME[@REVISION]`, or a registered model with pretrained weights.
         cache_dir: For what is downloaded, in place of huggingface_hub's.
-        **model_args: As for `timm.create_model`, in place of those that the model was saved with.
+        **model_args: As for `timm.create_model`, in place of those that the model was saved with; other names for its
+            labels are `pretrained_cfg_overlay={'label_names': [...]}`.
 
     Returns:
         The model in evaluation mode; `model.pretrained_cfg` holds its `label_names` and preprocessing, and
@@ -181,18 +182,21 @@ def load(name: str, cache_dir: str | Path | None = None, **model_args) -> nn.Mod
                 raise InputError(f'{where}: holds no {file_name}; give a folder that training or timm saved.')
     elif source != 'hf-hub' and not timm.is_model(name.partition('.')[0]):
         raise unknown('model', name, list_models())
+    overlay = dict(model_args.pop('pretrained_cfg_overlay', None) or {})
     try:
-        found, overlay, saved = name, None, where if source == 'local-dir' else None
+        found, saved = name, where if source == 'local-dir' else None
         if source == 'hf-hub':
             saved = fetch(where, ('config.json', 'model.safetensors'), cache_dir)
             # What was checked is what is loaded, whatever has been pushed since.
             found = f'hf-hub:{where.partition("@")[0]}@{saved.name}'
-            overlay = {'hf_hub_filename': 'model.safetensors'}  # with which timm reads it in no way of the config's
+            overlay['hf_hub_filename'] = 'model.safetensors'  # with which timm reads it in no way of the config's
         if saved is not None:
             check_model(saved)
         model = timm.create_model(
             found, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **model_args
         ).eval()
+        if overlay.get('label_names'):
+            check_names(overlay['label_names'], model.num_classes)
         if saved is None:
             saved = _folder_of_tag(model.pretrained_cfg, cache_dir)
         model.thresholds = None if saved is None else _stored_thresholds(saved, model.num_classes)
@@ -222,7 +226,8 @@ def load_for(
     Args:
         name: As for `load`.
         label_names: In the order of the logits.
-        keep_labels: Where the model has other labels, keep what it has learnt of those that both sets share.
+        keep_labels: Whether to keep, where the model has other labels, what it has learnt of those that both sets
+            share. Without it all labels start anew, unless both sets are the same.
         **model_args: As for `load`.
 
     Returns:
@@ -232,9 +237,15 @@ def load_for(
         InputError: As `load` and `msff_timm.labels.relabel` do.
     """
     model = load(name, **model_args)
-    if keep_labels or model.pretrained_cfg.get('label_names') == label_names:
+    known = stored_names(model) or []
+    # In another order they are the same labels, as long as each has weights of its own that can be moved.
+    is_same = known == list(label_names) or (
+        sorted(known) == sorted(label_names) and has_own_rows(model, len(label_names))
+    )
+    if keep_labels or is_same:
         return model, relabel(model, label_names)
     model.reset_classifier(len(label_names))
+    set_names(model, label_names)
     return model, {}
 
 

@@ -22,7 +22,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 
 from .base import BackboneModel, create_on_backbone
-from .labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS
+from .labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS, forget_names
 from .layers import (
     FUSION_MODES,
     INTERPOLATIONS,
@@ -182,6 +182,11 @@ class MSFF(BackboneModel):
         if self.selection is not None:
             self.selection.grad_checkpointing = enable
 
+    @torch.jit.ignore
+    def shares_queries(self, num_classes: int) -> bool:
+        """Returns whether some of so many labels would share a label embedding."""
+        return self.selection is not None and num_classes > (self.max_queries or num_classes)
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Makes new label embeddings and a new classifier for another set of labels.
 
@@ -190,6 +195,7 @@ class MSFF(BackboneModel):
             global_pool: How the embedding is pooled; None for as before.
         """
         dd = get_device_dtype(self)
+        forget_names(self)
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))

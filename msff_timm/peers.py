@@ -20,6 +20,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 
 from .base import BackboneModel, create_on_backbone
+from .labels import forget_names
 from .layers import ClassWiseLinear, GroupLinear, check_size, group_backbone
 
 __all__ = ['MLDecoder', 'Query2Label']
@@ -259,6 +260,7 @@ class QueryModel(BackboneModel):
             global_pool: How the embedding is pooled; None for as before.
         """
         dd = get_device_dtype(self)
+        forget_names(self)
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
@@ -462,6 +464,11 @@ class MLDecoder(QueryModel):
             FixedQueries(num_queries, self.embed_dim, device=device, dtype=dtype),
             GroupLinear(num_classes, num_queries, self.embed_dim, device=device, dtype=dtype),
         )
+
+    @torch.jit.ignore
+    def shares_queries(self, num_classes: int) -> bool:
+        """Returns whether some of so many labels would share a query."""
+        return num_classes > self.max_queries
 
 
 Q2L_PAPER = dict(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import msff_timm  # noqa: F401  registers the models
 from msff_timm import hub
 from msff_timm.errors import InputError
+from msff_timm.labels import names_of, stored_names, thresholds_of
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 LABELS = ['cat', 'dog', 'chair']
@@ -181,3 +182,45 @@ def test_thresholds_travel_beside_what_timm_reads(model, folder):
     hub.set_thresholds(f'local-dir:{folder}', {'per_class': [0.2, 0.4, 1.9]})
     with pytest.raises(InputError, match='thresholds in config.json must be from 0 to below 1'):
         hub.load(f'local-dir:{folder}')
+
+
+def test_load_for_the_same_labels_keeps_the_trained_classifier():
+    """A tag's names are a tuple, a data set's a list."""
+    name, labels = 'msff_test_resnet', list(timm.get_pretrained_cfg('msff_test_resnet').label_names)
+    trained = hub.load(name).state_dict()
+    model, kept = hub.load_for(name, labels)
+    assert kept == {label: label for label in labels} and names_of(model) == labels
+    assert all(torch.equal(tensor, trained[key]) for key, tensor in model.state_dict().items())
+    assert thresholds_of(model) == hub.load(name).thresholds
+    # In another order they move, and the thresholds, which are of the old order, go.
+    model, kept = hub.load_for(name, labels[::-1])
+    assert kept == {label: label for label in labels} and names_of(model) == labels[::-1]
+    for key in ('label_embed.weight', 'classifier.weight', 'classifier.bias'):
+        assert torch.equal(model.state_dict()[key], trained[key].flip(0))
+    assert thresholds_of(model) is None
+
+
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
+@pytest.mark.parametrize('wanted', [['cat', 'dog', 'cow'], ['dog', 'cow']])
+def test_load_for_other_labels_gives_their_names(architecture, wanted, tmp_path):
+    model = timm.create_model(architecture, num_classes=3)
+    thresholds = {'per_class': [0.2, 0.4, 0.9]}
+    hub.save(model, tmp_path, LABELS, timm.data.resolve_model_data_config(model), thresholds=thresholds)
+    for keep_labels, carried in ((False, []), (True, [name for name in wanted if name in LABELS])):
+        loaded, kept = hub.load_for(f'local-dir:{tmp_path}', wanted, keep_labels)
+        assert names_of(loaded) == wanted and list(kept) == carried and thresholds_of(loaded) is None
+        assert loaded(torch.zeros(2, 3, 64, 64)).shape == (2, len(wanted))
+
+
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
+def test_load_takes_names_from_the_caller_and_from_nobody_where_the_labels_are_others(architecture, tmp_path):
+    model = timm.create_model(architecture, num_classes=3)
+    thresholds = {'per_class': [0.2, 0.4, 0.9]}
+    hub.save(model, tmp_path, LABELS, timm.data.resolve_model_data_config(model), thresholds=thresholds)
+    name = f'local-dir:{tmp_path}'
+    translated = hub.load(name, pretrained_cfg_overlay={'label_names': ['Katze', 'Hund', 'Stuhl'], 'crop_pct': 0.8})
+    assert names_of(translated) == ['Katze', 'Hund', 'Stuhl'] and thresholds_of(translated) == [0.2, 0.4, 0.9]
+    assert translated.pretrained_cfg['crop_pct'] == 0.8
+    assert stored_names(hub.load(name, num_classes=5)) is None
+    with pytest.raises(InputError, match='2 label names for 3 logits'):
+        hub.load(name, pretrained_cfg_overlay={'label_names': ['Katze', 'Hund']})

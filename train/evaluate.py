@@ -28,7 +28,7 @@ from msff_timm.data.counts import LabelCounts
 from msff_timm.data.samples import Samples
 from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
-from msff_timm.labels import match_labels
+from msff_timm.labels import describe_matches, match_labels, stored_names
 from report import describe, environment, replace_file, results, write_json
 
 
@@ -40,13 +40,15 @@ def main() -> None:
 
     # Model, pictures, and the labels that both know
     model, data_config = load_model(config.model, config.image_size)
-    data, known = config.data, model.pretrained_cfg.get('label_names')
+    data, known = config.data, stored_names(model)
     with accelerator.main_process_first():  # the others find what it has read
         dataset = load_data(data, known, data_config['input_size'][-1])
     for line in msff_timm.data.notes(dataset):
         accelerator.print(line)
     labels = share_labels(config.model, model.num_classes, known, msff_timm.data.label_names(dataset))
     check_labels(config, labels)
+    for line in describe_matches(labels.renamed):
+        accelerator.print(line)
     if labels.left_out:
         left_out, total = len(labels.left_out), len(labels.names) + len(labels.left_out)
         accelerator.print(

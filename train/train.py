@@ -64,6 +64,7 @@ from msff_timm.data.counts import LabelCounts
 from msff_timm.data.samples import Samples, StreamedSamples
 from msff_timm.data.transforms import Normalize, describe_transforms, eval_transform, train_transform
 from msff_timm.errors import InputError, fault
+from msff_timm.labels import describe_matches
 from msff_timm.metrics import Measures
 from report import describe, environment, mistakes, plot_curves, results, summary, write_json, write_report
 
@@ -232,6 +233,8 @@ class Run:
             say(f'Going on from {found}: epoch {self.progress.epoch}, step {self.progress.step} of {self.steps}.')
         elif config.model.init_from:
             say(f'Starting from {config.model.init_from}, which knows {len(self.kept_labels)} of the labels.')
+            for line in describe_matches(self.kept_labels):
+                say(line)
         say(
             f'Training {config.model.name} on {self.num_pictures} pictures of {data.name} with'
             f' {accelerator.num_processes} process(es) on {accelerator.device.type}; a step of {optim.batch_size}'
