@@ -10,6 +10,7 @@ import timm
 import torch
 import torch.nn as nn
 from PIL import Image, ImageOps
+from timm.utils import unwrap_model
 from torchvision.transforms.functional import to_pil_image
 
 from .data.sheet import save_figure
@@ -18,6 +19,7 @@ from .errors import InputError, unknown
 from .labels import names_of
 from .layers import MultiHeadAttention
 from .msff import MSFF
+from .predict import check_finite
 
 __all__ = ['LAYERS', 'Explanation', 'as_seen', 'attention_maps', 'caption', 'draw', 'explain', 'overlay']
 
@@ -75,11 +77,11 @@ def explain(
         threshold: Of probability.
 
     Raises:
-        InputError: The model cannot be explained or lacks a label, the photo cannot be read, or the picture cannot be
-            drawn.
+        InputError: The model cannot be explained, lacks a label or gives logits that are not finite, the photo cannot
+            be read, or the picture cannot be drawn.
     """
-    _check(model, layers)
-    data_config = timm.data.resolve_model_data_config(model)
+    model = _checked(model, layers)
+    data_config = timm.data.resolve_input_data_config(model)
     label_names = names_of(model)
     for name in labels or ():
         if name not in label_names:
@@ -89,8 +91,8 @@ def explain(
     logits, calls, grids = _watch(model, pixels[None].to(next(model.parameters())), layers)
     probabilities = dict(zip(label_names, logits[0].sigmoid().tolist(), strict=True))
     chosen = {name: probabilities[name] for name in labels or _most_probable(probabilities, threshold)}
-    rows = [label_names.index(name) for name in chosen]
-    maps = [_shares(of_scale, rows, grid)[0].cpu() for of_scale, grid in zip(calls, grids, strict=True)]
+    queries = _queries(model, [label_names.index(name) for name in chosen])
+    maps = [_shares(of_scale, queries, grid)[0].cpu() for of_scale, grid in zip(calls, grids, strict=True)]
     if output is not None:
         draw(as_seen(image, pixels, data_config), chosen, maps, output)
     return Explanation(str(photo), chosen, maps)
@@ -102,7 +104,7 @@ def _most_probable(probabilities: dict[str, float], threshold: float) -> list[st
 
 
 def as_seen(image: Image.Image, pixels: torch.Tensor, data_config: dict) -> Image.Image:
-    """Turns a preprocessed photo (3, H, W) back into a picture: as sharp and as much of it as the model saw.
+    """Turns a preprocessed photo (C, H, W) back into a picture: as sharp and as much of it as the model saw.
 
     The grids divide this picture, not the photo, of which some configurations crop a part.
     """
@@ -136,16 +138,18 @@ def attention_maps(
         7 x 7 cells at 448 pixels.
 
     Raises:
-        InputError: The model has no region selection or no labels, or is no MSFF model; `layers` is unknown.
+        InputError: The model has no region selection or no labels, is no MSFF model or gives logits that are not
+            finite; `layers` is unknown.
     """
-    _check(model, layers)
+    model = _checked(model, layers)
     logits, calls, grids = _watch(model, images, layers)
-    # A query may serve several labels, which then have the same maps.
-    queries = [k // model.labels_per_query for k in (range(model.num_classes) if labels is None else labels)]
+    queries = _queries(model, range(model.num_classes) if labels is None else labels)
     return logits, [_shares(of_scale, queries, grid) for of_scale, grid in zip(calls, grids, strict=True)]
 
 
-def _check(model: nn.Module, layers: str) -> None:
+def _checked(model: nn.Module, layers: str) -> MSFF:
+    """Returns the model itself, of one that `torch.compile` or a parallel wrapper has, if it can be explained."""
+    model = unwrap_model(model)
     if layers not in LAYERS:
         raise unknown('layers', layers, LAYERS)
     if not isinstance(model, MSFF):
@@ -154,6 +158,12 @@ def _check(model: nn.Module, layers: str) -> None:
         raise InputError('the model cannot be explained: it has no labels (num_classes=0).')
     if model.selection is None:
         raise InputError('the model cannot be explained: it needs region selection (decoder_depth of 1 or more).')
+    return model
+
+
+def _queries(model: MSFF, labels: Sequence[int]) -> list[int]:
+    """Returns the query of each label, given by its index: one may serve several, which then have the same maps."""
+    return [range(model.num_classes)[k] // model.labels_per_query for k in labels]
 
 
 def _watch(
@@ -188,6 +198,7 @@ def _watch(
     finally:
         for hook in hooks:
             hook.remove()
+    check_finite(model, logits)
     return logits, calls, grids
 
 

@@ -10,14 +10,15 @@ import timm
 import torch
 import torch.nn as nn
 from PIL import Image
+from timm.utils import unwrap_model
 
 from .data.formats import is_image
 from .data.images import open_image
 from .data.transforms import eval_transform
 from .errors import InputError
-from .labels import names_of
+from .labels import names_of, thresholds_of
 
-__all__ = ['Prediction', 'find_photos', 'predict']
+__all__ = ['Prediction', 'check_finite', 'find_photos', 'predict']
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,16 @@ def predict(
 
     Yields:
         One prediction for each photo, in order; a photo that cannot be read has an `error` and no labels.
+
+    Raises:
+        InputError: The model takes no photos, or gives logits that are not finite.
     """
-    transform = eval_transform(timm.data.resolve_model_data_config(model))
+    transform = eval_transform(timm.data.resolve_input_data_config(unwrap_model(model)))
     label_names = names_of(model)
-    stored = getattr(model, 'thresholds', None) if threshold is None else None
+    stored = thresholds_of(model) if threshold is None else None
     default = 0.5 if threshold is None else threshold
     thresholds = dict(zip(label_names, stored or [default] * len(label_names), strict=True))
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
     for start in range(0, len(photos), batch_size):
         images, errors = {}, {}
         for photo in photos[start : start + batch_size]:
@@ -92,7 +96,11 @@ def predict(
                 images[photo] = transform(open_image(photo))
             except InputError as e:
                 errors[photo] = str(e)
-        scores = model(torch.stack(list(images.values())).to(device)).sigmoid().tolist() if images else []
+        scores = []
+        if images:
+            logits = model(torch.stack(list(images.values())).to(parameter))
+            check_finite(model, logits)
+            scores = logits.float().sigmoid().tolist()
         scores = dict(zip(images, scores, strict=True))
         for photo in photos[start : start + batch_size]:
             if photo in errors:
@@ -100,3 +108,18 @@ def predict(
             else:
                 ranked = sorted(zip(label_names, scores[photo], strict=True), key=lambda pair: -pair[1])
                 yield Prediction(photo, {name: p for name, p in ranked if p > thresholds[name]})
+
+
+def check_finite(model: nn.Module, logits: torch.Tensor) -> None:
+    """Checks logits before anything is made of them.
+
+    Raises:
+        InputError: They are not finite; the message names the weights that are not, if any.
+    """
+    if logits.isfinite().all():
+        return
+    weights = unwrap_model(model).state_dict().items()
+    damaged = [name for name, tensor in weights if tensor.is_floating_point() and not tensor.isfinite().all()]
+    why = f'{damaged[0]} holds NaN or infinity' if damaged else f'numbers are too large for {logits.dtype}'
+    mend = 'load or train other weights' if damaged else 'compute in float32'
+    raise InputError(f'the logits of the model are not finite ({why}): {mend}.')

@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
+from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
 from msff_timm.explain import Explanation, attention_maps, draw, explain
 
@@ -343,6 +344,51 @@ def test_labels_that_are_named_come_as_named(scored):
     everything = scored([0.5] * 12, [f'label {k}' for k in range(12)])
     for some, m in zip(explanation.maps, everything.maps, strict=True):
         torch.testing.assert_close(some, m[[7, 2]])
+
+
+@torch.no_grad()
+def test_explain_gives_each_label_the_map_of_its_own_group(tmp_path):
+    """7 labels on 3 queries: 0 to 2, 3 to 5, and 6."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(tmp_path / 'x.png')
+    model = small(num_classes=7, max_queries=3)
+    model.pretrained_cfg.update(label_names=list('abcdefg'), input_size=(3, 96, 96))
+    x = eval_transform(timm.data.resolve_model_data_config(model))(Image.open(tmp_path / 'x.png'))[None]
+    expected = [torch.stack(layers).mean(0)[0] for layers in by_hand(model, x)]  # of the queries
+    assert len(expected[0]) == 3 and (expected[0][0] - expected[0][1]).abs().max() > 1e-4
+    names = list('gdabcfe')
+    for k, name in enumerate(names):
+        alone = explain(model, tmp_path / 'x.png', [name]).maps
+        together = explain(model, tmp_path / 'x.png', names).maps
+        _, every = attention_maps(model, x, [-7 + 'abcdefg'.index(name)])  # counted from the end
+        for one, several, of_index, want in zip(alone, together, every, expected, strict=True):
+            query = want[dict(a=0, b=0, c=0, d=1, e=1, f=1, g=2)[name]]
+            torch.testing.assert_close(one[0], query, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(several[k], query, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(of_index[0, 0], query, atol=1e-5, rtol=1e-4)
+    assert explain(model, tmp_path / 'x.png').labels  # those that are chosen by themselves
+
+
+@pytest.mark.parametrize('in_chans', [1, 4])
+def test_explain_turns_photos_gray_for_one_channel_and_refuses_four(in_chans, tmp_path):
+    Image.new('RGB', (80, 60), 'teal').save(tmp_path / 'photo.png')
+    model = small(in_chans=in_chans)
+    if in_chans == 4:
+        with pytest.raises(InputError, match='the model takes 4 channels, and images are read with 3'):
+            explain(model, tmp_path / 'photo.png')
+        return
+    explanation = explain(torch.compile(model), tmp_path / 'photo.png', ['2'], tmp_path / 'out.png')
+    size = timm.data.resolve_input_data_config(model)['input_size']
+    assert size[0] == 1
+    gray = torch.full((1, *size), (Image.new('RGB', (1, 1), 'teal').convert('L').getpixel((0, 0)) / 255 - 0.5) / 0.5)
+    assert explanation.labels['2'] == pytest.approx(model(gray)[0, 2].sigmoid().item(), abs=1e-5)
+
+
+def test_explain_names_weights_that_are_not_finite(tmp_path):
+    Image.new('RGB', (64, 64), 'teal').save(tmp_path / 'photo.png')
+    model = small()
+    model.position.table.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(InputError, match=r'not finite \(position.table holds NaN or infinity\)'):
+        explain(model, tmp_path / 'photo.png')
 
 
 def test_a_label_that_the_model_lacks_is_refused(scored):

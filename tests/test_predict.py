@@ -243,6 +243,64 @@ def test_the_command_refuses_what_is_no_probability(threshold, capsys):
     assert caught.value.code == 2 and 'is not a probability' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'mldecoder_test_resnet', 'test_resnet'])
+def test_predict_names_weights_that_are_not_finite(architecture, photos, tmp_path, capsys):
+    model = timm.create_model(architecture, num_classes=3)
+    name = next(name for name, p in model.named_parameters() if p.ndim > 1)
+    model.get_parameter(name).data.view(-1)[0] = float('nan')
+    hub.save(model, tmp_path / 'model', ['a', 'b', 'c'], timm.data.resolve_model_data_config(model))
+    arguments = ['predict', str(photos / 'b.png'), '--model', f'local-dir:{tmp_path / "model"}']
+    for extra in ([], ['--json'], ['--threshold', '0.3']):
+        assert cli.main([*arguments, *extra]) == 2
+        error = capsys.readouterr().err
+        assert f'the logits of the model are not finite ({name} holds NaN or infinity)' in error
+        assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
+@pytest.mark.parametrize('in_chans', [1, 4])
+def test_predict_turns_photos_gray_for_one_channel_and_refuses_four(architecture, in_chans, photos, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(architecture, num_classes=2, in_chans=in_chans).eval()
+    # What timm gives is for three channels.
+    hub.save(model, tmp_path, ['a', 'b'], timm.data.resolve_model_data_config(model, {'img_size': 96}))
+    loaded = hub.load(f'local-dir:{tmp_path}')
+    assert tuple(loaded.pretrained_cfg['input_size']) == (in_chans, 96, 96)
+    if in_chans == 4:
+        for one in (model, loaded):
+            with pytest.raises(InputError, match='the model takes 4 channels, and images are read with 3'):
+                list(predict(one, [str(photos / 'b.png')]))
+        return
+    gray = Image.open(photos / 'b.png').convert('L').resize((96, 96), Image.Resampling.BILINEAR)
+    if architecture == 'msff_test_resnet':  # which squashes
+        image = torch.from_numpy(np.asarray(gray).astype(np.float32) / 127.5 - 1)[None, None]
+        expected = dict(zip('ab', model(image)[0].sigmoid().tolist(), strict=True))
+        found = next(predict(loaded, [str(photos / 'b.png')], 0.0)).labels
+        assert found == pytest.approx(expected, abs=2e-3)
+    assert set(next(predict(model, [str(photos / 'b.png')], 0.0)).labels) == {'0', '1'}
+
+
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
+def test_predict_after_timms_reset_classifier_gives_numbers(architecture, photos, tmp_path):
+    model = timm.create_model(architecture, num_classes=2)
+    thresholds = {'per_class': [0.0, 0.0]}
+    hub.save(model, tmp_path, ['a', 'b'], timm.data.resolve_model_data_config(model), thresholds=thresholds)
+    model = hub.load(f'local-dir:{tmp_path}')
+    assert set(next(predict(model, [str(photos / 'b.png')])).labels) == {'a', 'b'}
+    model.reset_classifier(3)
+    assert set(next(predict(model, [str(photos / 'b.png')], 0.0)).labels) == {'0', '1', '2'}
+    list(predict(model, [str(photos / 'b.png')]))
+
+
+def test_predict_takes_wrapped_models_and_half_precision(photos):
+    model = hub.load('msff_test_resnet')
+    expected = next(predict(model, [str(photos / 'b.png')], 0.0)).labels
+    for wrapped in (torch.nn.DataParallel(model), torch.optim.swa_utils.AveragedModel(model).eval()):
+        assert next(predict(wrapped, [str(photos / 'b.png')], 0.0)).labels == pytest.approx(expected, abs=1e-6)
+    half = next(predict(model.bfloat16(), [str(photos / 'b.png')], 0.0)).labels
+    assert half == pytest.approx(expected, abs=0.05)
+
+
 def test_a_model_without_label_names_gives_numbers(photos):
     model = timm.create_model('msff_test_resnet', num_classes=3).eval()
     assert set(next(predict(model, [str(photos / 'b.png')], threshold=0.0)).labels) == {'0', '1', '2'}

@@ -40,10 +40,19 @@ def eval_transform(data_config: dict, as_bytes: bool = False) -> transforms.Comp
     """Builds a checkpoint's own preprocessing from what `timm.data.resolve_model_data_config` gives.
 
     Args:
-        data_config: As timm gives it.
+        data_config: As timm gives it; for one channel, images turn gray.
         as_bytes: Leave normalisation to `Normalize`, and give an array of bytes (C, H, W).
+
+    Raises:
+        InputError: It is for another number of channels than 1 or 3.
     """
-    return create_transform(**data_config, is_training=False, use_prefetcher=as_bytes)
+    channels = data_config['input_size'][0]
+    if channels not in (1, 3):
+        raise InputError(
+            f'the model takes {channels} channels, and images are read with 3, or 1 of gray: give it tensors in Python.'
+        )
+    transform = create_transform(**data_config, is_training=False, use_prefetcher=as_bytes)
+    return transform if channels == 3 else transforms.Compose([transforms.Grayscale(), *transform.transforms])
 
 
 class Normalize(nn.Module):
