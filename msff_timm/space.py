@@ -25,6 +25,7 @@ from .data.transforms import eval_transform, open_image
 from .errors import InputError
 from .explain import as_seen, attention_maps, caption, overlay
 from .labels import names_of
+from .predict import check_finite
 from .uploads import LARGEST, Guard, Uploads, hosts_of, own_folder
 
 __all__ = ['Look', 'attention_html', 'build', 'labels_html', 'launch', 'look', 'serve']
@@ -117,7 +118,7 @@ def look(model: nn.Module, photo: str | Path) -> Look:
     Raises:
         InputError: The photo cannot be read.
     """
-    data_config = timm.data.resolve_model_data_config(model)
+    data_config = timm.data.resolve_input_data_config(model)
     image = open_image(photo, Path(photo).name)
     pixels = eval_transform(data_config)(image)
     images, maps, why = pixels[None].to(next(model.parameters())), [], None
@@ -125,6 +126,7 @@ def look(model: nn.Module, photo: str | Path) -> Look:
         logits, maps = attention_maps(model, images)
     except InputError as e:
         logits, why = model(images), str(e)
+        check_finite(model, logits)
     picture = as_seen(image, pixels, data_config)
     if max(picture.size) < SHORTEST:
         scale = SHORTEST / max(picture.size)
