@@ -19,11 +19,13 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn as nn
+from timm.utils import unwrap_model
 
 from . import __version__
 from .data.transforms import eval_transform, open_image
 from .errors import InputError, unknown
 from .labels import names_of
+from .predict import check_finite
 
 __all__ = ['FORMATS', 'Exported', 'export', 'read_metadata']
 
@@ -73,8 +75,8 @@ def export(
         photos: Paths of pictures to run the file on; noise stands in for what is missing.
 
     Raises:
-        InputError: There is no such format, a package is missing, the model cannot be exported at that size, a photo
-            cannot be read, or the file does not give the model's logits.
+        InputError: There is no such format, a package is missing, the file would replace one of a saved model, the
+            model cannot be exported at that size, a photo cannot be read, or the file does not give the model's logits.
     """
     if format not in FORMATS:
         raise unknown('export format', format, FORMATS)
@@ -84,11 +86,14 @@ def export(
     if format == 'onnx':
         for package in ('onnx', 'onnxscript', 'onnxruntime'):
             _import_extra(package)
-    data_config = timm.data.resolve_model_data_config(model)
+    model = unwrap_model(model)
+    data_config = timm.data.resolve_input_data_config(model)
     if image_size is not None:
         data_config['input_size'] = (data_config['input_size'][0], image_size, image_size)
     metadata = _metadata(model, data_config)
     write, open_file = FORMATS[format]
+
+    _check_target(path, model)
 
     model = _Exportable(copy.deepcopy(model).cpu().float().eval(), data_config['input_size'])
     try:
@@ -96,7 +101,8 @@ def export(
         with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent, prefix='.exporting-') as temporary:
             # Of two pictures: for a single one the number of pictures would be taken for a constant.
             example = torch.zeros(2, *data_config['input_size'])
-            model(example)  # says what is wrong with a size more clearly than any exporter does
+            # It shows what is wrong with a size more clearly than any exporter does.
+            check_finite(model.model, model(example))
             file = Path(temporary, path.name)
             with _quiet():
                 write(model, example, file, metadata)
@@ -113,6 +119,35 @@ def export(
         reason = str(e).strip().partition('\n')[0] or type(e).__name__
         raise InputError(f'{path} is not written: the model cannot be exported as {format} ({reason})') from e
     return Exported(path, format, tuple(data_config['input_size']), num_bytes, max_difference)
+
+
+def _check_target(path: Path, model: nn.Module) -> None:
+    """Refuses to replace what makes up a saved model, this one or another: only an earlier export is replaced there.
+
+    Links are followed, and names are compared as file systems do that do not tell upper from lower case.
+
+    Raises:
+        InputError: The file, or the one of external data beside it, is there and is no export.
+    """
+    own = Path(model.pretrained_cfg.get('file') or os.devnull).resolve()  # a folder, or the weights in it
+    own = own.parent if own.is_file() else own
+
+    def belongs_to_a_model(file: Path) -> bool:
+        is_weights = file.suffix.lower() in ('.safetensors', '.json')
+        return is_weights or (file.parent / 'config.json').is_file() or file.is_relative_to(own)
+
+    names = {path.name.casefold(), f'{path.name}.data'.casefold()}
+    found = [file for file in path.parent.iterdir() if file.name.casefold() in names] if path.parent.is_dir() else []
+    files = [file for file in found if file.is_file() and any(map(belongs_to_a_model, (file, file.resolve())))]
+    if files and not _is_export(path):
+        raise InputError(f'{path} is not written: {files[0]} is a file of a saved model: choose another name.')
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        return bool(read_metadata(path))
+    except InputError:
+        return False
 
 
 def read_metadata(path: str | Path) -> dict:
@@ -195,7 +230,7 @@ def _quiet() -> Iterator[None]:
 
 def _batches(photos: Sequence[str | Path], data_config: dict) -> Iterator[torch.Tensor]:
     """Yields pictures (B, C, H, W): one alone, then batches of several; noise follows where photos are too few."""
-    transform = eval_transform(data_config)
+    transform = eval_transform(data_config) if photos else None
     generator = torch.Generator().manual_seed(0)
     count = max(len(photos), 1 + LARGER_BATCH)
     for start, stop in pairwise([0, *range(1, count, LARGER_BATCH), count]):

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import pickle
@@ -259,6 +260,79 @@ def test_a_file_that_differs_is_refused_and_the_earlier_one_stays(change, model,
         export(model, path, 'torchscript')
     assert str(path) in str(caught.value) and '\n' not in str(caught.value)
     assert path.read_text() == 'the earlier file' and [*tmp_path.iterdir()] == [path]
+
+
+@pytest.fixture(scope='module')
+def saved(model, tmp_path_factory):
+    """A run's folder: a saved model, with what training leaves beside it."""
+    folder = tmp_path_factory.mktemp('saved') / 'run'
+    hub.save(model, folder, LABELS, timm.data.resolve_model_data_config(model))
+    for name in ('results.json', 'README.md', 'checkpoints/step-3/model.safetensors', 'checkpoints/step-3/state.bin'):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('precious')
+    return folder
+
+
+@pytest.mark.parametrize(
+    'target',
+    [
+        'run/model.safetensors',
+        'run/config.json',
+        'run/results.json',
+        'run/README.md',
+        'run/checkpoints/step-3/model.safetensors',
+        'run/checkpoints/step-3/state.bin',
+        'run/Model.SafeTensors',  # on macOS and Windows the same file
+        'run/../run/model.safetensors',
+        'link/model.safetensors',
+        'link.pt',
+    ],
+)
+@pytest.mark.parametrize('is_own', [True, False])
+def test_export_never_replaces_a_file_of_a_saved_model(target, is_own, saved, model, monkeypatch):
+    root = saved.parent
+    if not (root / 'link').exists():
+        (root / 'link').symlink_to(saved, target_is_directory=True)
+        (root / 'link.pt').symlink_to(saved / 'model.safetensors')
+    monkeypatch.chdir(root)
+    before = {path: path.read_bytes() for path in root.rglob('*') if path.is_file()}
+    if is_own:
+        model = hub.load(f'local-dir:{saved}')
+    elif 'state.bin' in target:
+        pytest.skip('no name or file beside it shows that it belongs to a model')
+    with pytest.raises(InputError, match='is a file of a saved model: choose another name'):
+        export(model, target, 'torchscript')
+    assert {path: path.read_bytes() for path in root.rglob('*') if path.is_file()} == before
+
+
+def test_export_replaces_an_earlier_export_beside_the_weights(model, tmp_path):
+    hub.save(model, tmp_path, LABELS, timm.data.resolve_model_data_config(model))
+    loaded = hub.load(f'local-dir:{tmp_path}')
+    for image_size in (64, 96):
+        export(loaded, tmp_path / 'model.pt', 'torchscript', image_size=image_size)
+        assert read_metadata(tmp_path / 'model.pt')['input_size'] == [3, image_size, image_size]
+    assert hub.load(f'local-dir:{tmp_path}').num_classes == 3
+
+
+def test_export_names_weights_that_are_not_finite(model, tmp_path):
+    damaged = copy.deepcopy(model)
+    damaged.classifier.bias.data[1] = torch.nan
+    with pytest.raises(InputError, match=r'm.pt is not written: .* not finite \(classifier.bias holds NaN or infinity'):
+        export(damaged, tmp_path / 'm.pt', 'torchscript')
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize('in_chans', [1, 4])
+def test_export_takes_a_models_own_channels(in_chans, tmp_path, coco_root):
+    photo = next((coco_root / 'val2014').iterdir())
+    model = create(num_classes=2, in_chans=in_chans)
+    result = export(torch.compile(model), tmp_path / 'm.pt', 'torchscript', image_size=64)
+    assert result.input_size == (in_chans, 64, 64) and len(read_metadata(result.path)['mean']) == in_chans
+    if in_chans == 1:
+        export(model, tmp_path / 'm.pt', 'torchscript', image_size=64, photos=[photo])
+    else:
+        with pytest.raises(InputError, match='the model takes 4 channels, and images are read with 3'):
+            export(model, tmp_path / 'm.pt', 'torchscript', image_size=64, photos=[photo])
 
 
 def test_an_exporter_that_fails_is_named_in_one_line(model, tmp_path, monkeypatch):
