@@ -12,7 +12,8 @@ import timm
 import torch
 import torch.nn as nn
 from huggingface_hub import constants
-from timm.models import get_model_args, parse_model_name, save_for_hf
+from timm.models import get_model_args, get_model_traits, parse_model_name, save_for_hf
+from timm.utils import unwrap_model
 
 from .errors import InputError, unknown
 from .hub_errors import is_of_hub, reason
@@ -44,7 +45,7 @@ def save(
     Each file is replaced in one step, so a reader never sees half of one.
 
     Args:
-        model: A timm model, as `timm.create_model` made it.
+        model: A timm model, as `timm.create_model` made it, or one in a wrapper: compiled, parallel or of EMA weights.
         folder: Made when it is missing.
         label_names: Names in the order of the logits.
         data_config: Preprocessing, as `timm.data.resolve_model_data_config` gives it.
@@ -52,12 +53,17 @@ def save(
         thresholds: As for `set_thresholds`.
 
     Raises:
-        ValueError: Label names repeat, or their number is not the number of logits.
+        InputError: Label names repeat, or their number, or that of the thresholds, is not the number of logits.
     """
-    if len(set(label_names)) != len(label_names) or len(label_names) != model.num_classes:
-        raise ValueError(
-            f'{len(label_names)} label names, {len(set(label_names))} of them distinct, for {model.num_classes} logits.'
-        )
+    model = unwrap_model(model)
+    check_names(label_names, model.num_classes)
+    if thresholds and (fault := _fault_of_thresholds(thresholds, model.num_classes)):
+        raise InputError(fault)
+    channels = get_model_traits(model).get('in_chans', 3)
+    if data_config.get('input_size') and data_config['input_size'][0] != channels:
+        # What timm resolves for RGB is fitted to the model's own channels, as timm does it where it loads images.
+        source = {**model.pretrained_cfg, **data_config}
+        data_config = {**data_config, **timm.data.resolve_input_data_config(model, pretrained_cfg=source)}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix='.saving-') as temporary:
@@ -90,6 +96,8 @@ def save(
 def _align(path: Path) -> None:
     """Lays the tensors of a safetensors file out anew, so that matrices begin at multiples of 64 bytes.
 
+    Tensors of parts that `torch.compile` wraps get the names that they have without it.
+
     transformers computes on the file as it is mapped into memory, and on a CPU the last bit of a product depends on
     where its matrix begins: elsewhere than in memory that torch has reserved, the logits would not be timm's.
     """
@@ -109,7 +117,7 @@ def _align(path: Path) -> None:
         order = sorted(tensors, key=multiple, reverse=True)
         for name in order:
             begin, end = end, end + spans[name][1] - spans[name][0]
-            header[name] = {**tensors[name], 'data_offsets': [begin, end]}
+            header[name.replace('_orig_mod.', '')] = {**tensors[name], 'data_offsets': [begin, end]}
         text = json.dumps(header, separators=(',', ':')).encode()
         text += b' ' * (-(8 + len(text)) % 64)
         target.write(len(text).to_bytes(8, 'little') + text)
@@ -128,9 +136,17 @@ def set_thresholds(name: str, thresholds: dict) -> Path:
 
     Returns:
         The file.
+
+    Raises:
+        InputError: No model is saved there, or the thresholds are not one probability for each logit.
     """
     path = Path(name.removeprefix('local-dir:'), 'config.json')
-    config = {**json.loads(path.read_text(encoding='utf-8')), 'thresholds': thresholds}
+    if not path.is_file():
+        raise InputError(f'{name}: holds no config.json; give a folder that training or timm saved.')
+    config = json.loads(path.read_text(encoding='utf-8'))
+    if fault := _fault_of_thresholds(thresholds, config['num_classes']):
+        raise InputError(f'{name}: {fault}')
+    config['thresholds'] = thresholds
     temporary = path.with_name('.config.json.saving')
     temporary.write_text(json.dumps(config, indent=2), encoding='utf-8')
     os.replace(temporary, path)
@@ -270,14 +286,25 @@ def load_backbone(model: nn.Module, name: str) -> None:
 
 def _stored_thresholds(folder: str | Path, num_classes: int) -> list[float] | None:
     """Reads what `set_thresholds` stored: timm keeps of a config.json only the keys that it knows."""
-    thresholds = json.loads(Path(folder, 'config.json').read_text(encoding='utf-8')).get('thresholds')
+    config = json.loads(Path(folder, 'config.json').read_text(encoding='utf-8'))
+    thresholds = config.get('thresholds')
     if thresholds is None:
         return None
-    per_class = [float(threshold) for threshold in thresholds['per_class']]
-    if not all(0 <= threshold < 1 for threshold in per_class):
-        raise ValueError('thresholds in config.json must be from 0 to below 1')
+    if fault := _fault_of_thresholds(thresholds, config.get('num_classes', num_classes)):
+        raise ValueError(fault)
+    per_class = list(map(float, thresholds['per_class']))
     # A model that was loaded with another number of labels has none of its own.
     return per_class if len(per_class) == num_classes else None
+
+
+def _fault_of_thresholds(thresholds: dict, num_classes: int) -> str | None:
+    """Returns what is wrong with thresholds that are to be one probability for each logit, if anything is."""
+    per_class = thresholds.get('per_class') if isinstance(thresholds, dict) else None
+    if not isinstance(per_class, (list, tuple)) or len(per_class) != num_classes:
+        return f'thresholds in config.json must hold per_class, a list of {num_classes} numbers'
+    if not all(isinstance(threshold, (int, float)) and 0 <= threshold < 1 for threshold in per_class):
+        return 'thresholds in config.json must be from 0 to below 1'
+    return None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 
 import msff_timm  # noqa: F401  registers the models
 from msff_timm import hub
@@ -179,9 +180,6 @@ def test_thresholds_travel_beside_what_timm_reads(model, folder):
     assert hub.load(f'local-dir:{folder}').thresholds == [0.2, 0.4, 0.9]
     assert hub.load(f'local-dir:{folder}', num_classes=5).thresholds is None  # other labels, none of theirs
     timm.create_model(f'local-dir:{folder}', pretrained=True)
-    hub.set_thresholds(f'local-dir:{folder}', {'per_class': [0.2, 0.4, 1.9]})
-    with pytest.raises(InputError, match='thresholds in config.json must be from 0 to below 1'):
-        hub.load(f'local-dir:{folder}')
 
 
 def test_load_for_the_same_labels_keeps_the_trained_classifier():
@@ -224,3 +222,80 @@ def test_load_takes_names_from_the_caller_and_from_nobody_where_the_labels_are_o
     assert stored_names(hub.load(name, num_classes=5)) is None
     with pytest.raises(InputError, match='2 label names for 3 logits'):
         hub.load(name, pretrained_cfg_overlay={'label_names': ['Katze', 'Hund']})
+
+
+def same_as(model, folder, in_chans=3):
+    loaded, x = hub.load(f'local-dir:{folder}'), torch.randn(2, in_chans, 64, 64)
+    with torch.inference_mode():
+        return torch.equal(loaded(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        torch.compile,
+        torch.nn.DataParallel,
+        torch.optim.swa_utils.AveragedModel,
+        ModelEmaV3,
+        lambda model: torch.compile(torch.nn.DataParallel(model)),
+        lambda model: torch.nn.DataParallel(torch.compile(model)),
+    ],
+    ids=['compiled', 'parallel', 'averaged', 'EMA', 'compiled parallel', 'parallel compiled'],
+)
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
+def test_save_stores_the_model_of_a_wrapper_under_its_own_names(wrap, architecture, tmp_path):
+    model = timm.create_model(architecture, num_classes=3)
+    hub.save(wrap(model), tmp_path, LABELS, timm.data.resolve_model_data_config(model))
+    assert load_file(tmp_path / 'model.safetensors').keys() == model.state_dict().keys()
+    assert same_as(model, tmp_path)
+
+
+def test_save_stores_a_model_of_compiled_parts_under_its_own_names(tmp_path):
+    model = timm.create_model('msff_test_resnet', num_classes=3)
+    names = model.state_dict().keys()
+    model.backbone = torch.compile(model.backbone)
+    model.enhancement.branches[0][0] = torch.compile(model.enhancement.branches[0][0])
+    hub.save(model, tmp_path, LABELS, timm.data.resolve_model_data_config(model))
+    assert load_file(tmp_path / 'model.safetensors').keys() == names
+    hub.load(f'local-dir:{tmp_path}')
+
+
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
+@pytest.mark.parametrize('in_chans', [1, 2, 4, 6])
+def test_save_fits_the_preprocessing_to_the_channels_of_the_model(architecture, in_chans, tmp_path):
+    model = timm.create_model(architecture, num_classes=3, in_chans=in_chans)
+    data_config = timm.data.resolve_model_data_config(model, {'img_size': 96, 'crop_pct': 0.75})
+    assert data_config['input_size'] == (3, 96, 96)
+    hub.save(model, tmp_path, LABELS, {**data_config, 'mean': (0.1, 0.2, 0.6)})
+    config = timm.data.resolve_model_data_config(hub.load(f'local-dir:{tmp_path}'))
+    assert tuple(config['input_size']) == (in_chans, 96, 96) and config['crop_pct'] == 0.75
+    assert list(config['mean']) == pytest.approx([0.3] * in_chans) and list(config['std']) == [0.5] * in_chans
+    assert same_as(model, tmp_path, in_chans)
+
+
+@pytest.mark.parametrize(
+    ('thresholds', 'part'),
+    [
+        ({'per_class': [0.5, 0.5]}, 'per_class, a list of 3 numbers'),
+        ({'overall': 0.5}, 'per_class, a list of 3 numbers'),
+        ({'per_class': 0.5}, 'per_class, a list of 3 numbers'),
+        ({'per_class': [0.5, 0.5, float('nan')]}, 'from 0 to below 1'),
+        ({'per_class': [0.5, 0.5, 1]}, 'from 0 to below 1'),
+        ({'per_class': [0.5, 0.5, '0.5']}, 'from 0 to below 1'),
+    ],
+)
+def test_thresholds_are_one_probability_for_each_logit(thresholds, part, model, folder, tmp_path):
+    with pytest.raises(InputError, match=part):
+        hub.save(model, tmp_path / 'new', LABELS, timm.data.resolve_model_data_config(model), thresholds=thresholds)
+    with pytest.raises(InputError, match=part):
+        hub.set_thresholds(f'local-dir:{folder}', thresholds)
+    assert not (tmp_path / 'new').exists() and hub.load(f'local-dir:{folder}').thresholds is None
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'thresholds': thresholds}))
+    with pytest.raises(InputError, match=f'{folder}: cannot be loaded .*{part}'):
+        hub.load(f'local-dir:{folder}')
+
+
+def test_set_thresholds_names_a_folder_without_a_model(tmp_path):
+    with pytest.raises(InputError, match='holds no config.json'):
+        hub.set_thresholds(f'local-dir:{tmp_path}', {'per_class': [0.5]})
