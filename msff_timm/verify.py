@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 MOST_BYTES = 50_000_000  # of a config.json: of 80 labels it has 5,000
 MOST_TENSORS = 10_000  # safetensors looks for one in time that grows with their number
 LARGEST = 16_384  # number of a configuration that no tensor has to account for, a picture's side say
+SMALLEST = 32  # side of the images of our models, as `layers.check_size` has it
 REPEATED = re.compile('depth|layers|blocks|repeat')  # arguments that tell how often a part is there
+BOUNDS = ('max_queries',)  # arguments that only bound what others ask for: no tensor accounts for them
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
+CROP_MODES = ('center', 'squash', 'border')  # timm takes any other for the first
 FOREIGN = re.compile('pretrained|checkpoint|cache_dir')  # arguments that would bring weights from elsewhere
 
 
@@ -173,12 +177,17 @@ def check_model(folder: str | Path) -> None:
     wanted, there = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes))
     if wanted > 2 * there:
         raise ValueError(f'config.json describes {wanted:,} parameters, model.safetensors holds {there:,}')
+    size = pretrained_cfg.get('input_size')
+    if size is not None and hasattr(model, 'backbone_args') and min(size[1:]) < SMALLEST:  # one of ours
+        raise ValueError(f'input_size is {size[1]} x {size[2]} pixels: {SMALLEST} x {SMALLEST} is the least')
 
 
 def _check_numbers(value: object, name: str, largest: int, most: int) -> None:
     """Refuses arguments that would make the model large beyond what its weights hold, or fetch weights."""
     if isinstance(value, dict):
         for key, inner in value.items():
+            if key in BOUNDS:
+                continue
             if FOREIGN.search(key) and inner:
                 raise ValueError(f'{name}.{key} asks for weights from elsewhere')
             _check_numbers(inner, f'{name}.{key}', most if REPEATED.search(key) else largest, most)
@@ -190,24 +199,32 @@ def _check_numbers(value: object, name: str, largest: int, most: int) -> None:
 
 
 def _check_preprocessing(config: dict) -> None:
-    """Refuses pictures that no memory holds, and what is no number."""
+    """Refuses images that no memory holds, and what timm cannot make a transform of."""
     channels = 3
     for key in ('input_size', 'test_input_size', 'min_input_size'):
         size = config.get(key)
         if size is not None:
-            if len(size) != 3 or not all(type(side) is int and 1 <= side <= LARGEST for side in size):
+            sides = size if isinstance(size, (list, tuple)) else []
+            if len(sides) != 3 or not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
                 raise ValueError(f'{key} is not channels, height and width, of {LARGEST} at most')
             channels = size[0] if key == 'input_size' else channels
     for key in ('mean', 'std'):
         values = config.get(key)
-        if values is not None:
-            values = values if isinstance(values, (list, tuple)) else [values]
-            if len(values) not in (1, channels) or not all(_is_between(value, -1e6, 1e6) for value in values):
-                raise ValueError(f'{key} is not a number for each channel')
+        if values is None:
+            continue
+        is_list = isinstance(values, (list, tuple)) and len(values) in (1, channels)
+        if not is_list or not all(_is_between(value, -1e6, 1e6) for value in values):
+            raise ValueError(f'{key} is not a number for each channel: give a list of {channels}')
+        if key == 'std' and min(values) <= 0:
+            raise ValueError('std holds a number that is not above 0: images are divided by it')
     for key in ('crop_pct', 'test_crop_pct'):
         # The picture's side is divided by it.
         if config.get(key) is not None and not _is_between(config[key], 0.1, 10):
             raise ValueError(f'{key} is not a share of the picture')
+    for key, choices in (('interpolation', INTERPOLATIONS), ('crop_mode', CROP_MODES)):
+        value = config.get(key)
+        if value is not None and value not in choices:
+            raise ValueError(f'{key} is {value!r:.99}: must be one of {", ".join(choices)}')
 
 
 def _check_labels(config: dict, model_args: dict) -> None:

@@ -14,10 +14,12 @@ import pytest
 import timm
 import torch
 from hub_server import Fault, HubServer
+from PIL import Image
 from test_push import client, environment, pulled_logits, server, weights  # noqa: F401  fixtures
 from timm.models import _registry
 
 from msff_timm import hub
+from msff_timm.data.transforms import Normalize, eval_transform
 from msff_timm.errors import InputError
 
 ARGUMENTS = {'num_classes': 3, 'ffn_dim': 64, 'encoder_depth': 1, 'decoder_depth': 1}
@@ -106,6 +108,20 @@ def test_what_is_sound_is_loaded(folder):
         ('pretrained_cfg.test_input_size', [3, 0, 96], 'test_input_size is not channels, height and width'),
         ('pretrained_cfg.mean', ['0.5', '0.5', '0.5'], 'mean is not a number for each channel'),
         ('pretrained_cfg.std', [0.5] * 10**5, 'std is not a number for each channel'),
+        ('pretrained_cfg.input_size', 96, 'config.json is not what timm writes'),
+        ('pretrained_cfg.input_size', [3, 2, 96], 'input_size is 2 x 96 pixels: 32 x 32 is the least'),
+        ('pretrained_cfg.input_size', [3, 96, 31], 'input_size is 96 x 31 pixels: 32 x 32 is the least'),
+        ('pretrained_cfg.mean', 0.5, 'mean is not a number for each channel: give a list of 3'),
+        ('pretrained_cfg.std', 0.5, 'std is not a number for each channel: give a list of 3'),
+        ('pretrained_cfg.std', '0.5', 'std is not a number for each channel: give a list of 3'),
+        ('pretrained_cfg.std', [0.5, 0.5], 'std is not a number for each channel: give a list of 3'),
+        ('pretrained_cfg.std', {'0': 0.5}, 'std is not a number for each channel: give a list of 3'),
+        ('pretrained_cfg.std', [0.5, 0, 0.5], 'std holds a number that is not above 0'),
+        ('pretrained_cfg.interpolation', 'x', "interpolation is 'x': must be one of nearest, bilinear, bicubic, "),
+        ('pretrained_cfg.interpolation', 'random', "interpolation is 'random': must be one of"),
+        ('pretrained_cfg.interpolation', 2, 'interpolation is 2: must be one of'),
+        ('pretrained_cfg.interpolation', ['bilinear'], "interpolation is ['bilinear']: must be one of"),
+        ('pretrained_cfg.crop_mode', 'squish', "crop_mode is 'squish': must be one of center, squash, border"),
         ('pretrained_cfg.crop_pct', 1e-9, 'crop_pct is not a share'),
         ('pretrained_cfg.nothing', 1, 'cannot be loaded'),
         ('thresholds', 'text', 'cannot be loaded'),
@@ -117,6 +133,26 @@ def test_a_hostile_configuration(folder, path, value, part):
     changed(config, path, value)
     (folder / 'config.json').write_text(json.dumps(config))
     refused(folder, part)
+
+
+@pytest.mark.parametrize('max_queries', [20_000, 10**9])
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'mldecoder_test_resnet'])
+def test_a_bound_of_queries_may_be_larger_than_anything_in_the_weights(architecture, max_queries, tmp_path):
+    model = timm.create_model(architecture, num_classes=3, max_queries=max_queries)
+    hub.save(model, tmp_path, ['a', 'b', 'c'], timm.data.resolve_model_data_config(model))
+    assert hub.load(f'local-dir:{tmp_path}').max_queries == max_queries
+
+
+@pytest.mark.parametrize('interpolation', ['nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos'])
+@pytest.mark.parametrize('crop_mode', ['center', 'squash', 'border'])
+def test_what_passes_the_checks_makes_a_transform(folder, interpolation, crop_mode):
+    config = json.loads((folder / 'config.json').read_text())
+    config['pretrained_cfg'].update(interpolation=interpolation, crop_mode=crop_mode, std=[0.5], input_size=[3, 32, 40])
+    (folder / 'config.json').write_text(json.dumps(config))
+    data_config = timm.data.resolve_input_data_config(hub.load(f'local-dir:{folder}'))
+    image = Image.new('RGB', (70, 50), 'teal')
+    assert eval_transform(data_config)(image).shape == (3, 32, 40)
+    assert Normalize(data_config)(torch.zeros(1, 3, 32, 40, dtype=torch.uint8)).shape == (1, 3, 32, 40)
 
 
 @pytest.mark.parametrize(
