@@ -20,7 +20,7 @@ from .errors import InputError
 from .hub_errors import is_of_hub, status
 from .hub_errors import reason as reason_of
 from .labels import check_names, forget_names
-from .layers import create_backbone, first_conv_of_backbone, no_weight_decay_of_backbone
+from .layers import copy_backbone, create_backbone, first_conv_of_backbone, no_weight_decay_of_backbone
 from .verify import fetch
 
 __all__ = ['BackboneModel', 'create_on_backbone']
@@ -73,8 +73,22 @@ class BackboneModel(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        of_backbone = no_weight_decay_of_backbone(self.backbone, self.backbone_name)
+        args = self.backbone_args['backbone_args']
+        of_backbone = no_weight_decay_of_backbone(self.backbone, self.backbone_name, args)
         return {f'backbone.{name}' for name in of_backbone}
+
+    def prune_backbone(self, num_maps: int) -> None:
+        """Leaves out of the backbone what only its later maps need.
+
+        Args:
+            num_maps: How many maps are needed, the first ones.
+        """
+        reductions = self.backbone_args['reductions'][:num_maps]
+        if len(reductions) < len(self.backbone_args['reductions']):
+            self.backbone_args['reductions'] = reductions
+            smaller = create_backbone(self.backbone_name, **self.backbone_args, **get_device_dtype(self))
+            copy_backbone(self.backbone, smaller)
+            self.backbone = smaller.train(self.training)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -154,7 +154,7 @@ class MSFF(BackboneModel):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """Orders the parameters for layer-wise learning rates: the backbone's layers, then each step of the head."""
-        of_backbone = group_backbone(self.backbone, self.backbone_name, coarse)
+        of_backbone = group_backbone(self.backbone, self.backbone_name, coarse, self.backbone_args['backbone_args'])
         encoders = len(self.enhancement.branches[0])
         decoders = 0 if self.selection is None else len(self.selection.branches[0])
         first = max(of_backbone.values()) + 1  # projection and position
@@ -178,9 +178,9 @@ class MSFF(BackboneModel):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         super().set_grad_checkpointing(enable)
-        self.enhancement.grad_checkpointing = enable
-        if self.selection is not None:
-            self.selection.grad_checkpointing = enable
+        for part in (self.enhancement, self.selection):
+            if part is not None:
+                part.grad_checkpointing = enable
 
     @torch.jit.ignore
     def shares_queries(self, num_classes: int) -> bool:
@@ -260,7 +260,8 @@ class MSFF(BackboneModel):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes what `forward_intermediates` does not need: the region selection and the classifier.
+        """Removes what `forward_intermediates` does not need: the region selection and the classifier, and where only
+        maps of the backbone are needed all that comes after them.
 
         Args:
             indices: Which maps are needed: the last n, or those listed.
@@ -274,6 +275,11 @@ class MSFF(BackboneModel):
         if prune_head:
             self.selection = None
             self.reset_classifier(0, '')
+            needed = [self.feature_info[i] for i in take_indices]
+            if all(info['module'] == 'backbone' for info in needed):
+                self.projection = self.scale_attention = self.position = self.enhancement = None
+                last = max(info['reduction'] for info in needed)
+                self.prune_backbone(self.backbone_args['reductions'].index(last) + 1)
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:

@@ -242,7 +242,7 @@ class QueryModel(BackboneModel):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
         """Orders the parameters for layer-wise learning rates: the backbone's layers, encoder, decoder, classifier."""
-        of_backbone = group_backbone(self.backbone, self.backbone_name, coarse)
+        of_backbone = group_backbone(self.backbone, self.backbone_name, coarse, self.backbone_args['backbone_args'])
         first = max(of_backbone.values()) + 1
         head = {'encoder': first, 'decoder': first + 1, 'query_embed': first + 2, 'classifier': first + 2}
 
@@ -310,7 +310,8 @@ class QueryModel(BackboneModel):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes what `forward_intermediates` does not need: queries, decoder and classifier.
+        """Removes what `forward_intermediates` does not need: queries, decoder and classifier, and where only maps of
+        the backbone are needed all that comes after them.
 
         Args:
             indices: Which maps are needed: the last n, or those listed.
@@ -324,6 +325,9 @@ class QueryModel(BackboneModel):
         if prune_head:
             self.decoder = nn.Identity()
             self.reset_classifier(0, '')
+            if max(take_indices) < len(self.backbone_args['reductions']):
+                self.encoder = nn.Identity()
+                self.prune_backbone(max(take_indices) + 1)
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,5 @@
 import math
+from fnmatch import fnmatch
 
 import pytest
 import timm
@@ -93,6 +94,47 @@ def test_layers_weight_decay_and_first_convolution_are_timms(name):
         backbone.get_submodule(conv).weight.shape[1] == 3
         and group_backbone(backbone, name, False)[f'{conv}.weight'] == 0
     )
+
+
+@pytest.mark.parametrize(
+    ('name', 'args'),
+    [
+        ('convnext_atto', {'depths': (1, 1, 3, 1), 'dims': (16, 24, 32, 48)}),
+        ('convnext_atto', {'depths': (3, 3, 9, 3)}),  # more layers than the name has
+        ('resnet18', {'layers': (1, 1, 1, 1)}),
+        ('resnet18', {'layers': (3, 4, 6, 3), 'feature_cls': 'getter'}),
+        ('swinv2_cr_tiny_224', {'depths': (1, 1, 2, 1), 'embed_dim': 24, 'num_heads': (1, 2, 2, 4)}),
+        ('swin_tiny_patch4_window7_224', {'depths': (1, 1, 2, 1), 'img_size': 64, 'window_size': 2}),
+    ],
+    ids=str,
+)
+def test_layers_and_weight_decay_are_those_of_the_backbones_arguments(name, args):
+    backbone = create_backbone(name, backbone_args=args, device='meta')
+    whole = timm.create_model(name, **{k: v for k, v in args.items() if k != 'feature_cls'}, device='meta')
+    pairs = _pairs_of_parameters(backbone, whole)
+    for coarse in (False, True):
+        expected = group_parameters(whole, whole.group_matcher(coarse=coarse), reverse=True)
+        assert group_backbone(backbone, name, coarse, args) == {ours: expected[theirs] for ours, theirs in pairs}
+    patterns = whole.no_weight_decay() if hasattr(whole, 'no_weight_decay') else ()
+    expected = {ours for ours, theirs in pairs if any(fnmatch(theirs, pattern) for pattern in patterns)}
+    assert no_weight_decay_of_backbone(backbone, name, args) == expected
+    assert bool(expected) == ('swin_' in name)
+
+
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'mldecoder_test_resnet'])
+def test_a_models_groups_are_those_of_its_backbones_arguments(architecture):
+    for name, args, layers in (
+        ('convnext_atto', {'depths': (3, 3, 9, 3)}, 1 + 3 + 3 + 9 + 3),
+        ('swin_tiny_patch4_window7_224', {'depths': (1, 1, 3, 1), 'img_size': 64, 'window_size': 2}, None),
+    ):
+        model = timm.create_model(architecture, backbone=name, backbone_args=args, device='meta')
+        groups = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+        assert groups.keys() == dict(model.named_parameters()).keys()
+        of_backbone = {layer for name, layer in groups.items() if name.startswith('backbone.')}
+        assert min(of_backbone) == 0 and max(of_backbone) < groups['classifier.bias']
+        assert layers is None or len(of_backbone) == layers
+        free = {name for name in model.no_weight_decay() if name.startswith('backbone.')}
+        assert len(free) == (sum(args['depths']) if 'swin' in name else 0)
 
 
 def _pairs_of_parameters(backbone, whole):

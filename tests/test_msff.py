@@ -367,6 +367,25 @@ def test_features_only_gives_the_maps_without_what_it_does_not_need():
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize('backbone', ['test_resnet', 'test_convnext', 'test_efficientnet'])
+@pytest.mark.parametrize(('out_indices', 'module'), [([0], 'backbone'), ([2], 'backbone'), ([0, 2], 'backbone')])
+def test_features_only_of_the_backbone_has_nothing_that_gets_no_gradient(out_indices, module, backbone):
+    args = dict(backbone=backbone, pretrained_cfg_overlay={'num_classes': 3})
+    torch.manual_seed(0)
+    model = timm.create_model('msff_test_resnet', features_only=True, out_indices=out_indices, **args)
+    torch.manual_seed(0)
+    whole = timm.create_model('msff_test_resnet', **args).train()
+    assert {info['module'] for info in model.feature_info.info if info['index'] in out_indices} == {module}
+    model.model.set_grad_checkpointing(True), model.model.set_grad_checkpointing(False)
+    x = torch.randn(2, 3, 64, 64)
+    maps = model(x)
+    sum(m.sum() for m in maps).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert {name.partition('.')[0] for name, _ in model.model.named_parameters()} == {'backbone'}
+    for ours, theirs in zip(maps, [whole.backbone(x)[i // 2] for i in out_indices], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_model_made_on_the_meta_device_gets_its_weights_later():
     model = timm.create_model('msff_test_resnet', device='meta', dtype=torch.float64, **SMALL)
     tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]

@@ -349,6 +349,21 @@ def test_features_only_gives_the_maps_without_what_it_does_not_need(name, levels
 
 
 @pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('out_indices', [[0], [1], [2], [0, 1]])
+def test_features_only_of_the_backbone_has_nothing_that_gets_no_gradient(name, out_indices):
+    torch.manual_seed(0)
+    model = timm.create_model(name, features_only=True, out_indices=out_indices)
+    torch.manual_seed(0)
+    whole = timm.create_model(name).train()
+    x = torch.randn(2, 3, 64, 64)
+    maps = model(x)
+    sum(m.sum() for m in maps).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    for ours, theirs in zip(maps, [whole.backbone(x)[i] for i in out_indices], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_a_model_made_on_the_meta_device_gets_its_weights_later(name):
     model = timm.create_model(name, device='meta', dtype=torch.float64, **SMALL)
     tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]

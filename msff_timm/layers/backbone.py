@@ -9,6 +9,8 @@ import torch
 import torch.nn as nn
 from timm.layers import register_notrace_function
 from timm.models import group_parameters
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
 
 __all__ = [
     'check_size',
@@ -57,7 +59,12 @@ def create_backbone(
     out_indices = tuple(len(found) - 1 - found[::-1].index(reduction) for reduction in reductions)
     if getattr(stages, 'output_fmt', None) == 'NHWC':
         args['feature_cls'] = 'getter'  # it gives NCHW whatever the model computes in
-    return timm.create_model(name, pretrained=pretrained, out_indices=out_indices, **args, device=device, dtype=dtype)
+    args |= {'pretrained': pretrained, 'out_indices': out_indices}
+    backbone = timm.create_model(name, **args, device=device, dtype=dtype)
+    if isinstance(backbone, (EfficientNetFeatures, MobileNetV3Features)) and backbone.feature_hooks is None:
+        # They keep the blocks after the last map, whose weights would get no gradient.
+        backbone.blocks = backbone.blocks[: max(backbone._stage_out_idx)]
+    return backbone
 
 
 @torch.no_grad()
@@ -108,20 +115,26 @@ def check_size(x: torch.Tensor) -> None:
         raise ValueError(f'x: pictures of {x.shape[-2]} x {x.shape[-1]} pixels are too small: 32 x 32 is the least.')
 
 
-def group_backbone(backbone: nn.Module, name: str, coarse: bool) -> dict[str, int]:
+def group_backbone(backbone: nn.Module, name: str, coarse: bool, backbone_args: dict | None = None) -> dict[str, int]:
     """Numbers the layers of a backbone from its stem, 0, as `group_matcher` of the whole timm model does.
+
+    Args:
+        backbone: What `create_backbone` made.
+        name: As for `create_backbone`.
+        coarse: Number stages instead of layers.
+        backbone_args: As for `create_backbone`.
 
     Returns:
         The layer of each of the backbone's parameters.
     """
-    whole = timm.create_model(name, device='meta')
+    whole = _whole(name, backbone_args)
     layers = group_parameters(whole, whole.group_matcher(coarse=coarse), reverse=True)
     return {ours: layers[theirs] for ours, theirs in _same_parameters(backbone, whole)}
 
 
-def no_weight_decay_of_backbone(backbone: nn.Module, name: str) -> set[str]:
-    """Names the backbone's parameters for which the whole timm model asks for no weight decay."""
-    whole = timm.create_model(name, device='meta')
+def no_weight_decay_of_backbone(backbone: nn.Module, name: str, backbone_args: dict | None = None) -> set[str]:
+    """Names the backbone's parameters for which the whole timm model, of the same arguments, asks for no decay."""
+    whole = _whole(name, backbone_args)
     patterns = whole.no_weight_decay() if hasattr(whole, 'no_weight_decay') else ()
     return {ours for ours, theirs in _same_parameters(backbone, whole) if any(fnmatch(theirs, p) for p in patterns)}
 
@@ -132,6 +145,13 @@ def first_conv_of_backbone(backbone: nn.Module) -> tuple[str, ...]:
     parameters = dict(backbone.named_parameters())
     theirs = (first_conv,) if isinstance(first_conv, str) else first_conv
     return tuple(ours for conv in theirs for ours in _our_names(conv) if f'{ours}.weight' in parameters)
+
+
+def _whole(name: str, backbone_args: dict | None) -> nn.Module:
+    """Creates the timm model that a backbone is a part of, without memory for its weights."""
+    args = {**_any_size(name), **(backbone_args or {})}
+    args.pop('feature_cls', None)  # of the `features_only` form alone
+    return timm.create_model(name, **args, device='meta')
 
 
 def _same_parameters(backbone: nn.Module, whole: nn.Module) -> Iterator[tuple[str, str]]:
