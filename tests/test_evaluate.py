@@ -290,6 +290,23 @@ def test_the_mean_of_a_picture_and_its_mirror_image_is_exact_at_both_ends():
     assert evaluate.Scorer(Ends(), [1], flip=False)(images)[:, 0].tolist() == pytest.approx(left.tolist())
 
 
+def test_scorer_names_weights_that_are_not_finite():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    model[1].bias.data[1] = torch.nan
+    assert evaluate.Scorer(model, [0], flip=False)(torch.zeros(1, 3)).isfinite().all()
+    with pytest.raises(InputError, match=r'not finite \(1.bias holds NaN or infinity\)'):
+        evaluate.Scorer(model, [0, 1], flip=False)(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize('image_size', [None, 48])
+def test_load_model_resolves_the_channels_of_the_model(image_size, tmp_path):
+    model = timm.create_model('msff_test_resnet', num_classes=2, in_chans=1)
+    hub.save(model, tmp_path, ['a', 'b'], timm.data.resolve_model_data_config(model))
+    _, data_config = evaluate.load_model(f'local-dir:{tmp_path}', image_size)
+    side = image_size or 96
+    assert tuple(data_config['input_size']) == (1, side, side) and len(data_config['mean']) == 1
+
+
 def test_a_model_of_a_fixed_size_takes_another(tmp_path):
     torch.manual_seed(0)
     vit = timm.create_model('test_vit', num_classes=2)

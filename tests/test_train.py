@@ -22,7 +22,7 @@ from config import DataConfig
 from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import match_labels
-from train import Run, load_data
+from train import Run, check_trainable, load_data
 
 ROOT = Path(__file__).parents[1]
 TINY = ['--data.train_size=32', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
@@ -202,6 +202,40 @@ def test_a_trained_model_goes_on_with_a_table_of_photos(script, trained, coco_ro
     assert run['data'] == named
     model = hub.load(f'local-dir:{tmp_path / "run"}')
     assert 'person' in model.pretrained_cfg['label_names'] and model.num_classes == len(run['labels'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'args', 'image_size', 'is_refused'),
+    [
+        ('msff_test_resnet', {}, 32, True),
+        ('msff_test_resnet', {}, 64, False),
+        ('msff_test_resnet', {'backbone': 'test_convnext'}, 32, False),  # LayerNorm
+        ('test_resnet', {}, 32, True),
+        ('mobilenetv4_conv_small_035', {}, 64, True),  # its head's, after the pooling, at any size
+    ],
+)
+def test_check_trainable_refuses_a_batch_of_one_as_pytorch_does(name, args, image_size, is_refused):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **args).eval()
+    before, random_state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    if is_refused:
+        with pytest.raises(InputError, match=f'one image of {image_size} x {image_size} pixels at a time') as caught:
+            check_trainable(model, image_size, 1, 'each')
+        assert '\n' not in str(caught.value)
+    else:
+        check_trainable(model, image_size, 1, 'each')
+    assert torch.equal(torch.get_rng_state(), random_state) and not model.training
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    check_trainable(model, image_size, 2, 'each'), check_trainable(model, image_size, 1, 'frozen')
+    if is_refused:
+        with pytest.raises(ValueError, match='more than 1 value per channel'):
+            model.train()(torch.zeros(1, 3, image_size, image_size))
+
+
+def test_check_trainable_refuses_other_channels():
+    model = timm.create_model('msff_test_resnet', num_classes=3, in_chans=1)
+    with pytest.raises(InputError, match='model.args: the model takes 1 channels'):
+        check_trainable(model, 64, 8, 'each')
 
 
 def test_starting_weights_of_another_architecture_are_refused(script, trained, tmp_path):

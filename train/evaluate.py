@@ -29,6 +29,7 @@ from msff_timm.data.samples import Samples
 from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
 from msff_timm.labels import describe_matches, match_labels, stored_names
+from msff_timm.predict import check_finite
 from report import describe, environment, replace_file, results, write_json
 
 
@@ -125,10 +126,10 @@ def load_model(name: str, image_size: int | None) -> tuple[nn.Module, dict]:
     """
     model = hub.load(name)
     if image_size is None:
-        return model, timm.data.resolve_model_data_config(model)
+        return model, timm.data.resolve_input_data_config(model)
     if model.pretrained_cfg.get('fixed_input_size') and image_size != model.pretrained_cfg['input_size'][-1]:
         model = hub.load(name, img_size=image_size)  # its position embeddings are resampled as they are loaded
-    data_config = timm.data.resolve_model_data_config(model, {'img_size': image_size})
+    data_config = timm.data.resolve_input_data_config(model, {'img_size': image_size})
     try:
         with torch.inference_mode():
             model(torch.zeros(1, *data_config['input_size']))
@@ -248,6 +249,7 @@ class Scorer(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Maps pictures (B, C, H, W) to logits (B, n)."""
         logits = self.model(images)[:, self.columns].float()
+        check_finite(self.model, logits)
         if not self.flip:
             return logits
         mirrored = self.model(images.flip(-1))[:, self.columns].float()

@@ -5,6 +5,7 @@ Without arguments it trains the demo of `train/configs/demo.yaml`.
 
 import interruption  # noqa: F401  isort: skip
 
+import copy
 import shlex
 import shutil
 import sys
@@ -31,6 +32,7 @@ from datasets.distributed import split_dataset_by_node
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.data import Mixup
+from timm.models import get_model_traits
 from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
@@ -167,6 +169,9 @@ class Run:
         found = self.checkpoints.find(config.resume) if config.resume else None
         set_seed(config.seed)
         model, self.kept_labels = make_model(config.model, self.label_names, resumed=found is not None)
+        # Of how many images a BatchNorm sees at once
+        together = self.per_pass * (accelerator.num_processes if config.model.batch_norm == 'sync' else 1)
+        check_trainable(model, data.image_size, together, config.model.batch_norm)
         teacher = None
         if config.distill.teacher:
             teacher = Teacher(config.distill.teacher, self.label_names, config.distill).to(accelerator.device)
@@ -479,6 +484,30 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
     if architecture != config.name:
         raise InputError(f'model.name is {config.name}: {config.init_from} is {architecture}; set model.name to that.')
     return model, kept_labels
+
+
+def check_trainable(model: nn.Module, image_size: int, batch_size: int, batch_norm: str) -> None:
+    """Checks that a model takes the batches of a run.
+
+    Raises:
+        InputError: It takes other channels, or a BatchNorm of it would see one value for each, which PyTorch refuses.
+    """
+    channels = get_model_traits(model).get('in_chans', 3)
+    if channels != 3:
+        raise InputError(f'model.args: the model takes {channels} channels, and images are read with 3 for training.')
+    if batch_norm == 'frozen' or batch_size > 1:
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            copy.deepcopy(model).train()(torch.zeros(1, 3, image_size, image_size))
+    except ValueError as e:
+        if 'more than 1 value per channel' not in str(e):
+            raise
+        raise InputError(
+            f'optim.batch_size gives each process one image of {image_size} x {image_size} pixels at a time, of which a'
+            ' BatchNorm of the model sees a single value: use a larger optim.batch_size, optim.max_per_process or'
+            ' data.image_size, or set model.batch_norm to frozen.'
+        ) from None
 
 
 def make_mixup(data: DataConfig, num_classes: int) -> Mixup | None:
