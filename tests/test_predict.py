@@ -16,6 +16,7 @@ from msff_timm.data.formats import HAS_AVIF
 from msff_timm.data.images import open_image
 from msff_timm.errors import InputError
 from msff_timm.predict import find_photos, predict
+from msff_timm.space import look
 
 
 @pytest.fixture
@@ -255,6 +256,15 @@ def test_predict_names_weights_that_are_not_finite(architecture, photos, tmp_pat
         error = capsys.readouterr().err
         assert f'the logits of the model are not finite ({name} holds NaN or infinity)' in error
         assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize('architecture', ['msff_test_resnet', 'mldecoder_test_resnet'])
+def test_the_page_names_weights_that_are_not_finite_and_takes_one_channel(architecture, photos):
+    model = timm.create_model(architecture, num_classes=3, in_chans=1).eval()
+    assert len(look(model, photos / 'b.png').probabilities) == 3
+    model.classifier.bias.data[0] = float('nan')
+    with pytest.raises(InputError, match=r'not finite \(classifier.bias holds NaN or infinity\)'):
+        look(model, photos / 'b.png')
 
 
 @pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
