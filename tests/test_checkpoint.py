@@ -1,31 +1,48 @@
 import json
+import os
+import pickle
+import random
 import shutil
+import socket
+import subprocess
+import sys
+import warnings
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
 
+import guard
 from checkpoint import Checkpoints, Progress, about_run, differences, fingerprint
 from config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from msff_timm.errors import InputError
 
+HISTORY = [{'epoch': 1, 'loss': 0.5, 'mAP': 5.0, 'CF1': 4.0, 'OF1': 3.0}]
+
 
 class Run:
-    """A model, an optimiser, another state, and the checkpoints of them."""
+    """A model, its EMA, an optimiser and its schedule, and the checkpoints of them."""
 
-    def __init__(self, folder, keep=2):
+    def __init__(self, folder, keep=2, lr=0.1):
         self.accelerator = Accelerator(cpu=True)
         self.model = nn.Linear(3, 2)
-        self.other = nn.Linear(1, 1)
-        model, self.optimizer = self.accelerator.prepare(self.model, torch.optim.AdamW(self.model.parameters(), 0.1))
+        self.ema = nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr)
+        model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=100)
         self.checkpoints = Checkpoints(self.accelerator, folder, keep)
-        self.checkpoints.register(self.model, self.other)
+        self.checkpoints.register(self.model, self.ema, self.optimizer, self.schedule)
 
     def save(self, steps_done, about=None, **progress):
         with torch.no_grad():
             self.model.weight.fill_(steps_done)
-            self.other.weight.fill_(-steps_done)
+            self.ema.weight.fill_(-steps_done)
         self.optimizer.zero_grad()
         self.model(torch.ones(1, 3)).sum().backward()
         self.optimizer.step()
@@ -38,20 +55,20 @@ def names(folder):
 
 def test_what_is_loaded_is_what_was_saved(tmp_path):
     run = Run(tmp_path)
-    assert run.save(7, epoch=2, step=3, history=[{'epoch': 1, 'mAP': 5.0}], losses=[1.5, 2.5], unreadable=['a: broken'])
-    saved = [parameter.clone() for parameter in (*run.model.parameters(), *run.other.parameters())]
+    assert run.save(7, epoch=2, step=3, history=HISTORY, losses=[1.5, 2.5], unreadable=['a: broken'])
+    saved = [parameter.clone() for parameter in (*run.model.parameters(), *run.ema.parameters())]
     moment = run.optimizer.state[run.model.weight]['exp_avg'].clone()
-    expected = torch.rand(3)  # what comes next of the random state that was saved
+    drawn = [torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)]  # after what was saved
 
     other = Run(tmp_path)
     other.model.weight.grad = torch.zeros_like(other.model.weight)
     progress = other.checkpoints.load(other.checkpoints.find('auto'), {}, force=False)
-    assert torch.equal(torch.rand(3), expected)
-    loaded = [*other.model.parameters(), *other.other.parameters()]
+    assert [torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)] == drawn
+    loaded = [*other.model.parameters(), *other.ema.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(saved, loaded, strict=True))
     assert torch.equal(other.optimizer.state[other.model.weight]['exp_avg'], moment)
     assert progress == Progress(
-        epoch=2, step=3, steps_done=7, history=[{'epoch': 1, 'mAP': 5.0}], losses=[1.5, 2.5], unreadable=['a: broken']
+        epoch=2, step=3, steps_done=7, history=HISTORY, losses=[1.5, 2.5], unreadable=['a: broken']
     )
 
 
@@ -71,7 +88,7 @@ def damage(path, how):
     elif how == 'cut':
         weights.write_bytes(weights.read_bytes()[:-1])
     elif how == 'lose':
-        (path / 'optimizer.bin').unlink()
+        (path / 'optimizer.safetensors').unlink()
     elif how == 'list':
         (path / 'whole.json').write_text('{"model')
     else:
@@ -83,7 +100,7 @@ def damage(path, how):
     [
         ('flip', 'model.safetensors is damaged'),
         ('cut', 'model.safetensors is damaged'),
-        ('lose', 'optimizer.bin is missing'),
+        ('lose', 'optimizer.safetensors is missing'),
         ('list', 'whole.json cannot be read'),
         ('unlist', 'whole.json cannot be read'),
     ],
@@ -202,3 +219,281 @@ def test_what_is_saved_as_it_is_stays_untouched(tmp_path):
     before = (tmp_path / 'step-00000003' / 'whole.json').stat().st_mtime_ns
     assert run.checkpoints.save(Progress(steps_done=3), {})
     assert (tmp_path / 'step-00000003' / 'whole.json').stat().st_mtime_ns == before
+
+
+def seal(path):
+    """Lists what lies in a checkpoint as it is, as whoever hands it on can."""
+    files = [file for file in path.iterdir() if file.name != 'whole.json']
+    listed = {file.name: [file.stat().st_size, sha256(file.read_bytes()).hexdigest()] for file in files}
+    (path / 'whole.json').write_text(json.dumps(listed))
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+FILES = ['model.safetensors', 'ema.safetensors', 'optimizer.safetensors', 'random_0.json', 'state.json']
+
+
+@pytest.mark.parametrize('zipped', [False, True])
+@pytest.mark.parametrize('name', FILES)
+def test_load_runs_no_code_of_a_checkpoint(tmp_path, name, zipped):
+    run, path = Run(tmp_path / 'run'), tmp_path / 'run' / 'step-00000003'
+    run.save(3)
+    write = torch.save if zipped else lambda content, file: file.write_bytes(pickle.dumps(content))
+    for file in (name, 'custom_checkpoint_0.pkl', 'random_states_0.pkl', 'optimizer.bin', 'scheduler.bin', 'scaler.pt'):
+        write(Touch(tmp_path / 'ran'), path / file)
+    seal(path)
+    assert run.checkpoints.find('auto') == path
+    with pytest.raises(InputError, match=f'^{path}.*: cannot be (loaded|read) ') as caught:
+        run.checkpoints.load(path, {}, force=True)
+    assert '\n' not in str(caught.value) and not (tmp_path / 'ran').exists()
+    with path.joinpath(name).open('rb') as file:
+        torch.load(file, weights_only=False) if zipped else pickle.load(file)
+    assert (tmp_path / 'ran').exists()  # it would have
+
+
+@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('how', ['lose', 'empty', 'other'])
+def test_load_refuses_what_lacks_a_state(tmp_path, name, how):
+    """Above all a random state: without one the run would go on with other dropout, and nobody would know."""
+    run, path = Run(tmp_path / 'run'), tmp_path / 'run' / 'step-00000003'
+    run.save(3)
+    if how == 'lose':
+        (path / name).unlink()
+    else:
+        other = b'{"a": [1, 2]}' if name.endswith('json') else safetensors.torch.save({'a': torch.zeros(2)})
+        (path / name).write_bytes(b'' if how == 'empty' else other)
+    seal(path)
+    with pytest.raises(InputError, match=f'^{path}') as caught:
+        run.checkpoints.load(path, {}, force=True)
+    assert '\n' not in str(caught.value)
+
+
+STATE = {
+    'version': 2,
+    'progress': {
+        'epoch': 2, 'step': 0, 'steps_done': 3, 'losses': [0.0, 0.0], 'unreadable': [], 'seconds': 1.5,
+        'history': [{'epoch': 1, 'loss': 1.0, 'mAP': 5, 'CF1': 1.0, 'OF1': 1.0}],
+        'best': {'epoch': 1, 'mAP': 5.0, 'steps_done': 3, 'line': '', 'results': {}, 'files': {}},
+    },
+    'about': {},
+    'computed_with': {'processes': 1},
+    'scaler': None,
+}  # fmt: skip
+
+
+def places(content, place=()):
+    """The places of all values in nested dicts and lists."""
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in items:
+        yield (*place, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*place, key))
+
+
+@pytest.mark.parametrize('place', [(), *places(STATE)], ids=lambda place: '.'.join(map(str, place)) or 'all')
+def test_load_refuses_a_state_that_no_run_has_written(loadable, place):
+    """Sealed, but with a value of another type in each place, or without it."""
+    run, path = loadable
+    right = STATE
+    for key in place:
+        right = right[key]
+    wrong = [value for value in ('x', 3, -1.5, None, True, [], ['x'], {}, {'a': 1}) if not alike(value, right, place)]
+    contents = [json.dumps(replaced(STATE, place, value)) for value in wrong]
+    if place and isinstance(place[-1], str):
+        contents.append(json.dumps(replaced(STATE, place)))
+    contents += [] if place else ['', '{', '[' * 100_000, '\xff', '9' * 5000]
+    for content in contents:
+        (path / 'state.json').write_text(content, encoding='latin-1')
+        with pytest.raises(InputError, match=f'^{path}') as caught:
+            run.checkpoints.load(path, {}, force=True)
+        assert '\n' not in str(caught.value) and len(str(caught.value)) < 500
+    (path / 'state.json').write_text(json.dumps(STATE))
+    assert run.checkpoints.load(path, {}, force=True).history == STATE['progress']['history']
+
+
+def alike(value, right, place):
+    """Whether a value is of a kind that may stand there."""
+    if place == ('scaler',) or place == ('progress', 'best'):
+        return value is None or isinstance(value, dict) and place == ('scaler',)
+    if place and place[-1] in ('results', 'files', 'about'):
+        return isinstance(value, dict)
+    if place in (('progress', 'history'), ('progress', 'unreadable'), ('progress', 'losses')):
+        return value == [] or value == ['x'] and place[-1] == 'unreadable'
+    kinds = {float: (float, int), int: (float, int) if place[-1:] == ('mAP',) else (int,)}
+    return type(value) in kinds.get(type(right), (type(right),)) and not isinstance(value, dict)
+
+
+def replaced(content, place, *value):
+    """A copy of nested dicts and lists with another value in a place, or without what is there."""
+    if not place:
+        return value[0]
+    copy = content.copy()
+    if len(place) == 1 and not value:
+        del copy[place[0]]
+    else:
+        copy[place[0]] = replaced(content[place[0]], place[1:], *value)
+    return copy
+
+
+@pytest.fixture(scope='module')
+def loadable(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp('loadable'))
+    run.save(3)
+    return run, run.checkpoints.folder / 'step-00000003'
+
+
+@pytest.mark.parametrize('change', [{'0.exp_avg': None}, {'0.step': torch.ones(2, 3)}, {'7.step': torch.ones(())}])
+def test_load_refuses_moments_of_other_parameters(tmp_path, change):
+    run, file = Run(tmp_path), tmp_path / 'step-00000003' / 'optimizer.safetensors'
+    run.save(3)
+    moments = {**safetensors.torch.load_file(file), **change}
+    safetensors.torch.save_file({key: value for key, value in moments.items() if value is not None}, file)
+    with pytest.raises(InputError, match='step-00000003: cannot be loaded .*optimizer.safetensors'):
+        run.checkpoints.load(file.parent, {}, force=False)
+
+
+def test_load_refuses_a_checkpoint_of_an_older_version(tmp_path):
+    run, path = Run(tmp_path), tmp_path / 'step-00000003'
+    run.save(3)
+    (path / 'state.json').write_text(json.dumps({'progress': {'epoch': 1}, 'about': {}}))
+    with pytest.raises(InputError, match='state.json: is of another version of msff-timm'):
+        run.checkpoints.load(path, {}, force=False)
+
+
+@pytest.mark.parametrize('lr', [0.1, 0.02])
+def test_load_continues_the_schedule_of_the_settings(tmp_path, lr):
+    """With the same settings the learning rate is the same to the last bit; others, with force, have theirs."""
+    run, whole = Run(tmp_path), Run(tmp_path / 'other', lr=lr)
+    with warnings.catch_warnings(action='ignore', category=UserWarning):
+        for _ in range(37):
+            whole.schedule.step()
+    run.save(37)
+    again = Run(tmp_path, lr=lr)
+    again.checkpoints.load(again.checkpoints.find('auto'), {}, force=True)
+    for _ in range(5):
+        groups = [of.optimizer.param_groups[0] for of in (whole, again)]
+        assert [groups[1][key] for key in ('lr', 'betas')] == [groups[0][key] for key in ('lr', 'betas')]
+        whole.schedule.step(), again.schedule.step()
+
+
+@pytest.mark.parametrize('what', ['model', 'ema', 'moments'])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_save_refuses_what_is_not_finite_and_names_the_last_checkpoint(tmp_path, what, value):
+    run = Run(tmp_path)
+
+    def spoil(steps_done):
+        run.save(steps_done) if steps_done == 3 else None
+        tensor = run.optimizer.state[run.model.bias]['exp_avg'] if what == 'moments' else getattr(run, what).bias
+        with torch.no_grad():
+            before = tensor[1].item()
+            tensor[1] = value
+        with pytest.raises(InputError) as caught:
+            run.checkpoints.save(Progress(steps_done=steps_done + 1), {})
+        with torch.no_grad():
+            tensor[1] = before
+        return str(caught.value)
+
+    if what != 'moments':
+        assert 'there is no checkpoint to resume from' in spoil(0)
+        assert run.checkpoints.find('auto') is None
+    message = spoil(3)
+    where = {
+        'model': 'bias in model.safetensors',
+        'ema': 'bias in ema.safetensors',
+        'moments': '1.exp_avg in optimizer',
+    }
+    assert f'--resume auto resumes from {tmp_path}/step-00000003 ' in message and where[what] in message
+    assert run.checkpoints.find('auto') == tmp_path / 'step-00000003' and names(tmp_path) == ['step-00000003']
+
+
+def test_load_shows_what_may_change_the_last_bits(tmp_path, capsys, one_thread):
+    run = Run(tmp_path)
+    run.save(3, about())
+    torch.set_num_threads(2)
+    again = Run(tmp_path)
+    again.checkpoints.load(again.checkpoints.find('auto'), about(workers=1), force=False)
+    torch.set_num_threads(1)
+    path = tmp_path / 'step-00000003'
+    assert capsys.readouterr().err == (
+        f'{path}: threads was 1 and is 2, data.workers was 4 and is 1; the results may differ in the last bits from an'
+        ' unbroken run.\n'
+    )
+    Run(tmp_path).checkpoints.load(path, about(), force=False)
+    assert capsys.readouterr().err == ''
+    state = json.loads((path / 'state.json').read_text())
+    state['computed_with'] |= {'processes': 2, 'device': 'cuda'}
+    (path / 'state.json').write_text(json.dumps(state))
+    Run(tmp_path).checkpoints.load(path, about(), force=False)
+    assert (
+        "processes was 2 and is 1, device was 'cuda' and is 'cpu'; the results may differ from"
+        in capsys.readouterr().err
+    )
+
+
+HOLD = """
+import fcntl, json, sys, time
+file = open(sys.argv[1], 'a+')
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write(json.dumps({'pid': 4711, 'host': sys.argv[2]}))
+file.flush()
+print('locked', flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='the other process locks as POSIX has it')
+@pytest.mark.parametrize('host', ['elsewhere', socket.gethostname()])
+def test_locked_keeps_others_out_until_the_process_has_died(tmp_path, capsys, host):
+    accelerator, folder = Accelerator(cpu=True), tmp_path / 'new' / 'run'
+    with guard.locked(accelerator, folder):
+        assert json.loads((folder / '.lock').read_text()) == {'pid': os.getpid(), 'host': socket.gethostname()}
+    assert names(folder) == []
+    other = subprocess.Popen([sys.executable, '-c', HOLD, folder / '.lock', host], stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        for _ in range(2):
+            with pytest.raises(InputError) as caught, guard.locked(accelerator, folder):
+                raise AssertionError
+            assert str(caught.value) == (
+                f'{folder} is in use by another run (process 4711 on {host}): wait until that ends, or choose another'
+                ' --output.'
+            )
+    finally:
+        other.kill()
+        other.wait()
+    with guard.locked(accelerator, folder):
+        printed = capsys.readouterr().err
+        assert ('process 4711 on elsewhere' in printed) == (host == 'elsewhere')
+    assert names(folder) == []
+
+
+def test_locked_names_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(InputError, match='file/run: cannot be written to .*; choose another --output'):
+        with guard.locked(Accelerator(cpu=True), tmp_path / 'file' / 'run'):
+            raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ('command', 'environment', 'launched'),
+    [
+        (['python', '/usr/bin/accelerate', 'launch', 'train.py'], 'ACCELERATE_MIXED_PRECISION', True),
+        (['python', '-m', 'torch.distributed.run', 'train.py'], 'LOCAL_RANK', True),
+        (['python', '/usr/bin/torchrun', 'train.py'], 'LOCAL_RANK', True),
+        (['python', '/usr/bin/torchrun', 'train.py'], 'HOME', False),
+        (['bash', '-c', 'accelerate config; python train.py'], 'ACCELERATE_USE_CPU', False),
+        (['-bash'], 'LOCAL_RANK', False),
+    ],
+)
+def test_a_launcher_is_told_from_a_shell(monkeypatch, command, environment, launched):
+    monkeypatch.setattr(os, 'environ', {environment: '1'})
+    monkeypatch.setattr(guard.psutil, 'Process', lambda pid: SimpleNamespace(cmdline=lambda: command))
+    assert (guard._launcher() is not None) == launched

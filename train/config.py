@@ -286,7 +286,8 @@ class OptimConfig:
         loss: asl (asymmetric, Eq. 12), bce (binary cross-entropy) or focal (of gamma_neg).
         gamma_pos: Focusing parameter of present labels in asl (alpha+ in Eq. 12).
         gamma_neg: Focusing parameter of absent labels in asl (alpha- in Eq. 12), of all in focal.
-        ema_decay: Decay of the exponential moving average of the weights, at each step.
+        ema_decay: Decay of the exponential moving average (EMA) of the weights at each step; it rises to that, as
+            1 - steps ** -0.75, so that the weights of the start do not stay in it.
         early_stop: Epochs without a better mAP of the averaged weights after which training stops, with those of the
             best epoch for use; null to train to the end and use the last.
     """

@@ -334,10 +334,14 @@ class Unreadable:
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and is saved."""
+    """The run was asked to stop.
+
+    Args:
+        advice: From where it can be resumed.
+    """
 
     def __str__(self) -> str:
-        return 'stopped, as it was asked to; the same command with --resume auto goes on from here.'
+        return f'stopped, as it was asked to; {self.args[0] if self.args else "what was done is saved"}.'
 
 
 class StopRequest:
@@ -372,7 +376,7 @@ class Learner:
     Attributes:
         accelerator: That has prepared the model and the optimizer.
         model: Prepared.
-        ema: Average of its weights.
+        ema: Exponential moving average of its weights, whose warm-up goes by the schedule's steps.
         normalize: From bytes to the model's input.
         loss_fn: As `make_loss` gives it.
         optimizer: Prepared.
@@ -432,7 +436,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not accelerator.optimizer_step_was_skipped:
-            self.ema.update(accelerator.unwrap_model(self.model))
+            self.ema.update(accelerator.unwrap_model(self.model), step=self.schedule.last_epoch + 1)
         self.schedule.step()
         stop = torch.tensor(float(self.stop.received is not None), device=accelerator.device)
         return accelerator.reduce(torch.stack([total, grad_norm.detach().float(), stop]), 'mean')
@@ -489,23 +493,24 @@ def train_one_epoch(
         every: Steps between two calls of `save`, or None.
         read: Called with the number, the learning rate, the loss and the gradient's norm of each step.
         save: Saves the run.
-        not_finite: Called with the batches, the loss and the gradient's norm of a step of no finite loss; raises.
+        not_finite: Called with the batches, the loss and the gradient's norm of a step where one of these is not
+            finite; raises. A gradient that fp16's scaler has skipped may be that.
 
     Raises:
-        Stopped: The run was asked to stop, and is saved.
+        Stopped: The run was asked to stop, and was saved if that was possible.
     """
     accelerator, stop = learner.accelerator, False
-    waiting: list[tuple[int, float, torch.Tensor, list[dict]]] = []
+    waiting: list[tuple[int, float, torch.Tensor, list[dict], bool]] = []
 
     def read_waiting() -> bool:
         asked = False
         while waiting:
-            number, lr, values, of = waiting.pop(0)
+            number, lr, values, of, skipped = waiting.pop(0)
             loss, grad_norm, stopping = values.tolist()
-            if not math.isfinite(loss):
+            if not math.isfinite(loss) or not (math.isfinite(grad_norm) or skipped):
                 not_finite(of, loss, grad_norm)
             progress.losses[0] += loss
-            progress.losses[1] += grad_norm
+            progress.losses[1] += 0.0 if skipped else grad_norm
             read(number, lr, loss, grad_norm)
             asked = asked or stopping > 0
         return asked
@@ -520,7 +525,7 @@ def train_one_epoch(
         progress.step += 1
         progress.steps_done += 1
         stop = read_waiting()
-        waiting.append((progress.steps_done, lr, values, group))
+        waiting.append((progress.steps_done, lr, values, group, accelerator.optimizer_step_was_skipped))
         if stop or every and progress.steps_done % every == 0:
             stop = read_waiting() or stop
             save()

@@ -11,9 +11,11 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 
 import datasets
@@ -24,6 +26,7 @@ from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    broadcast_object_list,
     gather_object,
     is_tensorboard_available,
     set_seed,
@@ -37,7 +40,7 @@ from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
 import msff_timm.data
-from checkpoint import Checkpoints, Progress, about_run, fingerprint
+from checkpoint import WEIGHTS, Checkpoints, Progress, about_run, fingerprint, sync
 from config import DataConfig, ModelConfig, OptimConfig, TrainConfig, parse
 from engine import (
     EpochSampler,
@@ -61,8 +64,10 @@ from engine import (
     synchronise_buffers,
     train_one_epoch,
 )
+from guard import locked, stop_with_launcher
 from msff_timm import hub
 from msff_timm.data.counts import LabelCounts
+from msff_timm.data.records import file_digest
 from msff_timm.data.samples import Samples, StreamedSamples
 from msff_timm.data.transforms import Normalize, describe_transforms, eval_transform, train_transform
 from msff_timm.errors import InputError, fault
@@ -75,33 +80,43 @@ SHUFFLE_BUFFER = 1000  # pictures of a stream, undecoded, of which the next is d
 
 def main() -> None:
     config = parse(TrainConfig, sys.argv[1:], default_file=Path(__file__).parent / 'configs' / 'demo.yaml')
+    check_free(config)
+    stop = StopRequest(waits=False)
+    stop_with_launcher(stop)
+    accelerator = make_accelerator(config)
+    with locked(accelerator, Path(config.output)):
+        check_free(config)  # until the folder was locked another run may have written to it
+        accelerator.wait_for_everyone()
+        if config.overwrite:
+            for part in ('checkpoints', 'tensorboard'):
+                shutil.rmtree(Path(config.output, part), ignore_errors=True)
+            accelerator.wait_for_everyone()
+        accelerator.init_trackers('tensorboard')  # a folder of TensorBoard's, a project of others
+        run = Run(config, accelerator, stop)
+        stop.waits = True
+        try:
+            run.train()
+        except Exception as e:
+            if (line := fault(e)) is None:
+                raise
+            raise InputError(f'{line} The run in {config.output} has stopped: {run.checkpoints.advice()}.') from e
+        accelerator.end_training()
+        if config.push_to and accelerator.is_main_process:
+            publish(config)
+
+
+def check_free(config: TrainConfig) -> None:
+    """Makes sure that no run is overwritten that is not meant to be.
+
+    Raises:
+        InputError: The output folder holds one.
+    """
     output = Path(config.output)
     holds_a_run = (output / 'config.json').exists() or any((output / 'checkpoints').glob('step-*'))
     if holds_a_run and not (config.overwrite or config.resume):
         raise InputError(
             f'{output} holds a run already: choose another --output, --resume auto to go on, or --overwrite true.'
         )
-    if config.overwrite:
-        for part in ('checkpoints', 'tensorboard'):
-            shutil.rmtree(output / part, ignore_errors=True)
-
-    # So far no process has begun to write: they wait for one another here.
-    stop = StopRequest(waits=False)
-    accelerator = make_accelerator(config)
-    accelerator.init_trackers('tensorboard')  # a folder of TensorBoard's, a project of others
-    run = Run(config, accelerator, stop)
-    stop.waits = True
-    try:
-        run.train()
-    except Exception as e:
-        if (line := fault(e)) is None:
-            raise
-        kept = any((output / 'checkpoints').glob('step-*'))
-        then = '--resume auto resumes from the last checkpoint' if kept else 'nothing had been saved'
-        raise InputError(f'{line} The run in {output} has stopped: {then}.') from e
-    accelerator.end_training()
-    if config.push_to and accelerator.is_main_process:
-        publish(config)
 
 
 def publish(config: TrainConfig) -> None:
@@ -181,7 +196,7 @@ class Run:
         normalize = Normalize(self.data_config).to(accelerator.device)
 
         # The average is what is measured and saved; only the model that learns is changed for learning.
-        ema = ModelEmaV3(model, decay=optim.ema_decay).to(accelerator.device)
+        ema = make_ema(model, optim.ema_decay).to(accelerator.device)
         if config.model.batch_norm == 'sync':
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if config.model.batch_norm == 'frozen':
@@ -211,7 +226,7 @@ class Run:
         )
 
         # Where the run is
-        self.checkpoints.register(model, ema.module, schedule)
+        self.checkpoints.register(model, ema.module, optimizer, schedule)
         eval_samples = Samples(self.eval_set, eval_transform(self.data_config, as_bytes=True))
         self.check_labels(eval_samples, data.eval_split, trains=False)
         prints = {'eval': fingerprint(eval_samples.targets, self.eval_set['image_id'][:])}
@@ -224,7 +239,6 @@ class Run:
         self.about = about_run(config, self.label_names, prints)
         self.progress = self.checkpoints.load(found, self.about, config.force) if found else Progress()
         self.seconds_before = self.progress.seconds
-        self.lacks_weights = False  # whether the best epoch's could not be written
 
         # Loaders
         if not data.streaming:
@@ -245,6 +259,15 @@ class Run:
             f' {accelerator.num_processes} process(es) on {accelerator.device.type}; a step of {optim.batch_size}'
             f' pictures is {accelerator.num_processes} x {self.passes} x {self.per_pass}.'
         )
+        steps = optim.epochs * self.steps
+        if (span := 1 / (1 - ema.get_decay(steps))) > max(1, steps / 4):
+            say(
+                f'The EMA weights at the end are an average over the last {span:.0f} or so of {steps} steps, more than'
+                f' a quarter of the run: an optim.ema_decay of at most {max(0, 1 - 4 / steps):.4g} follows the model'
+                ' more closely.'
+            )
+        if found:
+            self.recover_best()
 
     def check_labels(self, samples: Samples, split: str, trains: bool) -> None:
         """Warns of the labels that do not count in a split.
@@ -263,9 +286,17 @@ class Run:
         """Trains and measures, epoch after epoch, and leaves the weights for use with their results.
 
         Raises:
-            InputError: A picture cannot be read, or a loss was not finite.
-            Stopped: The run was asked to stop, and is saved.
+            InputError: A picture cannot be read, or a loss or weights were not finite.
+            Stopped: The run was asked to stop, and was saved if that was possible.
         """
+        try:
+            self.train_epochs()
+            self.finish()
+        except Stopped:
+            raise Stopped(self.checkpoints.advice()) from None
+
+    def train_epochs(self) -> None:
+        """Trains, saves and evaluates, epoch after epoch, to the end."""
         config, progress = self.config, self.progress
         unreadable = Unreadable(self.num_pictures, progress.unreadable)
         with progress_bar(config.optim, self.steps, progress.steps_done, self.accelerator) as bar:
@@ -286,7 +317,6 @@ class Run:
                 if asked:
                     raise Stopped
                 self.measure_epoch(bar)
-        self.finish()
 
     def is_over(self) -> bool:
         """Tells whether all epochs are done, or the last ones have not got better."""
@@ -330,7 +360,7 @@ class Run:
         return round(self.seconds_before + time.time() - self.started, 1)
 
     def record_not_finite(self, batches: list[dict], loss: float, grad_norm: float) -> None:
-        """Keeps what a step was made from whose loss is not finite.
+        """Keeps what a step was made from whose loss or gradient is not finite.
 
         Raises:
             InputError: Always: the run cannot go on.
@@ -346,10 +376,10 @@ class Run:
         if self.accelerator.is_main_process:
             where = {'epoch': self.progress.epoch, 'step': self.progress.step, 'steps_done': self.progress.steps_done}
             write_json({**where, 'loss': f'{loss}', 'grad_norm': f'{grad_norm}', 'image_ids': ids}, path)
+        what = f'the loss of a step is {loss}' if not isfinite(loss) else f'the gradient of a step is {grad_norm}'
         raise InputError(
-            f'epoch {self.progress.epoch}: the loss of a step is {loss}; {path} names its pictures, and'
-            f' not_finite_*.safetensors beside it holds them. A lower optim.lr may help; --resume auto goes on from the'
-            ' last checkpoint.'
+            f'epoch {self.progress.epoch}: {what}; {path} names its pictures, and not_finite_*.safetensors beside it'
+            f' holds them. A lower optim.lr may help; {self.checkpoints.advice()}.'
         )
 
     def measure_epoch(self, bar: tqdm) -> None:
@@ -364,20 +394,77 @@ class Run:
         if accelerator.is_main_process:
             bar.write(f'epoch {progress.epoch}: loss {loss:.4f}  {describe(measures)}')
         # Without early stopping the pictures that are measured on choose nothing: the last epoch counts.
-        if config.optim.early_stop is None or progress.best is None or measures['mAP'] > progress.best['mAP']:
-            best = {'epoch': progress.epoch, 'mAP': measures['mAP'], 'steps_done': progress.steps_done}
-            progress.best = {**best, 'line': describe(measures)}
+        best = progress.best
+        if config.optim.early_stop is None or best is None or measures['mAP'] > best['mAP']:
+            best = {'epoch': progress.epoch, 'mAP': measures['mAP'], 'steps_done': progress.steps_done, 'files': {}}
             if accelerator.is_main_process:
                 fitted = fit_thresholds(scored, config.data.definition(config.data.eval_split))
-                transforms = describe_transforms(self.data_config, config.data.rand_augment, config.data.cutout)
-                training = {'transforms': transforms}
-                save = partial(hub.save, learner.ema.module, self.output, self.label_names, self.data_config)
-                self.lacks_weights = not self.attempt(partial(save, training, fitted))
-                progress.best['results'] = self.results(measures, fitted, scored)
+                best |= {'line': describe(measures), 'results': self.results(measures, fitted, scored)}
+                written = self.attempt(partial(self.write_weights, learner.ema.module, best))
+                if not written and not self.checkpoints.holds(progress.steps_done):
+                    bar.write(f'The weights of epoch {progress.epoch} are lost.', file=sys.stderr)
+            # The decision is the first process's, and every machine's checkpoint holds the results.
+            best = broadcast_object_list([best])[0]
+            if best['files'] or self.checkpoints.holds(progress.steps_done):
+                progress.best = best
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, [0.0, 0.0]
         if accelerator.is_main_process:
-            self.attempt(partial(write_json, self.run_so_far(), self.output / 'results.json'))
+            best = progress.best or best
+            # Results never stand beside other weights than theirs.
+            if self.has_weights(best) or not (self.output / WEIGHTS).exists():
+                self.attempt(partial(self.write_results, self.run_so_far(best)))
             self.attempt(partial(plot_curves, progress.history, self.output / 'curves.png'))
+
+    def write_weights(self, model: nn.Module, best: dict) -> None:
+        """Saves weights for use, and notes in `best` what lies in the output folder then."""
+        transforms = describe_transforms(self.data_config, self.config.data.rand_augment, self.config.data.cutout)
+        thresholds = best['results']['thresholds']
+        hub.save(model, self.output, self.label_names, self.data_config, {'transforms': transforms}, thresholds)
+        for name in (WEIGHTS, 'config.json'):
+            sync(self.output / name)
+        sync(self.output)
+        best['files'] = {name: file_digest(self.output / name).hex() for name in (WEIGHTS, 'config.json')}
+
+    def has_weights(self, best: dict) -> bool:
+        """Tells whether the output folder holds the weights of the best epoch, as they were saved."""
+        try:
+            digests = {name: file_digest(self.output / name).hex() for name in (WEIGHTS, 'config.json')}
+        except OSError:
+            return False
+        return digests == best['files']
+
+    def write_results(self, run: dict) -> None:
+        """Writes the results to where the weights are."""
+        write_json(run, self.output / 'results.json')
+        sync(self.output / 'results.json')
+
+    def restore_weights(self) -> bool:
+        """Makes sure that the output folder holds the best epoch's weights, if need be by that epoch's checkpoint."""
+        best = self.progress.best
+        if self.has_weights(best):
+            return True
+        weights = self.checkpoints.ema_weights(best['steps_done'])
+        if weights is None:
+            return False
+        model = deepcopy(self.learner.ema.module)
+        model.load_state_dict(weights)
+        return self.attempt(partial(self.write_weights, model, best)) and self.has_weights(best)
+
+    def recover_best(self) -> None:
+        """Restores what the output folder lacks of the best epoch when a run is resumed, or forgets that epoch."""
+        progress = self.progress
+        if progress.best is None:
+            return
+        best = progress.best
+        if self.accelerator.is_main_process and not self.restore_weights():
+            if self.checkpoints.ema_weights(best['steps_done']) is None:
+                tqdm.write(
+                    f'{self.output}: the weights of epoch {best["epoch"]}, the best so far, are gone; the best of the'
+                    ' epochs that follow is kept.',
+                    file=sys.stderr,
+                )
+                best = None
+        progress.best = broadcast_object_list([best])[0]
 
     def attempt(self, write: partial) -> bool:
         """Writes a file that the next epoch writes again; a disk that is full is told, and does not end the run."""
@@ -410,26 +497,27 @@ class Run:
             **self.made_with,
         )
 
-    def run_so_far(self) -> dict:
-        """Returns the results of the weights for use, with the history of all epochs."""
+    def run_so_far(self, best: dict) -> dict:
+        """Returns the results of the epoch whose weights are for use, with the history of all epochs."""
         progress = self.progress
         now = {'history': progress.history, 'unreadable': progress.unreadable, 'seconds': self.seconds()}
-        return {**progress.best['results'], **now, 'peak_bytes': peak_memory(self.accelerator)}
+        return {**best['results'], **now, 'peak_bytes': peak_memory(self.accelerator)}
 
     def finish(self) -> None:
         """Measures the raw weights of the last epoch beside the averaged ones, and says how to go on."""
         accelerator, learner, data = self.accelerator, self.learner, self.config.data
         raw = score(accelerator, nn.Sequential(learner.normalize, learner.model), self.eval_loader, self.stop)
         raw = {'epoch': self.progress.history[-1]['epoch'], **summary(measure(raw, len(self.eval_set)))}
-        best, name = self.progress.best, f'local-dir:{self.output}'
+        best, history, name = self.progress.best, self.progress.history, f'local-dir:{self.output}'
         if not accelerator.is_main_process:
             return
         mend = 'make room, and --resume auto does the rest.'
-        if self.lacks_weights:
+        is_last = best is not None and best['epoch'] == history[-1]['epoch']
+        if best is None or not (self.config.optim.early_stop or is_last) or not self.restore_weights():
             raise InputError(f'{self.output}: the weights could not be written; {mend}')
-        run = {**self.run_so_far(), 'raw_weights': raw}
+        run = {**self.run_so_far(best), 'raw_weights': raw}
         try:
-            write_json(run, self.output / 'results.json')
+            self.write_results(run)
             write_report(self.output, run, self.eval_set)
         except OSError as e:
             raise InputError(f'{self.output}: cannot be written to ({e.strerror or e}); {mend}') from None
@@ -440,6 +528,9 @@ class Run:
             f"    import timm, msff_timm; model = timm.create_model('{name}', pretrained=True).eval()\n"
             f'    msff-timm predict PHOTO... --model {name}'
         )
+        better = max(history, key=lambda entry: entry['mAP'])
+        if self.config.optim.early_stop and better['mAP'] > best['mAP']:
+            print(f'\nEpoch {better["epoch"]} had a better mAP, {better["mAP"]:.2f}, but its weights were lost.')
 
 
 def load_data(
@@ -508,6 +599,15 @@ def check_trainable(model: nn.Module, image_size: int, batch_size: int, batch_no
             ' BatchNorm of the model sees a single value: use a larger optim.batch_size, optim.max_per_process or'
             ' data.image_size, or set model.batch_norm to frozen.'
         ) from None
+
+
+def make_ema(model: nn.Module, decay: float) -> ModelEmaV3:
+    """Makes the EMA of a model's weights, whose decay rises to its value as `1 - steps ** -0.75`.
+
+    So no weights of the start are left in it, however short the run is. It is timm's warm-up, with the power that timm
+    advises for runs of less than a million steps.
+    """
+    return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=3 / 4)
 
 
 def make_mixup(data: DataConfig, num_classes: int) -> Mixup | None:
