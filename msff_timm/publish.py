@@ -38,8 +38,8 @@ CONFIG = frozenset(
     paper_ids notes hf_hub_id hf_hub_filename label_offset
     architectures dtype torch_dtype model_type transformers_version do_pooling id2label label2id initializer_range
     problem_type training transforms resize rand_augment rand_augment_interpolation cutout image_size thresholds
-    per_class overall out_of_fold default CF1 OF1 macro_F1 folds data name split root keep_unlabelled difficult
-    trained_on num_images
+    per_class overall out_of_fold default CF1 OF1 macro_F1 folds num_fitted data name split root keep_unlabelled
+    difficult missing minus_one blank trained_on num_images
     """.split()
 )
 # Fields of results.json that are published, at any depth. Not the command, which may hold anything, nor the names of
@@ -48,10 +48,11 @@ RESULTS = frozenset(
     """
     model num_parameters data init_from kept_labels weights epoch thresholds num_processes mixed_precision config
     git_commit git_dirty devices measures top3 mAP_by_size num_positives_by_size definitions num_images num_classes
-    num_classes_with_positives labels versions history seconds peak_bytes raw_weights mAP_interval_95 input_size flip
+    num_classes_with_positives num_labels_counted labels versions history seconds peak_bytes raw_weights
+    mAP_interval_95 input_size flip
     labels_left_out label_map
-    name split trained_on root keep_unlabelled difficult
-    per_class overall out_of_fold default macro_F1 folds
+    name split trained_on root keep_unlabelled difficult missing minus_one blank
+    per_class overall out_of_fold default macro_F1 folds num_fitted
     output overwrite resume force seed trackers log_every push_to push_private args backbone_pretrained backbone_from
     keep_labels drop_rate batch_norm channels_last compile image_root image_column label_columns label_delimiter
     label_names streaming unreadable train_split eval_split train_size eval_size image_size rand_augment cutout mixup

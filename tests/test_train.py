@@ -22,6 +22,7 @@ from config import DataConfig
 from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import match_labels
+from msff_timm.publish import CONFIG, FREE, RESULTS
 from train import Run, check_trainable, load_data
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,26 @@ def test_a_run_leaves_weights_config_results_and_curves(trained):
     assert [entry['epoch'] for entry in run['history']] == [1, 2]
     assert run['measures'] == {name: run['history'][-1][name] for name in SUMMARY}
     assert (trained / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_each_field_of_a_run_is_published_or_left_out_on_purpose(trained):
+    """`push` sends known fields alone: a new one would be left out without a word."""
+
+    def keys(content):
+        if isinstance(content, dict):
+            for key, value in content.items():
+                yield key
+                yield from keys(value) if key not in FREE else ()
+        elif isinstance(content, list):
+            for value in content:
+                yield from keys(value)
+
+    results = json.loads((trained / 'results.json').read_text())
+    config = json.loads((trained / 'config.json').read_text())
+    labels, splits = set(config['label_names']), {'history', 'mistakes'}
+    assert set(results) - RESULTS == {'command', 'mistakes'}
+    assert set(keys({key: results[key] for key in set(results) & RESULTS - splits})) - labels <= RESULTS
+    assert set(keys(config)) - labels <= CONFIG
 
 
 def test_tensorboard_shows_the_history(trained):
