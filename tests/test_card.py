@@ -384,7 +384,7 @@ def nested(depth: int) -> list:
     [
         *(
             (path, value)
-            for path in ('num_images', 'num_classes', 'num_classes_with_positives', 'labels.cat.num_positives')
+            for path in ('num_images', 'num_classes', 'num_labels_counted', 'labels.cat.num_positives')
             for value in (math.inf, -math.inf, math.nan, -1, 10**400, 1.5, True, '60', [60], {})
         ),
         *(

@@ -240,7 +240,7 @@ def _records(tables: dict[str, Table], split: str, columns: _Columns) -> Records
         labels, ignore = [row[0] for row in encoded], [row[1] for row in encoded]
     images, written = _images(table, columns.find_image(table), columns.image_root)
     image_ids = _image_ids(table) if 'image_id' in table.columns else written
-    return Records(list(names), images, labels, ignore, [[] for _ in images], image_ids, notes)
+    return Records(list(names), images, labels, ignore, [[] for _ in images], image_ids, notes=notes)
 
 
 def _common_columns(tables: dict[str, Table], columns: _Columns) -> list[str]:
