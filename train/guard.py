@@ -20,10 +20,10 @@ from checkpoint import is_shared
 from engine import StopRequest
 from msff_timm.errors import InputError
 
-if os.name == 'nt':
-    import msvcrt
-else:
+with suppress(ModuleNotFoundError):  # on Windows
     import fcntl
+with suppress(ModuleNotFoundError):  # elsewhere
+    import msvcrt
 
 __all__ = ['locked', 'stop_with_launcher']
 

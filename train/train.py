@@ -93,7 +93,6 @@ def main() -> None:
             accelerator.wait_for_everyone()
         accelerator.init_trackers('tensorboard')  # a folder of TensorBoard's, a project of others
         run = Run(config, accelerator, stop)
-        stop.waits = True
         try:
             run.train()
         except Exception as e:
@@ -254,6 +253,7 @@ class Run:
             say(f'Starting from {config.model.init_from}, which knows {len(self.kept_labels)} of the labels.')
             for line in describe_matches(self.kept_labels):
                 say(line)
+        stop.waits = True
         say(
             f'Training {config.model.name} on {self.num_pictures} pictures of {data.name} with'
             f' {accelerator.num_processes} process(es) on {accelerator.device.type}; a step of {optim.batch_size}'
