@@ -12,11 +12,18 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+import checkpoint
+import train
+from config import TrainConfig, parse
+from msff_timm import hub
+from msff_timm.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
@@ -26,12 +33,14 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def start(output: Path, processes: int = 1, limit: int | None = None, **settings: object) -> subprocess.Popen:
+def start(
+    output: Path, processes: int = 1, limit: int | None = None, launch: bool = False, **settings: object
+) -> subprocess.Popen:
     """Starts a run in a process group of its own; `limit` is the largest file that it may write, in bytes."""
     command = [sys.executable]
-    if processes > 1:
-        command += ['-m', 'accelerate.commands.launch', '--quiet', '--multi_gpu', f'--num_processes={processes}']
-        command += ['--main_process_port=0', '--mixed_precision=no']
+    if processes > 1 or launch:
+        command += ['-m', 'accelerate.commands.launch', '--quiet', f'--num_processes={processes}']
+        command += ['--main_process_port=0', '--mixed_precision=no', *(['--multi_gpu'] if processes > 1 else [])]
     settings = {**SETTINGS, 'output': output, 'resume': 'auto', **settings}
     command += [str(ROOT / 'train' / 'train.py'), *(f'--{key}={value}' for key, value in settings.items())]
     return subprocess.Popen(
@@ -208,3 +217,163 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_pictures(tmp_path)
     assert batch['image_0'].shape == (8, 3, 32, 32) and batch['target_0'].shape == (8, 12)
     for path in (tmp_path / 'run' / 'checkpoints').glob('step-*'):
         assert all(value.isfinite().all() for value in load_file(path / 'model.safetensors').values())
+
+
+SMALL = {**SETTINGS, 'data.train_size': 16, 'data.workers': 0, 'optim.epochs': 4, 'optim.early_stop': 1}
+
+
+def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0, 5.0), **settings) -> None:
+    """Trains in this process with early stopping: epoch 2 is the best, unless other values of mAP are given.
+
+    The disk is full for the weights in the epochs of `full`, for everything in those of `all_full`; the run dies before
+    the epoch `dies` is evaluated.
+    """
+    settings = {**SMALL, 'output': output, **settings}
+    arguments = [f'--{key}={value}' for key, value in settings.items()]
+    config = parse(TrainConfig, arguments, default_file=ROOT / 'train' / 'configs' / 'demo.yaml')
+    run = SimpleNamespace(progress=SimpleNamespace(epoch=0))  # until it is made
+
+    def measure(*args, measure=train.measure, **kwargs):
+        epoch = run.progress.epoch
+        if epoch == dies:
+            raise KeyboardInterrupt
+        return {**measure(*args, **kwargs), **({'mAP': values[epoch - 1]} if epoch <= len(values) else {})}
+
+    def failing(function, when):
+        def call(*args, **kwargs):
+            if run.progress.epoch in when:
+                raise OSError(28, 'No space left on device')
+            return function(*args, **kwargs)
+
+        return call
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ACCELERATE_USE_CPU', '1')
+        patch.setattr(train, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
+        patch.setattr(train, 'measure', measure)
+        patch.setattr(hub, 'save', failing(hub.save, {*full, *all_full}))
+        patch.setattr(checkpoint, 'save_file', failing(checkpoint.save_file, all_full))
+        patch.setattr(train, 'write_json', failing(train.write_json, all_full))
+        run = train.Run(config, train.make_accelerator(config), SimpleNamespace(received=None))
+        try:
+            run.train()
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='module')
+def undisturbed_best(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('best') / 'run'
+    small_run(folder)
+    return folder
+
+
+@pytest.fixture
+def best(undisturbed_best, tmp_path):
+    """The folder of a run whose best epoch is the second, undisturbed."""
+    return Path(shutil.copytree(undisturbed_best, tmp_path / 'best'))
+
+
+def assert_announces(output: Path, epoch: int, like: Path) -> None:
+    """Results of an epoch beside its weights, which an undisturbed run's checkpoint holds."""
+    results, config = (json.loads((output / name).read_text()) for name in ('results.json', 'config.json'))
+    assert results['epoch'] == epoch and results['measures']['mAP'] == {1: 10.0, 2: 30.0}[epoch]
+    assert config['thresholds'] == results['thresholds']
+    a, b = load_file(output / 'model.safetensors'), load_file(like / f'checkpoints/step-{2 * epoch:08}/ema.safetensors')
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_disk_that_was_full_for_the_best_weights_is_made_up_for(best, tmp_path, capsys):
+    """The run dies after it: what is resumed knows that the weights of the best epoch are missing."""
+    assert_announces(best, 2, best)
+    run = tmp_path / 'run'
+    with pytest.raises(KeyboardInterrupt):
+        small_run(run, full={2}, dies=3, **{'checkpoint.keep': 9})
+    assert_announces(run, 1, run)
+    small_run(run, resume='auto')
+    assert_announces(run, 2, best)
+    small_run(tmp_path / 'whole', full={2})  # nor does one that does not die end with others
+    assert_announces(tmp_path / 'whole', 2, best)
+
+
+@pytest.mark.parametrize('how', ['emptied', 'gone', 'other'])
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
+def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, name, how):
+    file = best / name
+    if how == 'other' and name == 'model.safetensors':
+        save_file({key: value + 1 for key, value in load_file(file).items()}, file)
+    elif how == 'other':
+        file.write_text(file.read_text().replace('0.', '0.1'))
+    else:
+        file.write_bytes(b'') if how == 'emptied' else file.unlink()
+    small_run(best, resume='auto')
+    assert_announces(best, 2, best)
+
+
+def test_a_best_epoch_that_could_not_be_kept_is_not_announced(tmp_path, capsys):
+    small_run(tmp_path / 'run', all_full={2}, values=(10.0, 30.0, 5.0, 4.0), **{'checkpoint.keep': 9})
+    assert_announces(tmp_path / 'run', 1, tmp_path / 'run')
+    printed = capsys.readouterr()
+    assert 'The weights of epoch 2 are lost.' in printed.err
+    assert 'Epoch 2 had a better mAP, 30.00, but its weights were lost.' in printed.out
+
+
+@pytest.mark.parametrize('settings', [{}, {'optim.early_stop': 'null', 'optim.epochs': 2}])
+def test_a_disk_that_stays_full_ends_in_an_error(tmp_path, settings):
+    """The results of epoch 1 stay beside its weights, and the run can be resumed to its end."""
+    run, keep = tmp_path / 'run', {'checkpoint.keep': 9}
+    with pytest.raises(
+        InputError, match='the weights could not be written; make room, and --resume auto does the rest'
+    ):
+        small_run(run, full={2, 3, 4}, **settings, **keep)
+    assert_announces(run, 1, run)
+    small_run(run, resume='auto', **settings, **keep)
+    assert_announces(run, 2, run)
+
+
+def test_the_weights_of_the_best_epoch_are_gone(best, capsys):
+    (best / 'model.safetensors').unlink()
+    shutil.rmtree(best / 'checkpoints' / 'step-00000004')
+    small_run(best, resume='auto', values=(10.0, 30.0, 20.0, 10.0))
+    results = json.loads((best / 'results.json').read_text())
+    assert results['epoch'] == 3 and 'the weights of epoch 2, the best so far, are gone' in capsys.readouterr().err
+    a, b = load_file(best / 'model.safetensors'), load_file(best / 'checkpoints/step-00000006/ema.safetensors')
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_ends_with_its_launcher_and_no_other_enters_its_folder(tmp_path, processes):
+    """SIGKILL: the launcher cannot hand it on. The workers save the run and end, as on SIGTERM."""
+    output, settings = tmp_path / 'run', {'optim.epochs': 500, 'checkpoint.every': 'null'}
+    launcher = start(output, processes, launch=True, **settings)
+    for line in launcher.stdout:
+        if line.startswith('Training '):
+            break
+    workers = psutil.Process(launcher.pid).children(recursive=True)
+    holder = json.loads((output / '.lock').read_text())
+    assert holder['pid'] in {worker.pid for worker in workers}
+    if processes > 1:
+        other = start(output, **settings)
+        printed, _ = other.communicate(timeout=120)
+        assert other.returncode == 2 and 'Traceback' not in printed
+        assert f'{output} is in use by another run (process {holder["pid"]} on ' in printed.splitlines()[-1]
+    launcher.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    for worker in alive:
+        worker.kill()
+    printed, _ = launcher.communicate()
+    assert not alive and f'the launcher (process {launcher.pid}) has ended' in printed
+    assert f'--resume auto resumes from {newest(output)} ' in printed
+    assert not (output / '.lock').exists() and 0 < state_of(output)['progress']['steps_done']
+
+
+def test_a_run_without_a_launcher_outlives_the_shell_that_started_it(tmp_path):
+    script = f'ACCELERATE_USE_CPU=1 "$0" {ROOT}/train/train.py "$@" > {tmp_path}/printed 2>&1 &'
+    arguments = {**SMALL, 'optim.epochs': 1, 'output': tmp_path / 'run'}
+    command = ['bash', '-c', script, sys.executable, *(f'--{key}={value}' for key, value in arguments.items())]
+    subprocess.run(command, check=True, start_new_session=True)
+    deadline = time.time() + 120
+    while not (tmp_path / 'run' / 'report.md').exists() and time.time() < deadline:
+        time.sleep(0.2)
+    assert (tmp_path / 'run' / 'report.md').exists(), (tmp_path / 'printed').read_text()
