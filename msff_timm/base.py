@@ -81,7 +81,7 @@ class BackboneModel(nn.Module):
         """Leaves out of the backbone what only its later maps need.
 
         Args:
-            num_maps: How many maps are needed, the first ones.
+            num_maps: Number of maps that are needed, the first ones.
         """
         reductions = self.backbone_args['reductions'][:num_maps]
         if len(reductions) < len(self.backbone_args['reductions']):

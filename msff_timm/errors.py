@@ -105,7 +105,7 @@ def exit_code(command: Callable[[], int | None], name: str) -> int:
 
     Args:
         command: Returns an exit code, None for 0.
-        name: What the line begins with.
+        name: Beginning of the line.
 
     Returns:
         What the command returns; 2 for bad input and faults, 130 for Ctrl-C, and 141 where nothing reads its output any

@@ -22,7 +22,7 @@ def read_small(path: str | Path, most: int, what: str) -> bytes:
     Args:
         path: File to read.
         most: Largest size in bytes.
-        what: What the file is read as, for the message.
+        what: Kind of content, for the message.
 
     Raises:
         InputError: It cannot be read, is no regular file, or is too large.
@@ -51,7 +51,7 @@ def check_folder(path: str | Path, what: str) -> None:
 
     Args:
         path: Folder to write to later.
-        what: What the message calls it, a setting say.
+        what: Name in the message, e.g. of a setting.
 
     Raises:
         InputError: Nothing can be written there.
@@ -65,8 +65,8 @@ def check_file(path: str | Path, what: str, makes_folder: bool = True) -> None:
 
     Args:
         path: File to write later.
-        what: What the message calls it, a setting say.
-        makes_folder: Whether its folder is made when it is missing.
+        what: Name in the message, e.g. of a setting.
+        makes_folder: True to make its folder where it is missing.
 
     Raises:
         InputError: It cannot be written.

@@ -242,7 +242,7 @@ def load_for(
     Args:
         name: As for `load`.
         label_names: In the order of the logits.
-        keep_labels: Whether to keep, where the model has other labels, what it has learnt of those that both sets
+        keep_labels: True to keep, where the model has other labels, what it has learnt of those that both sets
             share. Without it all labels start anew, unless both sets are the same.
         **model_args: As for `load`.
 

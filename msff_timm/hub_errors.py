@@ -90,9 +90,9 @@ def reason(error: BaseException, repo_id: str = 'the repository', is_push: bool 
     """Says in one line why a request failed, and what to do.
 
     Args:
-        error: That of huggingface_hub, of its HTTP client, or one raised from either.
+        error: Exception of huggingface_hub, of its HTTP client, or one raised from either.
         repo_id: Repository, or data set, that was asked for.
-        is_push: Whether something was to be sent.
+        is_push: True where something was to be sent.
     """
     code, text = status(error), said(error)
     tokens = f'{constants.ENDPOINT}/settings/tokens'

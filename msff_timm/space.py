@@ -333,9 +333,9 @@ def launch(page, host: str | None = None, port: int | None = None) -> str:
 
     Args:
         page: What `build` gave.
-        host: To listen at; None for `GRADIO_SERVER_NAME`, or this machine alone. The page answers under this name and
-            as localhost; at 0.0.0.0 or :: under all addresses and the name of the machine; on the Hub under that of the
-            Space. A proxy in front of it has to pass one of these as `Host`.
+        host: Address to listen at; None for `GRADIO_SERVER_NAME`, or this machine alone. The page answers under this
+            name and as localhost; at 0.0.0.0 or :: under all addresses and the name of the machine; on the Hub under
+            that of the Space. A proxy in front of it has to pass one of these as `Host`.
         port: None for `GRADIO_SERVER_PORT`, or the first that is free from 7860 on.
 
     Returns:

@@ -101,7 +101,7 @@ class Guard:
     Args:
         app: The application behind it.
         uploads: The record.
-        hosts: What `hosts_of` gave.
+        hosts: Hosts that `hosts_of` gave.
     """
 
     def __init__(self, app, uploads: Uploads, hosts: tuple[set[str], bool]):
@@ -189,7 +189,7 @@ def hosts_of(host: str) -> tuple[set[str], bool]:
     """Finds the names that a page is served under: a page of another site could reach it under a name of its own.
 
     Args:
-        host: What it listens at; 0.0.0.0 and :: are all addresses of this machine.
+        host: Address that it listens at; 0.0.0.0 and :: are all addresses of this machine.
 
     Returns:
         The names, and whether all addresses count as such: they are no names that others could give.

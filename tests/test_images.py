@@ -51,7 +51,7 @@ def tiff(values, order='<', planar=1, photometric=None, entries=(), data=None):
 
     Args:
         values: Samples (H, W) or (H, W, C).
-        order: Of bytes, as `struct` has it.
+        order: Order of bytes, as `struct` has it.
         planar: 2 to store channels apart.
         photometric: 0 for least is white, 1 for a gray, 2 for RGB, 5 for CMYK, 6 for YCbCr.
         entries: More tags, as (tag, type, numbers); a type of `struct`.
@@ -724,7 +724,7 @@ def test_inspect_reports_the_values_of_deep_images(tmp_path, capsys):
     arguments = ['--root', str(tmp_path), '--splits', 'train', '--workers', '0', '-o', str(tmp_path / 'out')]
     assert cli.main(['data', 'table', *arguments, '--check']) == 0
     lines = capsys.readouterr().out.splitlines()
-    start = lines.index('more than 8 bits in train: 4 pictures, values from 0 to 4,000; black and white are')
+    start = lines.index('more than 8 bits in train: 4 images, values from 0 to 4,000; black and white are')
     assert lines[start + 1 : start + 4] == [
         '  0 and 4,095, by their values: 2',
         '  0 and 1,023, by their values: 1',

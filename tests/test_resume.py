@@ -215,7 +215,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_pictures(tmp_path)
     assert len(ids) == len(set(ids)) == 8 and all(name.startswith('train-') for name in ids)
     batch = load_file(tmp_path / 'run' / 'not_finite_0.safetensors')
     assert batch['image_0'].shape == (8, 3, 32, 32) and batch['target_0'].shape == (8, 12)
-    for path in (tmp_path / 'run' / 'checkpoints').glob('step-*'):
+    checkpoints = sorted((tmp_path / 'run' / 'checkpoints').glob('step-*'))
+    advice = (
+        f'--resume auto resumes from {checkpoints[-1]} ' if checkpoints else 'there is no checkpoint to resume from'
+    )
+    assert advice in printed.splitlines()[-1]
+    for path in checkpoints:
         assert all(value.isfinite().all() for value in load_file(path / 'model.safetensors').values())
 
 

@@ -98,7 +98,7 @@ class Checkpoints:
         Args:
             model: As it was before it was prepared, so that any number of processes can resume from its weights.
             ema: Module of the EMA weights.
-            optimizer: That may be prepared.
+            optimizer: Optimiser, prepared or not.
             schedule: Schedule of the optimiser that was prepared. Nothing of it is saved: the settings and the number
                 of steps decide it.
         """

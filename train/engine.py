@@ -351,7 +351,7 @@ class StopRequest:
 
     Attributes:
         received: Number of the signal.
-        waits: Whether there is something to save.
+        waits: True while there is something to save.
     """
 
     def __init__(self, waits: bool = True):
@@ -626,7 +626,7 @@ def fit_thresholds(scored: Measures, data: dict) -> dict | None:
     """Fits the thresholds that `hub.save` stores to scored images; None where these are too few.
 
     Args:
-        scored: What `score` gives; at least one label has both a positive and a negative.
+        scored: Scores as `score` gives them; at least one label has both a positive and a negative.
         data: Which images they are, to be stored with the thresholds.
     """
     arrays = scored.arrays()

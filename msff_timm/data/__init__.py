@@ -70,9 +70,9 @@ def load(
             results do.
         difficult: What a label of `voc*` counts as where all its objects are difficult: `ignore`, `negative` or
             `positive`.
-        missing: What images of `coco*` and `voc*` that are not there do, and annotations of no image or category:
-            `skip` (left out, with a warning that counts them) or `error`; None skips them in the splits `train` and
-            `trainval` only.
+        missing: Treatment of images of `coco*` and `voc*` that are not there, and of annotations of no image or
+            category: `skip` (left out, with a warning that counts them) or `error`; None skips them in the splits
+            `train` and `trainval` only.
         image_root: Folder of the pictures that a `table` names; None for the table's own.
         image_column: Of a `table` or `hub`; None for `image`, `file_name` or the only one that holds pictures.
         label_columns: Of a `table`, `folder` or `hub`: one column of lists, or one column of 1, 0 and -1 or empty for

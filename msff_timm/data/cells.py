@@ -153,10 +153,10 @@ def read_state(value: object, where: str, minus_one: str = 'unannotated', blank:
     """Reads a cell of a column for one label: 1 present, 0 absent, -1 unannotated.
 
     Args:
-        value: What the cell holds.
+        value: Content of the cell.
         where: File, row and column, for the message.
-        minus_one: What -1 means: `unannotated` or `absent`.
-        blank: What an empty cell means: `unannotated` or `absent`.
+        minus_one: Meaning of -1: `unannotated` or `absent`.
+        blank: Meaning of an empty cell: `unannotated` or `absent`.
 
     Raises:
         InputError: It is none of these.
@@ -192,10 +192,10 @@ def split_labels(value: object, delimiter: str, where: str, has_commas: bool = F
     """Reads a cell of a column of labels: a list of names, a list as tools write it into text, or delimited text.
 
     Args:
-        value: What the cell holds.
+        value: Content of the cell.
         delimiter: Text between two labels; `none` where each text is one label.
         where: File, row and column, for the message.
-        has_commas: Whether lists without quotes have commas in this column (`has_comma_lists`).
+        has_commas: True where lists without quotes have commas in this column (`has_comma_lists`).
 
     Raises:
         InputError: It is neither, or a label is there twice.
@@ -242,9 +242,9 @@ def read_list(text: str, where: str, has_commas: bool = False) -> list[str] | No
     """Reads a list that Python, pandas, NumPy, JSON or a database wrote into text; no code is evaluated.
 
     Args:
-        text: What the cell holds.
+        text: Content of the cell.
         where: File, row and column, for the message.
-        has_commas: Whether commas alone part items without quotes; else spaces do where there is no comma.
+        has_commas: True where commas alone part items without quotes; else spaces do where there is no comma.
 
     Returns:
         Its items, `Bare` those without quotes; null and NaN are left out. None where the text is no list.

@@ -43,7 +43,7 @@ def load(
         root: The folder that holds the images' folders and `annotations/`.
         keep_unlabelled: Keep pictures without any label; None keeps them in training and leaves them out of
             evaluation, as published results do.
-        missing: What images without a file and annotations of no image or category do: `skip` or `error`; None for
+        missing: Treatment of images without a file and annotations of no image or category: `skip` or `error`; None for
             `skip` in training.
 
     Raises:
@@ -244,9 +244,9 @@ class _Images:
     """The images that the file names, a row for each that is on disk.
 
     Attributes:
-        paths: Of each row.
-        ids: Of each row, for the order.
-        names: Of each row, the id as the file has it.
+        paths: Path of each row.
+        ids: Key of each row, for the order.
+        names: Name of each row, the id as the file has it.
         row_of: By image id; None for an image that is not on disk.
         sizes: Number of pixels by image id; 0 where it is unknown.
     """

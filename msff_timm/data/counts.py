@@ -56,7 +56,7 @@ class LabelCounts:
 
         Args:
             where: Its data and name.
-            setting: That chooses it, `data.eval_split` say; the one of its size goes with it.
+            setting: Setting that chooses the split, e.g. `data.eval_split`; that of its size goes with it.
 
         Raises:
             InputError: No label counts.
@@ -76,7 +76,7 @@ class LabelCounts:
 
         Args:
             where: Name of the split.
-            trains: Whether it is trained on, not evaluated on.
+            trains: True where the split is trained on, false where it is evaluated on.
         """
         num_left_out = int((~self.counted).sum())
         if not num_left_out:

@@ -44,7 +44,7 @@ def find_delimiter(texts: Iterable[str], label_names: Collection[str] | None, wh
 
     Args:
         texts: Those of all splits (`texts_of`).
-        label_names: Where they are known.
+        label_names: Label names, where they are known.
         where: File and column, for messages.
 
     Returns:
@@ -133,10 +133,10 @@ class _Support:
     Attributes:
         multiple: Texts with two parts or more, as sets of them.
         example: The first of them.
-        is_alone: Whether each part of these is also a text by itself.
-        whole: How many have all their parts in others, too.
-        apart: How many have none.
-        are_names: Whether they are rather names that hold the delimiter.
+        is_alone: True where each part of these is also a text by itself.
+        whole: Number of texts that have all their parts in others, too.
+        apart: Number of texts that have none.
+        are_names: True where they are rather names that hold the delimiter.
     """
 
     def __init__(self, texts: list[str], delimiter: str):

@@ -143,9 +143,9 @@ class _Scaling:
 
     Args:
         blocks: Gives all values, in parts.
-        statement: Of the file.
+        statement: Statement of the file.
         missing: Value that stands for none.
-        is_inverted: Whether the least value is the brightest.
+        is_inverted: True where the least value is the brightest.
     """
 
     def __init__(

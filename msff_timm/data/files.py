@@ -29,8 +29,8 @@ class Table:
     Attributes:
         path: Its file.
         columns: Names of its columns, without those that have none.
-        unit: What rows are counted in.
-        numbers: Of each row: its line, counted from 1, or row of a Parquet file, counted from 0.
+        unit: Unit that rows are counted in.
+        numbers: Number of each row: its line, counted from 1, or row of a Parquet file, counted from 0.
         column: Gives the values of a column, one for each of `numbers`.
         notes: Lines on how it was read.
         num_unnamed: Number of columns without a name, which are left out.
@@ -52,7 +52,7 @@ def read(path: Path, image_columns: Collection[str]) -> Table:
     """Reads a table.
 
     Args:
-        path: Its file, of which the suffix tells the format.
+        path: File, whose suffix names the format.
         image_columns: Names that the column of images may have, by which the delimiter of the fields is found.
 
     Raises:

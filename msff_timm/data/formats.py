@@ -69,7 +69,7 @@ def explain_unknown(suffix: str, head: bytes) -> str:
     """Explains why Pillow does not know a file.
 
     Args:
-        suffix: Of the file's name, with the dot.
+        suffix: Suffix of the file's name, with the dot.
         head: First 64 bytes.
     """
     suffix = suffix.lower()

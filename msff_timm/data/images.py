@@ -56,7 +56,7 @@ class Decoded:
     Attributes:
         image: Upright, in 8-bit RGB.
         mode: Pillow's mode of the file.
-        values: Of an image of more than 8 bits, else None.
+        values: Range of values of an image of more than 8 bits, else None.
     """
 
     image: Image.Image
@@ -89,7 +89,7 @@ def open_image(
 
     Args:
         source: A path, or the content of a file.
-        name: What messages call the image; None for the path.
+        name: Name of the image in messages; None for the path.
         at_least: Height and width that are enough: a JPEG is decoded at 1/2, 1/4 or 1/8 as long as it stays that
             large, which is faster. None decodes every pixel, as evaluation and inference need it to see exactly what
             timm's own preprocessing sees.
@@ -199,8 +199,8 @@ def _lower_bytes(image: Image.Image, source: str | Path | bytes, raw_mode: str, 
     Args:
         image: The upper bytes, as Pillow reads them.
         source: The file.
-        raw_mode: Of the file.
-        is_apart: Whether libtiff reads the channels one after another, for which Pillow knows only the upper bytes.
+        raw_mode: Pillow's raw mode of the file.
+        is_apart: True where libtiff reads the channels one after another, for which Pillow knows only the upper bytes.
     """
     if is_apart:
         content = source if isinstance(source, bytes) else Path(source).read_bytes()

@@ -194,7 +194,7 @@ def _depth(name: str, split: SplitReport) -> Iterator[str]:
     """Reports the images of more than 8 bits."""
     low, high = split.values
     count = sum(split.scales.values())
-    yield f'more than 8 bits in {name}: {count} pictures, values from {low:,.7g} to {high:,.7g}; black and white are'
+    yield f'more than 8 bits in {name}: {count} images, values from {low:,.7g} to {high:,.7g}; black and white are'
     yield from _first([f'{scale}: {number}' for scale, number in split.scales.items()], MOST_SCALES)
     if sum(scale.endswith(BY_VALUES) for scale in split.scales) > 1:
         yield '  To give them one scale, state it in the files (SMinSampleValue, SMaxSampleValue of TIFF; sBIT of PNG).'

@@ -164,10 +164,10 @@ def make_note(where: object, lost: list[str], others: list[str], split: str, mis
 
     Args:
         where: The file that was read.
-        lost: What is named but cannot be used, with counts.
+        lost: Names of what cannot be used, with counts.
         others: Whatever else the user should know.
-        split: That is read.
-        missing: As for `msff_timm.data.load`.
+        split: Split that is read.
+        missing: Setting as for `msff_timm.data.load`.
 
     Raises:
         InputError: Something is lost and may not be left out.

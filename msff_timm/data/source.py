@@ -30,10 +30,10 @@ class Source:
     """A data set of the Hub, or a folder, that is read split by split.
 
     Args:
-        root: As `load` takes it.
+        root: Root as `load` takes it.
 
     Attributes:
-        is_local: Whether it is a folder.
+        is_local: True for a folder.
         splits: Names of the splits that there are.
         folder: Folder of a metadata file that lies above the folders of the splits, relative to the data set; None
             where there is none.

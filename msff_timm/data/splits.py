@@ -79,8 +79,8 @@ def part(
         image: Its column of images.
         label_columns: Those that are labels by a setting.
         image_root: Folder of the images; None for the table's own.
-        is_file: Whether the table is named by itself, not as that of a split in a folder.
-        is_folder: Whether it is a metadata file above the images.
+        is_file: True where the table is named by itself, not as that of a split in a folder.
+        is_folder: True for a metadata file above the images.
 
     Returns:
         The rows of each split, and how they were parted; None where nothing parts them and all are of train.

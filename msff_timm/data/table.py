@@ -154,8 +154,8 @@ class _Columns:
         labels: Those of the labels; None to find them.
         delimiter: Between labels in text; None to find it.
         names: Of the labels, where they are set.
-        minus_one: What -1 means in a column for one label.
-        blank: What an empty cell means there.
+        minus_one: Meaning of -1 in a column for one label.
+        blank: Meaning of an empty cell there.
         image_root: Folder of the images; None for the table's own.
     """
 

@@ -40,7 +40,7 @@ def eval_transform(data_config: dict, as_bytes: bool = False) -> transforms.Comp
     """Builds a checkpoint's own preprocessing from what `timm.data.resolve_model_data_config` gives.
 
     Args:
-        data_config: As timm gives it; for one channel, images turn gray.
+        data_config: Configuration as timm gives it; for one channel, images turn gray.
         as_bytes: Leave normalisation to `Normalize`, and give an array of bytes (C, H, W).
 
     Raises:

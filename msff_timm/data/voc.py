@@ -49,8 +49,8 @@ def load(
         difficult: What a label counts as where all its objects are difficult: `ignore` (neither present nor absent, as
             VOC's own evaluation has it), `negative` or `positive`.
         label_names: Names in the order of the logits; None to find them.
-        missing: What images without a file do, and, where there are no class files, without XML: `skip` or `error`;
-            None for `skip` in `train` and `trainval`.
+        missing: Treatment of images without a file and, where there are no class files, of those without XML: `skip` or
+            `error`; None for `skip` in `train` and `trainval`.
 
     Raises:
         InputError: The root is not VOC's, or a file is not as it should be; the message names it and the line.
@@ -86,13 +86,13 @@ class _Files:
     Attributes:
         split_file: The list of images.
         lines: Line of each id in it.
-        image_folder: Of the images.
+        image_folder: Folder of the images.
         images: Name of the file of each id that has one.
         xml_files: By the name without suffix: of the split, or of all splits where they decide the labels' names.
-        class_files: In the order of `label_names`; empty where there are none.
+        class_files: Class files in the order of `label_names`; empty where there are none.
         label_names: None where the XML decides.
-        has_labels: Whether anything tells which labels are present.
-        notes: What was found out about the labels.
+        has_labels: True where something shows which labels are present.
+        notes: Lines on what was found out about the labels.
     """
 
     split_file: Path

@@ -31,9 +31,9 @@ class VocObject:
     """An object in an image.
 
     Attributes:
-        name: Of its label; None where the XML has none that can be read.
-        is_difficult: Whether it is marked so.
-        area: Of its box, relative to the image; NaN where that cannot be told.
+        name: Name of its label; None where the XML has none that can be read.
+        is_difficult: True where it is marked so.
+        area: Area of its box, relative to the image; NaN where it is unknown.
     """
 
     name: str | None

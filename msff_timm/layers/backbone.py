@@ -119,7 +119,7 @@ def group_backbone(backbone: nn.Module, name: str, coarse: bool, backbone_args: 
     """Numbers the layers of a backbone from its stem, 0, as `group_matcher` of the whole timm model does.
 
     Args:
-        backbone: What `create_backbone` made.
+        backbone: Backbone that `create_backbone` made.
         name: As for `create_backbone`.
         coarse: Number stages instead of layers.
         backbone_args: As for `create_backbone`.
