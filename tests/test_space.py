@@ -451,6 +451,7 @@ def serve_nothing(pipe, temporary):
     tempfile.tempdir = temporary
     page = SimpleNamespace(server=SimpleNamespace(), close=lambda verbose: None)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     space._gradio, space.launch = lambda: None, launch
     space.build = lambda model, name: page
     hub.load = lambda name: torch.nn.Identity()
