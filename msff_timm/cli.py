@@ -237,7 +237,8 @@ def _data(args: argparse.Namespace) -> int:
         print(f'msff-timm: left out: {message}', file=sys.stderr)
     for line in dict.fromkeys(line for dataset in splits.values() for line in notes(dataset)):
         print(line)
-    report = inspect(splits, args.check, args.workers, args.name)
+    masking = None if args.minus_one == args.blank == 'absent' else args.name
+    report = inspect(splits, args.check, args.workers, masking)
     print('\n'.join(report.lines()), flush=True)
     print('\n'.join(map(str, draw(report, splits, output))))
     return 0 if report.is_whole else 1

@@ -27,6 +27,8 @@ def test_definition_records_what_cells_mean_where_it_is_not_the_default(name):
     assert SourceConfig(name=name, root='x').definition('train') == {'name': name, 'split': 'train', 'root': 'x'}
     definition = SourceConfig(name=name, root='x', minus_one='absent', blank='absent').definition('train')
     assert definition == {'name': name, 'split': 'train', 'root': 'x', 'minus_one': 'absent', 'blank': 'absent'}
+    assert SourceConfig(name=name, root='x', minus_one='absent', blank='absent').masking is None
+    assert SourceConfig(name=name, root='x', minus_one='absent').masking == name
     assert 'blank' not in SourceConfig(name='coco2014', root='x', blank='absent').definition('train')
 
 

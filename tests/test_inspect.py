@@ -191,6 +191,19 @@ def test_command_warns_of_a_table_without_an_absent_entry(case, cases, tmp_path,
         assert 'set data.minus_one or data.blank to absent' in line
 
 
+def test_command_names_no_setting_that_does_not_help(tmp_path, capsys, monkeypatch):
+    """The column `ignore` masks the only entry that could be absent, whatever -1 and blank mean."""
+    monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+    for name in 'ab':
+        Image.new('RGB', (8, 8)).save(tmp_path / f'{name}.png')
+    (tmp_path / 'train.csv').write_text('image,labels,ignore\na.png,cat|dog,\nb.png,dog,cat\n')
+    arguments = ['data', 'table', '--root', str(tmp_path), '-o', str(tmp_path / 'out')]
+    for settings, helps in (([], True), (['--minus-one', 'absent', '--blank', 'absent'], False)):
+        cli.main([*arguments, *settings])
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if 'cannot be learnt' in line]
+        assert '[cat, dog]' in line and ('data.minus_one' in line) == helps
+
+
 def test_command_prints_and_draws(tmp_path, capsys):
     assert cli.main(['data', 'scenes', '--size', '30', '--image-size', '48', '-o', str(tmp_path / 'out')]) == 0
     printed = capsys.readouterr().out

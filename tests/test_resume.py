@@ -304,7 +304,7 @@ def test_a_disk_that_was_full_for_the_best_weights_is_made_up_for(best, tmp_path
 
 @pytest.mark.parametrize('how', ['emptied', 'gone', 'other'])
 @pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
-def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, name, how):
+def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, capsys, name, how):
     file = best / name
     if how == 'other' and name == 'model.safetensors':
         save_file({key: value + 1 for key, value in load_file(file).items()}, file)
@@ -314,6 +314,7 @@ def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, name, how):
         file.write_bytes(b'') if how == 'emptied' else file.unlink()
     small_run(best, resume='auto')
     assert_announces(best, 2, best)
+    assert 'were not those of epoch 2, which the results are of; they were restored' in capsys.readouterr().err
 
 
 def test_a_best_epoch_that_could_not_be_kept_is_not_announced(tmp_path, capsys):

@@ -96,7 +96,7 @@ class Checkpoints:
         """Names what is saved, besides the random states.
 
         Args:
-            model: As it was before it was prepared, so that any number of processes can resume from its weights.
+            model: Model as it was before it was prepared, so that any number of processes can resume from its weights.
             ema: Module of the EMA weights.
             optimizer: Optimiser, prepared or not.
             schedule: Schedule of the optimiser that was prepared. Nothing of it is saved: the settings and the number

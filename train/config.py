@@ -197,6 +197,11 @@ class SourceConfig:
             streaming=streaming,
         )
 
+    @property
+    def masking(self) -> str | None:
+        """Name of the data set, where a setting decides what is masked in it; None where that is absent already."""
+        return None if self.minus_one == self.blank == 'absent' else self.name
+
     def definition(self, split: str) -> dict:
         """Records which data these are, with the choices that change what is measured."""
         choices = {'name': self.name, 'split': split}

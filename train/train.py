@@ -276,7 +276,7 @@ class Run:
             InputError: None counts in the split that is evaluated on.
         """
         data = self.config.data
-        counts = LabelCounts.of(samples.targets, self.label_names, data.name)
+        counts = LabelCounts.of(samples.targets, self.label_names, data.masking)
         if not trains:
             counts.check(f'{data.root or data.name}: {split}', 'data.eval_split')
         if line := counts.warning(split, trains):
@@ -448,7 +448,14 @@ class Run:
             return False
         model = deepcopy(self.learner.ema.module)
         model.load_state_dict(weights)
-        return self.attempt(partial(self.write_weights, model, best)) and self.has_weights(best)
+        if not (self.attempt(partial(self.write_weights, model, best)) and self.has_weights(best)):
+            return False
+        tqdm.write(
+            f'{self.output}: {WEIGHTS} and config.json were not those of epoch {best["epoch"]}, which the results are'
+            ' of; they were restored from its checkpoint, with the thresholds of that epoch.',
+            file=sys.stderr,
+        )
+        return True
 
     def recover_best(self) -> None:
         """Restores what the output folder lacks of the best epoch when a run is resumed, or forgets that epoch."""

@@ -75,9 +75,9 @@ def load(
             `train` and `trainval` only.
         image_root: Folder of the pictures that a `table` names; None for the table's own.
         image_column: Of a `table` or `hub`; None for `image`, `file_name` or the only one that holds pictures.
-        label_columns: Of a `table`, `folder` or `hub`: one column of lists, or one column of 1, 0 and -1 or empty for
-            each label; None for `labels` if there is such a column, else all that are left but those that tools write
-            beside labels (`cells.NOT_LABELS`).
+        label_columns: Columns of the labels in a `table`, `folder` or `hub`: one column of lists, or one column of 1, 0
+            and -1 or empty for each label; None for `labels` if there is such a column, else all that are left but
+            those that tools write beside labels (`cells.NOT_LABELS`).
         label_delimiter: Text between the labels of a column of text; `none` where each text is one label; None to find
             it, which is an error where the texts can be read in two ways.
         label_names: Names in the order of the logits, where the data do not fix them; None for all that occur, sorted.

@@ -33,30 +33,18 @@ __all__ = [
 
 # Columns of other things that tools and public data sets write beside one column for each label. In small letters; also
 # never a label is a column without a name or one that pandas names `Unnamed: 0` or `__index_level_0__`.
-NOT_LABELS = (
+NOT_LABELS = tuple(
     # names, places and sizes of the image
-    *('area', 'file', 'file_name', 'file_path', 'filename', 'filepath', 'fname', 'guid', 'height', 'id', 'image'),
-    *(
-        'image_file',
-        'image_height',
-        'image_id',
-        'image_name',
-        'image_path',
-        'image_url',
-        'image_width',
-        'img',
-        'img_id',
-    ),
-    *('img_name', 'img_path', 'imageid', 'imagename', 'imagepath', 'md5', 'path', 'sha1', 'sha256', 'uri', 'url'),
-    *('coco_url', 'date_captured', 'flickr_url', 'license', 'uuid', 'width'),
+    'area coco_url date_captured file file_name file_path filename filepath flickr_url fname guid height id image'
+    ' image_file image_height image_id image_name image_path image_url image_width imageid imagename imagepath img'
+    ' img_id img_name img_path license md5 path sha1 sha256 uri url uuid width'
     # the split, and other ways to part the rows
-    *('cv_fold', 'fold', 'folds', 'is_test', 'is_train', 'is_training', 'is_val', 'is_valid', 'is_validation', 'kfold'),
-    *('data_split', 'partition', 'phase', 'split', 'subset', 'usage'),
+    ' cv_fold data_split fold folds is_test is_train is_training is_val is_valid is_validation kfold partition phase'
+    ' split subset usage'
     # numbers of rows
-    *('index', 'level_0', 'level_1', 'row_id', 'rowid'),
+    ' index level_0 level_1 row_id rowid'
     # what else annotation tools and this package write
-    *('annotator', 'annotator_id', 'crowd', 'created_at', 'ignore', 'is_crowd', 'iscrowd', 'timestamp', 'updated_at'),
-    *('worker_id',),
+    ' annotator annotator_id created_at crowd ignore is_crowd iscrowd timestamp updated_at worker_id'.split()
 )
 OF_PANDAS = re.compile(r'(unnamed: \d+(\.\d+)?(_level_\d+)?|__index_level_\d+__)?')
 # What pandas.read_csv, and so `datasets`, takes for missing

@@ -32,7 +32,7 @@ class LabelCounts:
         positives: (K,), number of images that hold the label.
         negatives: (K,), number of images that do not.
         num_images: Number of images; entries that are neither are masked.
-        data: Name of the data set, which decides the setting that a message names; None if it is not known.
+        data: Name of the data set, which decides the setting that a message names; None where no setting helps.
     """
 
     names: Sequence[str]
@@ -42,7 +42,7 @@ class LabelCounts:
     data: str | None = None
 
     @classmethod
-    def of(cls, targets: np.ndarray, names: Sequence[str], data: str) -> LabelCounts:
+    def of(cls, targets: np.ndarray, names: Sequence[str], data: str | None) -> LabelCounts:
         """Counts targets (N, K): 1 present, 0 absent, -1 masked."""
         return cls(names, (targets == 1).sum(0), (targets == 0).sum(0), len(targets), data)
 

@@ -33,7 +33,7 @@ class ValueRange:
         highest: Greatest finite value.
         black: Value that becomes 0.
         white: Value that becomes 255.
-        is_stated: Whether the file states black and white, or else the rule of `open_image` decides.
+        is_stated: True where the file states black and white; else the rule of `open_image` decides.
     """
 
     lowest: float

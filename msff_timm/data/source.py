@@ -233,16 +233,16 @@ def _reason(root: str, is_folder: bool, error: Exception) -> str:
     if is_folder:
         return f'{root}: cannot be read as a data set: {reason}. It needs files such as train-00000-of-00001.parquet.'
     if datasets.config.HF_HUB_OFFLINE:
-        mend = 'HF_HUB_OFFLINE is set: unset it, or load the data set once while online'
+        fix = 'HF_HUB_OFFLINE is set: unset it, or load the data set once while online'
     elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        mend = 'check the id in data.root, ask for access on its page, or log in (hf auth login)'
+        fix = 'check the id in data.root, ask for access on its page, or log in (hf auth login)'
     elif 'scripts are no longer supported' in reason:
-        mend = 'code of a data set is never run: convert it to Parquet'
+        fix = 'code of a data set is never run: convert it to Parquet'
     elif isinstance(error, ConnectionError):
-        mend = 'check the network and HF_ENDPOINT, or load the data set once while online'
+        fix = 'check the network and HF_ENDPOINT, or load the data set once while online'
     else:
-        mend = 'check the files of the data set'
-    return f'{root}: cannot be loaded from {datasets.config.HF_ENDPOINT}: {reason}; {mend}.'
+        fix = 'check the files of the data set'
+    return f'{root}: cannot be loaded from {datasets.config.HF_ENDPOINT}: {reason}; {fix}.'
 
 
 def _of(root: str, names: str) -> str:

@@ -42,10 +42,10 @@ def write_submission(
 
     Args:
         path: Ends in `.tar`, `.tar.gz` or `.tgz`.
-        image_ids: Of all images of the test split, in its order.
+        image_ids: Ids of all images of the test split, in its order.
         scores: Confidences (N, 20), the larger the surer; written so that they read back exactly.
         label_names: VOC's 20 classes in the order of the columns of `scores`.
-        year: Of the challenge.
+        year: Year of the challenge.
 
     Raises:
         InputError: An argument is not as it should be, or the file cannot be written.
@@ -102,7 +102,7 @@ def check_submission(path: str | Path, images: str | Path | Sequence[str], year:
     Args:
         path: The tar file, compressed or not.
         images: The root of VOC, whose test split it should hold, or the ids of its images in order.
-        year: Of the challenge.
+        year: Year of the challenge.
 
     Raises:
         InputError: It is not; the message names the file in it and the line.

@@ -120,9 +120,9 @@ def group_backbone(backbone: nn.Module, name: str, coarse: bool, backbone_args: 
 
     Args:
         backbone: Backbone that `create_backbone` made.
-        name: As for `create_backbone`.
+        name: Name as for `create_backbone`.
         coarse: Number stages instead of layers.
-        backbone_args: As for `create_backbone`.
+        backbone_args: Arguments as for `create_backbone`.
 
     Returns:
         The layer of each of the backbone's parameters.
