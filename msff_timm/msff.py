@@ -65,6 +65,9 @@ class MSFF(BackboneModel):
         fusion_mode: Where the three scales come from: 1, 2 or 3 (Table 5).
         scale_attention: Use the hierarchical scale attention (Table 4).
         interpolation: Within it: `nearest`, `bilinear`, `bicubic` or `area` (Table 6).
+        fusion_norm: BatchNorm after the convolutions of Eq. 1, of which the paper says nothing.
+        fusion_gate: Learnt factor of the product in Eq. 4, 0 at the start, of which the paper says nothing; without
+            both, the equations are taken literally, which learns far more slowly from few images.
         encoder_depth: Layers of the global feature enhancement (Figure 5); 0 leaves it out (Table 4).
         decoder_depth: Layers of the region selection (Figure 5); 0 pools the branches instead (Table 4).
         decoder_self_attn: Self-attention of the labels, in every decoder layer or for each layer (Table 7).
@@ -91,6 +94,8 @@ class MSFF(BackboneModel):
         fusion_mode: int = 3,
         scale_attention: bool = True,
         interpolation: str = 'bilinear',
+        fusion_norm: bool = True,
+        fusion_gate: bool = True,
         encoder_depth: int = 2,
         decoder_depth: int = 3,
         decoder_self_attn: bool | Sequence[bool] = False,
@@ -119,9 +124,11 @@ class MSFF(BackboneModel):
         self.num_branches = 1 if share_branches else 3  # sets of weights for the three branches
         self.num_features = 3 * embed_dim
         in_chans_of = dict(zip(reductions, self.backbone.feature_info.channels(), strict=True))
-        self.projection = MultiScaleProjection(in_chans_of, embed_dim, fusion_mode, **dd)
+        self.projection = MultiScaleProjection(in_chans_of, embed_dim, fusion_mode, fusion_norm, **dd)
         # Section 3.2
-        self.scale_attention = HierarchicalScaleAttention(interpolation) if scale_attention else None
+        self.scale_attention = None
+        if scale_attention:
+            self.scale_attention = HierarchicalScaleAttention(embed_dim, interpolation, fusion_gate, **dd)
         # Section 3.3
         self.position = PositionEncoding(embed_dim, self.num_branches, **dd)
         # Sections 3.4 and 3.5
@@ -149,7 +156,7 @@ class MSFF(BackboneModel):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        return {'position.table', 'label_embed.weight', *super().no_weight_decay()}
+        return {'scale_attention.gate', 'position.table', 'label_embed.weight', *super().no_weight_decay()}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
@@ -157,14 +164,14 @@ class MSFF(BackboneModel):
         of_backbone = group_backbone(self.backbone, self.backbone_name, coarse, self.backbone_args['backbone_args'])
         encoders = len(self.enhancement.branches[0])
         decoders = 0 if self.selection is None else len(self.selection.branches[0])
-        first = max(of_backbone.values()) + 1  # projection and position
+        first = max(of_backbone.values()) + 1  # projection, scale attention and position
         last = first + (3 if coarse else 1 + encoders + decoders)
 
         def layer_of(name: str) -> int:
             part, *rest = name.split('.')
             if part == 'backbone':
                 return of_backbone['.'.join(rest)]
-            if part in ('projection', 'position'):
+            if part in ('projection', 'scale_attention', 'position'):
                 return first
             if part in ('enhancement', 'selection'):
                 depth = int(rest[2])  # below 'branches' and the branch's number
@@ -349,6 +356,13 @@ def _cfg(url: str = '', **kwargs) -> dict:
     }
 
 
+def _lite_cfg(**kwargs) -> dict:
+    """Configures a model on EfficientNet-Lite."""
+    of_backbone = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
+    small = dict(input_size=(3, 224, 224), pool_size=(14, 14), first_conv='backbone.conv_stem')
+    return _cfg(**{**of_backbone, **small, **kwargs})
+
+
 def _published(name: str, label_names: Sequence[str], **kwargs) -> dict:
     """Configures a tag: weights on the Hub, in the repository of its name."""
     return _cfg(
@@ -371,6 +385,8 @@ default_cfgs = generate_default_cfgs(
         'msff_convnext_tiny.untrained': _cfg(first_conv='backbone.stem_0'),
         'msff_davit_tiny.untrained': _cfg(first_conv='backbone.stem.conv'),
         'msff_efficientnet_b0.untrained': _cfg(first_conv='backbone.conv_stem'),
+        'msff_efficientnet_lite2.untrained': _lite_cfg(input_size=(3, 320, 320), pool_size=(20, 20)),
+        'msff_efficientnet_lite0.untrained': _lite_cfg(),
         'msff_mobilenetv4_small.untrained': _cfg(
             input_size=(3, 224, 224), pool_size=(14, 14), first_conv='backbone.conv_stem'
         ),
@@ -389,7 +405,21 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
-    return create_on_backbone(MSFF, variant, pretrained, num_maps=5, **kwargs)
+    return create_on_backbone(MSFF, variant, pretrained, num_maps=5, pretrained_filter_fn=_check_fusion, **kwargs)
+
+
+def _check_fusion(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str, torch.Tensor]:
+    """Refuses weights of the literal equations, which were the default before `fusion_norm` and `fusion_gate`."""
+    needed = {'fusion_norm': 'projection.norm1.weight', 'fusion_gate': 'scale_attention.gate'}
+    missing = [name for name, key in needed.items() if key in model.state_dict() and key not in state_dict]
+    if missing:
+        asked = ', '.join(f'{name}=False' for name in missing)
+        in_json = ', '.join(f'"{name}": false' for name in missing)
+        raise ValueError(
+            f'the weights were trained without {" and ".join(missing)}: create the model with {asked}, or add'
+            f' {in_json} to model_args in their config.json.'
+        )
+    return state_dict
 
 
 @register_model
@@ -439,6 +469,20 @@ def msff_efficientnet_b0(pretrained: bool = False, **kwargs) -> MSFF:
     """MSFF on EfficientNet-B0, with a head of half the width."""
     model_args = dict(backbone='efficientnet_b0', embed_dim=256, ffn_dim=1024)
     return _create_msff('msff_efficientnet_b0', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_efficientnet_lite2(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on EfficientNet-Lite2, for CPUs and phones, with a head of a quarter of the width."""
+    model_args = dict(backbone='tf_efficientnet_lite2', embed_dim=128, num_heads=4, ffn_dim=512)
+    return _create_msff('msff_efficientnet_lite2', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_efficientnet_lite0(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on EfficientNet-Lite0, for CPUs and phones, with a head of a quarter of the width."""
+    model_args = dict(backbone='tf_efficientnet_lite0', embed_dim=128, num_heads=4, ffn_dim=512)
+    return _create_msff('msff_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model

@@ -60,10 +60,23 @@ def test_scale_attention_is_equations_2_to_5(grids, mode):
     x1, x2, x3 = (torch.randn(1, 4, *grid, dtype=torch.float64) for grid in grids)
     a1, a2, a3 = (x[0].numpy() for x in (x1, x2, x3))
     x2_up, x3_up = interpolate(a2, *grids[0], mode), interpolate(a3, *grids[0], mode)  # Eq. 2
-    m = a1 * x2_up * x3_up  # Eq. 3
-    expected = [a1 + m, interpolate(x2_up + m, *grids[1], mode), interpolate(x3_up + m, *grids[2], mode)]  # Eqs. 4, 5
-    for got, want in zip(HierarchicalScaleAttention(mode)([x1, x2, x3]), expected, strict=True):
-        np.testing.assert_allclose(got[0].numpy(), want, rtol=0, atol=1e-12)
+    gate = np.array([0.5, -2.0, 0.0, 1.0])
+    gated = HierarchicalScaleAttention(4, mode).double()
+    gated.gate.data[:] = torch.from_numpy(gate)[:, None, None]
+    for attention, factor in ((HierarchicalScaleAttention(4, mode, gate=False), 1), (gated, gate[:, None, None])):
+        m = factor * a1 * x2_up * x3_up  # Eq. 3
+        expected = [a1 + m, interpolate(x2_up + m, *grids[1], mode), interpolate(x3_up + m, *grids[2], mode)]  # 4, 5
+        for got, want in zip(attention([x1, x2, x3]), expected, strict=True):
+            np.testing.assert_allclose(got[0].detach().numpy(), want, rtol=0, atol=1e-12)
+
+
+def test_scale_attention_with_a_gate_starts_without_the_product():
+    scales = [torch.randn(1, 4, side, side) for side in (8, 4, 2)]
+    x1, x2, x3 = HierarchicalScaleAttention(4)(scales)
+    assert torch.equal(x1, scales[0])
+    for got, x, side in ((x2, scales[1], 4), (x3, scales[2], 2)):  # up and down again
+        expected = interpolate(interpolate(x[0].numpy(), 8, 8), side, side)
+        np.testing.assert_allclose(got[0].detach().numpy(), expected, rtol=0, atol=1e-6)
 
 
 # Table 5: layer of the ResNet (layer n has reduction 2^(n+1)) and side of the convolution that give x1, x2 and x3.
@@ -74,10 +87,11 @@ TABLE_5 = {1: ((3, 1), (3, 3), (4, 3)), 2: ((2, 3), (3, 3), (4, 3)), 3: ((3, 1),
 def test_projection_takes_the_scales_from_where_table_5_says(mode):
     layers = sorted({layer for layer, _ in TABLE_5[mode]})
     maps = {layer: torch.randn(2, 6 + layer, 64 >> layer, 64 >> layer, dtype=torch.float64) for layer in layers}
-    projection = MultiScaleProjection({2 ** (layer + 1): 6 + layer for layer in layers}, 4, mode).double()
+    projection = MultiScaleProjection({2 ** (layer + 1): 6 + layer for layer in layers}, 4, mode, norm=False).double()
     scales = projection([maps[layer] for layer in layers])
+    convs = (projection.conv1, projection.conv2, projection.conv3)
     assert [scale.shape for scale in scales] == [(2, 4, 8, 8), (2, 4, 4, 4), (2, 4, 2, 2)]
-    for (layer, side), conv, scale in zip(TABLE_5[mode], projection.children(), scales, strict=True):
+    for (layer, side), conv, scale in zip(TABLE_5[mode], convs, scales, strict=True):
         # By hand at cell (1, 1): one cell, or a window of 3 x 3 at stride 2 with a border of 1.
         x = maps[layer]
         window = x[1, :, 1:2, 1:2] if side == 1 else x[1, :, 1:4, 1:4]
@@ -85,8 +99,16 @@ def test_projection_takes_the_scales_from_where_table_5_says(mode):
         torch.testing.assert_close(scale[1, :, 1, 1], (conv.weight * window).sum((1, 2, 3)) + conv.bias)
 
 
+def test_projection_normalizes_each_scale_over_images_and_cells():
+    maps = [3 + 5 * torch.randn(4, 6, 8, 8), -2 + 0.1 * torch.randn(4, 7, 4, 4)]
+    projection = MultiScaleProjection({16: 6, 32: 7}, 5)
+    for x in projection(maps):  # in training mode: zero mean, unit variance in each channel
+        torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(5), rtol=0, atol=1e-5)
+        torch.testing.assert_close(x.var((0, 2, 3), correction=0), torch.ones(5), rtol=0.02, atol=0)
+
+
 def test_projection_puts_a_backbone_that_rounds_down_onto_half_grids():
-    projection = MultiScaleProjection({16: 3, 32: 3}, 4)
+    projection = MultiScaleProjection({16: 3, 32: 3}, 4, norm=False)
     maps = [torch.randn(1, 3, 7, 9), torch.randn(1, 3, 3, 4)]  # a ResNet's second map would be 4 x 5
     x1, x2, x3 = projection(maps)
     assert (x1.shape[2:], x2.shape[2:], x3.shape[2:]) == ((7, 9), (4, 5), (2, 3))

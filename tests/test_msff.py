@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from msff_timm.layers import split_scales
 # Width of the head's branches and of their feed-forward networks, where it is not the paper's 512 and 2048.
 WIDTHS = {
     'msff_efficientnet_b0': (256, 1024),
+    'msff_efficientnet_lite0': (128, 512),
+    'msff_efficientnet_lite2': (128, 512),
     'msff_mobilenetv4_small': (128, 512),
     'msff_test_resnet': (96, 384),
 }
@@ -39,8 +42,12 @@ def small(**args) -> torch.nn.Module:
 
 
 def parts(channels: tuple[int, int], d: int, ffn: int, labels: int) -> int:
-    """Counts the head's parameters from the paper: Eq. 1, position table, 2 + 3 layers, embeddings, classifier."""
+    """Counts the head's parameters from the paper: Eq. 1, position table, 2 + 3 layers, embeddings, classifier.
+
+    And what it leaves open: three BatchNorms and the gate of the scale attention.
+    """
     projection = channels[0] * d + d + channels[1] * d + d + 9 * channels[1] * d + d
+    projection += 3 * 2 * d + d
     layer = 4 * (d * d + d) + (d * ffn + ffn) + (ffn * d + d) + 4 * d
     return projection + 14 * 14 * d + 5 * layer + labels * d + labels * (3 * d + 1)
 
@@ -65,7 +72,9 @@ def test_configurations_speak_of_the_backbone(name):
 
 
 def test_the_papers_model_has_69_5_million_parameters():
-    assert 69.50e6 <= count(timm.create_model('msff_resnet101', device='meta')) <= 69.55e6
+    assert count(timm.create_model('msff_resnet101', device='meta')) == 69_541_520
+    literal = timm.create_model('msff_resnet101', fusion_norm=False, fusion_gate=False, device='meta')
+    assert count(literal) == 69_537_936
 
 
 @pytest.mark.parametrize(
@@ -82,7 +91,8 @@ def test_self_attention_in_the_decoder_has_the_parameters_of_table_7(self_attn, 
 @pytest.mark.parametrize(
     ('args', 'added'),
     [
-        (dict(scale_attention=False), 0),  # Table 4
+        (dict(scale_attention=False), -512),  # Table 4
+        (dict(fusion_norm=False, fusion_gate=False), -3_584),  # Eqs. 1 to 5 literally: 69,537,936
         (dict(encoder_depth=0), -2 * 3_152_384),
         (dict(encoder_depth=1), -3_152_384),  # Figure 5
         (dict(encoder_depth=3), 3_152_384),
@@ -106,6 +116,8 @@ def test_ablations_add_and_remove_the_parameters_that_the_paper_implies(args, ad
 
 ABLATIONS = [
     dict(scale_attention=False),
+    dict(fusion_norm=False, fusion_gate=False),
+    dict(fusion_gate=False),
     dict(encoder_depth=0),
     dict(decoder_depth=0),
     dict(decoder_depth=1, decoder_self_attn=[True]),
@@ -283,7 +295,7 @@ def test_every_parameter_receives_a_gradient():
 
 
 def test_drop_rate_reaches_the_transformer():
-    x = torch.randn(1, 3, 64, 64)
+    x = torch.randn(2, 3, 64, 64)
     for drop_rate, same in ((0.0, True), (0.5, False)):
         model = randomise_head(timm.create_model('msff_test_resnet', drop_rate=drop_rate))
         model.backbone.eval()
@@ -467,3 +479,17 @@ timm.create_model('msff_test_resnet')
 """
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == MODELS
+
+
+def test_weights_of_the_literal_equations_name_the_arguments_that_load_them(tmp_path):
+    literal = small(fusion_norm=False, fusion_gate=False)
+    hub.save(literal, tmp_path, list('abcdef'), timm.data.resolve_model_data_config(literal))
+    x = torch.randn(2, 3, 64, 64)
+    loaded = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    torch.testing.assert_close(loaded(x), literal(x), rtol=0, atol=0)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    for name in ('fusion_norm', 'fusion_gate'):
+        del config['model_args'][name]  # as before these arguments were there
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='without fusion_norm and fusion_gate: create the model with fusion_norm=F'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True)

@@ -25,9 +25,18 @@ class MultiScaleProjection(nn.Module):
         in_chans: Channels of the backbone's map of each reduction.
         embed_dim: Channels of the three maps.
         fusion_mode: Row of `FUSION_MODES`.
+        norm: BatchNorm after each convolution.
     """
 
-    def __init__(self, in_chans: dict[int, int], embed_dim: int, fusion_mode: int = 3, device=None, dtype=None):
+    def __init__(
+        self,
+        in_chans: dict[int, int],
+        embed_dim: int,
+        fusion_mode: int = 3,
+        norm: bool = True,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
         reductions = sorted(in_chans)
@@ -36,12 +45,15 @@ class MultiScaleProjection(nn.Module):
             nn.Conv2d(in_chans[reduction], embed_dim, kernel_size, (kernel_size + 1) // 2, kernel_size // 2, **dd)
             for reduction, kernel_size in FUSION_MODES[fusion_mode]
         )
+        self.norm1, self.norm2, self.norm3 = (
+            nn.BatchNorm2d(embed_dim, **dd) if norm else nn.Identity() for _ in range(3)
+        )
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
         """Maps backbone maps (B, C_i, H_i, W_i), the largest first, to x1, x2, x3 (B, d, H, W), (.., H/2, ..), .."""
-        x1 = self.conv1(maps[self.sources[0]])
-        x2 = _on_half_grid(self.conv2(maps[self.sources[1]]), x1)
-        x3 = _on_half_grid(self.conv3(maps[self.sources[2]]), x2)
+        x1 = self.norm1(self.conv1(maps[self.sources[0]]))
+        x2 = _on_half_grid(self.norm2(self.conv2(maps[self.sources[1]])), x1)
+        x3 = _on_half_grid(self.norm3(self.conv3(maps[self.sources[2]])), x2)
         return [x1, x2, x3]
 
 
@@ -55,15 +67,24 @@ def _on_half_grid(x: torch.Tensor, larger: torch.Tensor) -> torch.Tensor:
 
 @register_notrace_module
 class HierarchicalScaleAttention(nn.Module):
-    """Lets three scales enrich each other through what all of them respond to (Eqs. 2-5); it has no parameters.
+    """Lets three scales enrich each other through what all of them respond to (Eqs. 2-5).
 
     Args:
+        embed_dim: Channels d of the three maps.
         interpolation: One of `INTERPOLATIONS`, for the way up and the way down.
+        gate: Learnt factor of the product in Eq. 4, one for each channel, 0 at the start. Without it the product is
+            added as it is, and its few huge values slow down learning.
     """
 
-    def __init__(self, interpolation: str = 'bilinear'):
+    def __init__(self, embed_dim: int, interpolation: str = 'bilinear', gate: bool = True, device=None, dtype=None):
         super().__init__()
         self.interpolation = interpolation
+        self.gate = nn.Parameter(torch.empty(embed_dim, 1, 1, device=device, dtype=dtype)) if gate else None
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        if self.gate is not None:
+            nn.init.zeros_(self.gate)
 
     def forward(self, scales: list[torch.Tensor]) -> list[torch.Tensor]:
         """Maps x1, x2, x3 (B, d, H_i, W_i), the largest first, to maps of the same shapes."""
@@ -75,6 +96,8 @@ class HierarchicalScaleAttention(nn.Module):
             m = (x1.float() * x2_up * x3_up).clamp(-4096, 4096).half()
         else:
             m = x1 * x2_up * x3_up  # Eq. 3
+        if self.gate is not None:
+            m = self.gate * m
         return [
             x1 + m,  # Eqs. 4 and 5; x1 keeps its grid
             self.interpolate(x2_up + m, x2),
