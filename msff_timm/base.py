@@ -36,9 +36,14 @@ class BackboneModel(nn.Module):
         in_chans: Channels of the picture.
         reductions: Strides of the maps wanted, the smallest first.
 
+    Attributes:
+        head_maps: Slice of the backbone's maps that the head needs.
+
     Raises:
         ValueError: The backbone lacks a stage.
     """
+
+    head_maps = slice(None)
 
     def __init__(
         self,
@@ -76,6 +81,13 @@ class BackboneModel(nn.Module):
         args = self.backbone_args['backbone_args']
         of_backbone = no_weight_decay_of_backbone(self.backbone, self.backbone_name, args)
         return {f'backbone.{name}' for name in of_backbone}
+
+    def forward_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Maps those of the backbone's maps (B, C_i, H_i, W_i) that `head_maps` selects to logits (B, K).
+
+        `forward(x)` is `forward_maps(backbone(x)[head_maps])`, so that a frozen backbone needs to see an image once.
+        """
+        raise NotImplementedError
 
     def prune_backbone(self, num_maps: int) -> None:
         """Leaves out of the backbone what only its later maps need.

@@ -315,13 +315,19 @@ class MSFF(BackboneModel):
         z = torch.cat(self.selection(query, tokens), dim=-1)  # Eq. 11
         return self.classifier(z)
 
+    def forward_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Maps the backbone's maps (B, C_i, H_i, W_i) to logits (B, K)."""
+        scales = self.projection(maps)
+        tokens = self._enhance(scales)
+        if self.label_embed is not None:
+            # `forward_head` of the features without laying the scales onto one grid and taking them off again.
+            return self._select(tokens)
+        return self.forward_head(stack_scales(tokens, scales[0].shape[-2], scales[0].shape[-1]))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps pictures (B, C, H, W) to logits (B, K)."""
-        if self.label_embed is not None:
-            # forward_head(forward_features(x)) without laying the scales onto one grid and taking them off again.
-            check_size(x)
-            return self._select(self._enhance(self.projection(self.backbone(x))))
-        return self.forward_head(self.forward_features(x))
+        check_size(x)
+        return self.forward_maps(self.backbone(x))
 
 
 def _check_choice(argument: str, value: object, choices: Sequence) -> None:

@@ -231,6 +231,8 @@ class QueryModel(BackboneModel):
     (queries and classifier for a number of labels), and at last calls `reset_classifier`.
     """
 
+    head_maps = slice(-1, None)
+
     def __init__(
         self, backbone: str, backbone_pretrained: bool, backbone_args: dict | None, in_chans: int, device, dtype
     ):
@@ -341,9 +343,14 @@ class QueryModel(BackboneModel):
             return self.global_pool(x)
         return self.classifier(self.decoder(self.query_embed.weight, x))
 
+    def forward_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Maps the backbone's last map (B, C, H/32, W/32), the last of the list, to logits (B, K)."""
+        return self.forward_head(self.encoder(maps[-1]))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps pictures (B, C, H, W) to logits (B, K)."""
-        return self.forward_head(self.forward_features(x))
+        check_size(x)
+        return self.forward_maps(self.backbone(x))
 
 
 class Query2Label(QueryModel):
