@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset, default_collate, get_work
 from ..errors import InputError
 from .transforms import open_image
 
-__all__ = ['Samples', 'StreamedSamples', 'collate']
+__all__ = ['Samples', 'StreamedSamples', 'collate', 'seeded']
 
 
 class Samples(Dataset):
@@ -60,7 +60,7 @@ class Samples(Dataset):
                     raise
                 unreadable.append(str(e))
                 continue
-            with _seeded(self.seed, epoch, index):
+            with seeded(self.seed, epoch, index):
                 image = self.transform(picture)
             return {
                 'image': image,
@@ -154,7 +154,7 @@ class StreamedSamples(IterableDataset):
                         raise
                     unreadable.append(str(e))
                     continue
-                with _seeded(self.seed, self.epoch, number, given):
+                with seeded(self.seed, self.epoch, number, given):
                     image = self.transform(picture)
                 given, read = given + 1, read + 1
                 yield {
@@ -194,7 +194,7 @@ def _open(row: dict, transform: Callable) -> object:
 
 
 @contextmanager
-def _seeded(seed: int | None, *place: int) -> Iterator[None]:
+def seeded(seed: int | None, *place: int) -> Iterator[None]:
     """Gives Python, NumPy and PyTorch the random states of one place in the order of pictures, and theirs back."""
     if seed is None:
         yield
