@@ -54,7 +54,8 @@ RESULTS = frozenset(
     name split trained_on root keep_unlabelled difficult missing minus_one blank
     per_class overall out_of_fold default macro_F1 folds num_fitted
     output overwrite resume force seed trackers log_every push_to push_private args backbone_pretrained backbone_from
-    keep_labels drop_rate batch_norm channels_last compile image_root image_column label_columns label_delimiter
+    keep_labels drop_rate batch_norm freeze unfreeze_epochs channels_last compile image_root image_column label_columns
+    label_delimiter
     label_names streaming unreadable train_split eval_split train_size eval_size image_size rand_augment cutout mixup
     cutmix workers optim epochs batch_size max_per_process lr schedule warmup backbone_lr layer_decay weight_decay
     clip_grad loss gamma_pos gamma_neg ema_decay early_stop distill teacher weight temperature checkpoint every keep

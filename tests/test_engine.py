@@ -31,7 +31,6 @@ from engine import (
     Teacher,
     Unreadable,
     divide_batch,
-    freeze_norms,
     grouped,
     make_loss,
     make_optimizer,
@@ -39,6 +38,7 @@ from engine import (
     mix,
     train_one_epoch,
 )
+from freezing import freeze_norms
 from msff_timm import hub
 from msff_timm.errors import InputError
 from train import Run, make_ema
@@ -188,10 +188,11 @@ def make_learner(model, passes=1, lr=0.1, decay=0.9, **changes):
     accelerator = Accelerator(cpu=True)
     optimizer = torch.optim.SGD(model.parameters(), lr)
     settings = {
-        'accelerator': accelerator, 'model': model, 'ema': make_ema(model, decay), 'normalize': nn.Identity(),
+        'accelerator': accelerator, 'module': model, 'model': model, 'ema': make_ema(model, decay),
+        'normalize': nn.Identity(),
         'loss_fn': make_loss(OptimConfig(loss='bce')), 'optimizer': accelerator.prepare(optimizer),
         'schedule': torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0), 'clip_grad': 1e9, 'passes': passes,
-        'freezes_norms': False, 'channels_last': False, 'mixup': None, 'teacher': None,
+        'channels_last': False, 'mixup': None, 'teacher': None,
         'stop': SimpleNamespace(received=None),
     }  # fmt: skip
     return Learner(**{**settings, **changes})
@@ -303,7 +304,7 @@ def test_frozen_norms_stay_as_they_are():
     model = timm.create_model('msff_test_resnet', num_classes=2, drop_rate=0.0)
     freeze_norms(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    learner = make_learner(model, freezes_norms=True)
+    learner = make_learner(model)
     learner.train()
     learner.step([{'image': torch.randn(2, 3, 32, 32), 'target': torch.tensor([[1.0, 0.0], [0.0, 1.0]])}])
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]

@@ -19,6 +19,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 import msff_timm.data
 from config import DataConfig
+from freezing import freeze_norms
 from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import match_labels
@@ -241,22 +242,24 @@ def test_check_trainable_refuses_a_batch_of_one_as_pytorch_does(name, args, imag
     before, random_state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     if is_refused:
         with pytest.raises(InputError, match=f'one image of {image_size} x {image_size} pixels at a time') as caught:
-            check_trainable(model, image_size, 1, 'each')
+            check_trainable(model, image_size, 1)
         assert '\n' not in str(caught.value)
     else:
-        check_trainable(model, image_size, 1, 'each')
+        check_trainable(model, image_size, 1)
     assert torch.equal(torch.get_rng_state(), random_state) and not model.training
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-    check_trainable(model, image_size, 2, 'each'), check_trainable(model, image_size, 1, 'frozen')
+    check_trainable(model, image_size, 2)
     if is_refused:
         with pytest.raises(ValueError, match='more than 1 value per channel'):
             model.train()(torch.zeros(1, 3, image_size, image_size))
+    freeze_norms(model)
+    check_trainable(model, image_size, 1)
 
 
 def test_check_trainable_refuses_other_channels():
     model = timm.create_model('msff_test_resnet', num_classes=3, in_chans=1)
     with pytest.raises(InputError, match='model.args: the model takes 1 channels'):
-        check_trainable(model, 64, 8, 'each')
+        check_trainable(model, 64, 8)
 
 
 def test_starting_weights_of_another_architecture_are_refused(script, trained, tmp_path):

@@ -37,6 +37,7 @@ __all__ = [
 
 UNREADABLE = ('error', 'skip')
 BATCH_NORMS = ('each', 'sync', 'frozen')
+FREEZES = ('backbone', 'stages')
 SCHEDULES = ('one_cycle', 'cosine')
 LOSSES = ('asl', 'bce', 'focal')
 # Arguments of a model that are decided elsewhere, and where
@@ -68,7 +69,11 @@ class ModelConfig:
         keep_labels: Where its labels are others, keep what it has learnt of those that both share.
         drop_rate: Dropout.
         batch_norm: Statistics of BatchNorm in training: of `each` process's own batch, in `sync` over all processes
-            (GPUs only), or `frozen` as they were at the start, its weights too.
+            (GPUs only), or `frozen` in the backbone as they were at the start, its weights too; BatchNorm in the head
+            of our models, which is new, learns from each process's batch then.
+        freeze: Part that does not train: backbone, for the whole run; stages, the backbone at first, of which one stage
+            after another is freed, the last one first; null for none.
+        unfreeze_epochs: Number of epochs from one stage to the next with freeze stages.
         channels_last: Lay pictures out for fast convolutions.
         compile: Compile the model with torch.compile.
     """
@@ -81,6 +86,8 @@ class ModelConfig:
     keep_labels: bool = False
     drop_rate: float = 0.1
     batch_norm: str = 'each'
+    freeze: str | None = None
+    unfreeze_epochs: int = 1
     channels_last: bool = True
     compile: bool = False
 
@@ -101,6 +108,11 @@ class ModelConfig:
         if not 0 <= self.drop_rate < 1:
             raise InputError(f'model.drop_rate is {self.drop_rate}: must be from 0 to below 1.')
         _one_of('model.batch_norm', self.batch_norm, BATCH_NORMS)
+        if self.freeze is not None:
+            _one_of('model.freeze', self.freeze, FREEZES)
+        _at_least('model.unfreeze_epochs', self.unfreeze_epochs, 1)
+        if self.unfreeze_epochs != 1 and self.freeze != 'stages':
+            raise InputError(f'model.unfreeze_epochs is {self.unfreeze_epochs}: it needs model.freeze stages.')
 
     def _check_args(self) -> None:
         """Makes the model without memory, once as it is registered, whose class tells what it takes, once as asked."""
@@ -414,6 +426,11 @@ class TrainConfig:
             _one_of('trackers', tracker, [kind.value for kind in LoggerType if kind != LoggerType.ALL])
         if self.distill.teacher and (self.data.mixup or self.data.cutmix):
             raise InputError('distill.teacher sees pictures that are not mixed: set data.mixup and data.cutmix to 0.')
+        if self.model.freeze and not self.optim.backbone_lr:
+            raise InputError(
+                f'optim.backbone_lr is 0 and model.freeze is {self.model.freeze}, which decides when the backbone'
+                ' trains: leave optim.backbone_lr at 1, or at what a freed stage is to have.'
+            )
         if self.overwrite and self.resume:
             raise InputError(f'resume is {self.resume} and overwrite is true: set one of them.')
         if self.push_to is not None:

@@ -37,6 +37,7 @@ except ModuleNotFoundError:  # on Windows
 
 from checkpoint import Progress
 from config import DistillConfig, OptimConfig
+from freezing import heads, train_unfrozen
 from msff_timm import hub, thresholds
 from msff_timm.data.samples import Samples, StreamedSamples, collate
 from msff_timm.data.transforms import Normalize
@@ -54,7 +55,6 @@ __all__ = [
     'Unreadable',
     'divide_batch',
     'fit_thresholds',
-    'freeze_norms',
     'known_sum',
     'make_loader',
     'make_loss',
@@ -189,7 +189,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
     settings = {'opt': 'adamw', 'lr': optim.lr, 'weight_decay': optim.weight_decay, 'layer_decay': optim.layer_decay}
     if optim.backbone_lr == 1:
         return create_optimizer_v2(model, **settings)
-    head = {id(parameter) for module in _heads(model) for parameter in module.parameters()}
+    head = {id(parameter) for module in heads(model) for parameter in module.parameters()}
     decay = partial(param_groups_weight_decay, weight_decay=optim.weight_decay, no_weight_decay_list=_undecayed(model))
     groups = [
         {**group, 'params': params, 'lr': optim.lr * scale, 'lr_scale': scale}
@@ -198,13 +198,6 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
         if (params := [p for p in group['params'] if (id(p) in head) == is_head])
     ]
     return create_optimizer_v2(groups, opt='adamw', lr=optim.lr, weight_decay=optim.weight_decay)
-
-
-def _heads(model: nn.Module) -> list[nn.Module]:
-    """Lists what is not the backbone: of one of our models all but `backbone`, of another its classifier."""
-    if hasattr(model, 'backbone'):
-        return [module for name, module in model.named_children() if name != 'backbone']
-    return [model.get_classifier()]
 
 
 def _undecayed(model: nn.Module) -> set[str]:
@@ -375,15 +368,15 @@ class Learner:
 
     Attributes:
         accelerator: That has prepared the model and the optimizer.
-        model: Prepared.
+        module: Model as it was before it was prepared.
+        model: Prepared model; it may do more than `module`, which it holds.
         ema: Exponential moving average of its weights, whose warm-up goes by the schedule's steps.
-        normalize: From bytes to the model's input.
+        normalize: Map from bytes, or from cached maps, to the model's input.
         loss_fn: As `make_loss` gives it.
         optimizer: Prepared.
         schedule: Of the learning rate, stepped here.
         clip_grad: Largest norm of the gradient.
         passes: Batches that make one step.
-        freezes_norms: Leave BatchNorm's statistics as they are.
         channels_last: Lay pictures out for fast convolutions.
         mixup: Mixes the pictures of a batch, or None.
         teacher: To learn from besides the labels, or None.
@@ -391,6 +384,7 @@ class Learner:
     """
 
     accelerator: Accelerator
+    module: nn.Module
     model: nn.Module
     ema: ModelEmaV3
     normalize: Normalize
@@ -399,19 +393,15 @@ class Learner:
     schedule: LRScheduler
     clip_grad: float
     passes: int
-    freezes_norms: bool
     channels_last: bool
     mixup: Mixup | None
     teacher: Teacher | None
     stop: StopRequest
 
     def train(self) -> None:
-        """Sets the model to training."""
+        """Sets the model to training, and what is frozen of it to evaluation."""
         self.model.train()
-        if self.freezes_norms:
-            for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        train_unfrozen(self.module)
 
     def step(self, batches: list[dict]) -> torch.Tensor:
         """Takes one step on this process's batches; the loss is the mean over the known labels of all processes.
@@ -436,7 +426,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if not accelerator.optimizer_step_was_skipped:
-            self.ema.update(accelerator.unwrap_model(self.model), step=self.schedule.last_epoch + 1)
+            self.ema.update(self.module, step=self.schedule.last_epoch + 1)
         self.schedule.step()
         stop = torch.tensor(float(self.stop.received is not None), device=accelerator.device)
         return accelerator.reduce(torch.stack([total, grad_norm.detach().float(), stop]), 'mean')
@@ -541,13 +531,6 @@ def grouped(batches: Iterable[dict], size: int) -> Iterator[list[dict]]:
     batches = iter(batches)
     while len(group := list(islice(batches, size))) == size:
         yield group
-
-
-def freeze_norms(model: nn.Module) -> None:
-    """Takes BatchNorm's weights out of the training; `Learner.train` leaves its statistics alone."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.requires_grad_(False)
 
 
 def peak_memory(accelerator: Accelerator) -> int:

@@ -6,6 +6,7 @@ Without arguments it trains the demo of `train/configs/demo.yaml`.
 import interruption  # noqa: F401  isort: skip
 
 import copy
+import gc
 import shlex
 import shutil
 import sys
@@ -51,7 +52,6 @@ from engine import (
     Unreadable,
     divide_batch,
     fit_thresholds,
-    freeze_norms,
     make_loader,
     make_loss,
     make_optimizer,
@@ -64,6 +64,8 @@ from engine import (
     synchronise_buffers,
     train_one_epoch,
 )
+from features import FeatureCache, NotCached, OnMaps, obstacles
+from freezing import Unfreezing, freeze_backbone, freeze_norms, train_unfrozen
 from guard import locked, stop_with_launcher
 from msff_timm import hub
 from msff_timm.data.counts import LabelCounts
@@ -88,7 +90,7 @@ def main() -> None:
         check_free(config)  # until the folder was locked another run may have written to it
         accelerator.wait_for_everyone()
         if config.overwrite:
-            for part in ('checkpoints', 'tensorboard'):
+            for part in ('checkpoints', 'tensorboard', 'features'):
                 shutil.rmtree(Path(config.output, part), ignore_errors=True)
             accelerator.wait_for_everyone()
         accelerator.init_trackers('tensorboard')  # a folder of TensorBoard's, a project of others
@@ -183,41 +185,50 @@ class Run:
         found = self.checkpoints.find(config.resume) if config.resume else None
         set_seed(config.seed)
         model, self.kept_labels = make_model(config.model, self.label_names, resumed=found is not None)
+        if config.model.batch_norm == 'frozen':
+            freeze_norms(model)
+        if config.model.freeze == 'backbone':
+            freeze_backbone(model)
+        self.unfreezing = None
+        if config.model.freeze == 'stages':
+            self.unfreezing = Unfreezing(model, config.model.unfreeze_epochs)
         # Of how many images a BatchNorm sees at once
         together = self.per_pass * (accelerator.num_processes if config.model.batch_norm == 'sync' else 1)
-        check_trainable(model, data.image_size, together, config.model.batch_norm)
+        check_trainable(model, data.image_size, together)
         teacher = None
         if config.distill.teacher:
             teacher = Teacher(config.distill.teacher, self.label_names, config.distill).to(accelerator.device)
         self.data_config = timm.data.resolve_model_data_config(
             model, {'img_size': data.image_size, 'crop_pct': 1.0, 'crop_mode': 'squash'}
         )
-        normalize = Normalize(self.data_config).to(accelerator.device)
+        self.normalize = Normalize(self.data_config).to(accelerator.device)
 
         # The average is what is measured and saved; only the model that learns is changed for learning.
         ema = make_ema(model, optim.ema_decay).to(accelerator.device)
         if config.model.batch_norm == 'sync':
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        if config.model.batch_norm == 'frozen':
-            freeze_norms(model)
         if config.model.channels_last:
             model = model.to(memory_format=torch.channels_last)
 
         # Optimiser; the schedule is not prepared, since Accelerate would step it once for each process.
-        prepared, optimizer = accelerator.prepare(model, make_optimizer(model, optim))
+        optimizer = make_optimizer(model, optim)
+        if self.unfreezing:
+            self.unfreezing.freeze()
+        whole = OnMaps(model) if config.model.freeze == 'backbone' else model
+        prepared, optimizer = accelerator.prepare(whole, optimizer)
         schedule = make_schedule(optimizer.optimizer, optim, optim.epochs * self.steps)
         set_seed(config.seed, device_specific=True)  # each process has its own dropout
         self.learner = Learner(
             accelerator,
+            model,
             prepared,
             ema,
-            normalize,
+            self.normalize,
             make_loss(optim),
             optimizer,
             schedule,
             optim.clip_grad,
             self.passes,
-            freezes_norms=config.model.batch_norm == 'frozen',
             channels_last=config.model.channels_last,
             mixup=make_mixup(data, len(self.label_names)),
             teacher=teacher,
@@ -236,6 +247,9 @@ class Run:
             self.check_labels(train_samples, data.train_split, trains=True)
             prints['train'] = fingerprint(train_samples.targets, self.train_set['image_id'][:])
         self.about = about_run(config, self.label_names, prints)
+        self.caches = config.model.freeze == 'backbone' and not obstacles(config)
+        if self.caches:
+            share_cores(accelerator, 0)  # no loader works beside the training
         self.progress = self.checkpoints.load(found, self.about, config.force) if found else Progress()
         self.seconds_before = self.progress.seconds
 
@@ -254,6 +268,7 @@ class Run:
             for line in describe_matches(self.kept_labels):
                 say(line)
         stop.waits = True
+        self.warn_of_freezing(is_resumed=found is not None)
         say(
             f'Training {config.model.name} on {self.num_pictures} pictures of {data.name} with'
             f' {accelerator.num_processes} process(es) on {accelerator.device.type}; a step of {optim.batch_size}'
@@ -282,6 +297,29 @@ class Run:
         if line := counts.warning(split, trains):
             self.accelerator.print(f'warning: {line}')
 
+    def warn_of_freezing(self, is_resumed: bool) -> None:
+        """Warns of what `model.freeze` keeps as it is although that may not be meant."""
+        config, say = self.config, self.accelerator.print
+        model, freeze = config.model, config.model.freeze
+        if freeze and not is_resumed and not (model.backbone_pretrained or model.backbone_from or model.init_from):
+            say(
+                f'warning: model.freeze is {freeze}, and the frozen backbone has random weights: set'
+                ' model.backbone_pretrained, model.backbone_from or model.init_from to start from weights that have'
+                ' learnt.'
+            )
+        if freeze == 'backbone' and not self.caches:
+            say(
+                f"The frozen backbone's maps are not cached, for {' and '.join(obstacles(config))} is set: it computes"
+                ' them in each step.'
+            )
+        if self.unfreezing:
+            frozen = [name for name, _ in self.unfreezing.stages[self.unfreezing.free_in(config.optim.epochs) :]]
+            if frozen:
+                say(
+                    f'warning: {", ".join(frozen)} of the backbone stay frozen to the end: {config.optim.epochs} epochs'
+                    f' are too few for model.unfreeze_epochs {model.unfreeze_epochs}.'
+                )
+
     def train(self) -> None:
         """Trains and measures, epoch after epoch, and leaves the weights for use with their results.
 
@@ -289,11 +327,61 @@ class Run:
             InputError: A picture cannot be read, or a loss or weights were not finite.
             Stopped: The run was asked to stop, and was saved if that was possible.
         """
+        cache = None
         try:
+            if self.caches:
+                cache = self.cache_features()
             self.train_epochs()
             self.finish()
         except Stopped:
             raise Stopped(self.checkpoints.advice()) from None
+        if cache:
+            cache.remove()
+
+    def cache_features(self) -> FeatureCache | None:
+        """Computes the frozen backbone's maps of all images, and makes the epochs train and evaluate on them.
+
+        Returns:
+            The cache; None where there is no room for it, so that the backbone computes them in each step.
+
+        Raises:
+            InputError: An image cannot be read, or its maps are not finite.
+            Stopped: The run was asked to stop.
+        """
+        config, accelerator, learner, data = self.config, self.accelerator, self.learner, self.config.data
+        hflip = getattr(data, 'hflip', 0.0)
+        fixed = train_transform(self.data_config, None, 0.0)
+        cache = FeatureCache(
+            accelerator,
+            self.output / 'features',
+            learner.module,
+            learner.normalize,
+            config.model.channels_last,
+            self.data_config['input_size'],
+            {
+                'training': Samples(self.train_set, fixed, data.unreadable == 'skip'),
+                'evaluation': self.eval_loader.dataset,
+            },
+            mirrored=('training',) if hflip else (),
+        )
+        about = {key: self.data_config[key] for key in ('input_size', 'interpolation', 'mean', 'std')}
+        about |= {'model': config.model.name, 'args': config.model.args, 'data': self.about['data']}
+        share_cores(accelerator, data.workers)
+        try:
+            accelerator.print(cache.fill(2 * self.per_pass, data.workers, self.stop, about))
+        except NotCached as e:
+            cache.remove()
+            accelerator.print(
+                f"{cache.folder}: the frozen backbone's maps are not cached ({e}): it computes them in each step."
+            )
+            return None
+        share_cores(accelerator, 0)
+        Unreadable(self.num_pictures, self.progress.unreadable).add(cache.unreadable)
+        learner.normalize, learner.channels_last = cache.to_maps, False
+        train_samples = cache.samples('training', hflip, config.seed)
+        self.train_loader = accelerator.prepare(make_loader(train_samples, self.per_pass, 0, self.sampler))
+        self.eval_loader = accelerator.prepare(make_loader(cache.samples('evaluation'), 2 * self.per_pass, 0))
+        return cache
 
     def train_epochs(self) -> None:
         """Trains, saves and evaluates, epoch after epoch, to the end."""
@@ -302,6 +390,10 @@ class Run:
         with progress_bar(config.optim, self.steps, progress.steps_done, self.accelerator) as bar:
             while not self.is_over():
                 bar.set_description(f'epoch {progress.epoch}/{config.optim.epochs}')
+                if self.unfreezing and self.unfreezing.begin_epoch(progress.epoch):
+                    self.exchange_gradients()
+                    if self.accelerator.is_main_process:
+                        bar.write(f'epoch {progress.epoch}: {self.unfreezing}')
                 asked = train_one_epoch(
                     self.learner,
                     self.batches(),
@@ -317,6 +409,20 @@ class Run:
                 if asked:
                     raise Stopped
                 self.measure_epoch(bar)
+
+    def exchange_gradients(self) -> None:
+        """Lets the processes exchange the gradients of what trains now."""
+        accelerator, learner = self.accelerator, self.learner
+        if accelerator.num_processes == 1:
+            return
+        # DistributedDataParallel exchanges those of what trained when it was made. Its hooks go when it does, for
+        # which Accelerate has no public way that leaves the optimizer alone.
+        wrapped = learner.model
+        learner.model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
+        accelerator._models.remove(wrapped)
+        del wrapped
+        gc.collect()
+        learner.model = accelerator.prepare(learner.model)
 
     def is_over(self) -> bool:
         """Tells whether all epochs are done, or the last ones have not got better."""
@@ -385,7 +491,9 @@ class Run:
     def measure_epoch(self, bar: tqdm) -> None:
         """Measures the averaged weights, and saves them for use unless an earlier epoch's are to be preferred."""
         config, accelerator, learner, progress = self.config, self.accelerator, self.learner, self.progress
-        scored = score(accelerator, nn.Sequential(learner.normalize, learner.ema.module), self.eval_loader, self.stop)
+        scored = score(
+            accelerator, nn.Sequential(learner.normalize, OnMaps(learner.ema.module)), self.eval_loader, self.stop
+        )
         measures = measure(scored, len(self.eval_set))
         loss, grad_norm = (total / self.steps for total in progress.losses)
         trained = {'epoch': progress.epoch, 'loss': loss, 'grad_norm': grad_norm}
@@ -584,8 +692,13 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
     return model, kept_labels
 
 
-def check_trainable(model: nn.Module, image_size: int, batch_size: int, batch_norm: str) -> None:
+def check_trainable(model: nn.Module, image_size: int, batch_size: int) -> None:
     """Checks that a model takes the batches of a run.
+
+    Args:
+        model: Model, of which what does not train is frozen.
+        image_size: Side of an image in pixels.
+        batch_size: Number of images that a BatchNorm sees at once.
 
     Raises:
         InputError: It takes other channels, or a BatchNorm of it would see one value for each, which PyTorch refuses.
@@ -593,18 +706,20 @@ def check_trainable(model: nn.Module, image_size: int, batch_size: int, batch_no
     channels = get_model_traits(model).get('in_chans', 3)
     if channels != 3:
         raise InputError(f'model.args: the model takes {channels} channels, and images are read with 3 for training.')
-    if batch_norm == 'frozen' or batch_size > 1:
+    if batch_size > 1:
         return
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            copy.deepcopy(model).train()(torch.zeros(1, 3, image_size, image_size))
+            model = copy.deepcopy(model)
+            train_unfrozen(model)
+            model(torch.zeros(1, 3, image_size, image_size))
     except ValueError as e:
         if 'more than 1 value per channel' not in str(e):
             raise
         raise InputError(
             f'optim.batch_size gives each process one image of {image_size} x {image_size} pixels at a time, of which a'
             ' BatchNorm of the model sees a single value: use a larger optim.batch_size, optim.max_per_process or'
-            ' data.image_size, or set model.batch_norm to frozen.'
+            ' data.image_size, or, where it is one of the backbone, set model.batch_norm to frozen.'
         ) from None
 
 
