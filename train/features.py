@@ -6,7 +6,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from itertools import islice
+from io import FileIO
+from itertools import chain, islice, repeat
 from math import ceil, prod
 from pathlib import Path
 
@@ -295,61 +296,51 @@ class FeatureCache:
 
     def _fill_with(self, dtype: str, batch_size: int, workers: int, stop: StopRequest) -> list[tuple] | None:
         """Computes this process's share of each part; returns what is to be noted, or None if values do not fit."""
-        accelerator, notes, problem = self.accelerator, [], None
+        accelerator, notes = self.accelerator, []
         total, is_main = sum(map(len, self.parts.values())), accelerator.is_main_process
         with tqdm(desc='caching features', total=total, unit='img', disable=not is_main, dynamic_ncols=True) as bar:
             for part, samples in self.parts.items():
                 share = ceil(len(samples) / accelerator.num_processes)
                 first = accelerator.process_index * share
                 mine = range(len(samples))[first : first + share]
+                batches = self._rows(part, mine, dtype, batch_size, workers, notes)
                 with self._file(part).open('r+b', buffering=0) as file:
-                    batches = self._rows(part, mine, dtype, batch_size, workers, notes)
-                    # As many turns in each process: all stop together.
-                    for _ in range(ceil(share / batch_size)):
-                        fits = True
-                        for row, rows in islice(batches, 1):
-                            fits = bool(np.isfinite(rows).all())
-                            try:
-                                file.seek(row * rows[0].nbytes)
-                                _write(file, rows)
-                            except OSError as e:
-                                problem = e
-                            bar.update(min(len(rows) * accelerator.num_processes, total - bar.n))
-                        signs = [stop.received is not None, not fits, problem is not None]
+                    file.seek(mine.start * (self._num_bytes(part, dtype) // len(samples)))
+                    # As many turns in each process, where the last ones may have less: all of them stop together.
+                    for rows in islice(chain(batches, repeat(None)), ceil(share / batch_size)):
+                        problem = None if rows is None else _write(file, rows)
+                        fits = rows is None or bool(np.isfinite(rows).all())
+                        signs = [stop.received is not None, problem is not None, not fits]
                         signs = torch.tensor(signs, dtype=torch.float32, device=accelerator.device)
-                        stopped, too_large, failed = accelerator.reduce(signs, 'sum').tolist()
+                        stopped, failed, too_large = accelerator.reduce(signs, 'sum').tolist()
                         if stopped:
                             raise Stopped
                         if failed:
                             self._check(problem)
                         if too_large:
                             return None
-                    try:
-                        os.fsync(file.fileno())
-                    except OSError as e:
-                        problem = e
-                    self._check(problem)
+                        bar.update(min(batch_size * accelerator.num_processes, total - bar.n))
+                sync(self._file(part))
         return notes
 
     def _rows(
         self, part: str, mine: range, dtype: str, batch_size: int, workers: int, notes: list[tuple]
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Gives the number of the first image of each batch and its rows (B, V, D)."""
-        row = mine.start
+    ) -> Iterator[np.ndarray]:
+        """Gives the rows (B, V, D) of this process's images, and notes where those are another image's."""
+        numbers = iter(mine)
         for batch in make_loader(Subset(self.parts[part], mine), batch_size, workers):
             pixels = batch['image']
             views = [pixels, pixels.flip(-1)][: self.views[part]]
             rows = torch.stack([torch.cat([m.flatten(1) for m in self._compute(view)], 1) for view in views], 1)
-            finite = rows.isfinite().flatten(1).all(1)
+            finite = rows.isfinite().flatten(1).all(1).cpu()
             if not finite.all():
-                index = int(batch['index'][~finite.cpu()][0])
+                index = int(batch['index'][~finite][0])
                 image_id = self.parts[part].dataset[index]['image_id']
                 raise InputError(f"image {image_id}: the backbone's maps are not finite; start from other weights.")
-            for number, source in enumerate(batch['index'].tolist(), row):
+            for source, number in zip(batch['index'].tolist(), numbers, strict=False):
                 if source != number:
                     notes.append((part, number, source, batch['unreadable']))
-            yield row, rows.to(getattr(torch, dtype)).cpu().numpy()
-            row += len(rows)
+            yield rows.to(getattr(torch, dtype)).cpu().numpy()
 
     @torch.no_grad()
     def _compute(self, pixels: torch.Tensor) -> list[torch.Tensor]:
@@ -360,11 +351,15 @@ class FeatureCache:
             return maps_of(self.model, self.normalize(pixels))
 
 
-def _write(file, rows: np.ndarray) -> None:
-    """Writes all of an array: a file without a buffer may take less at once."""
+def _write(file: FileIO, rows: np.ndarray) -> OSError | None:
+    """Writes all of an array; returns why it cannot be written."""
     left = memoryview(np.ascontiguousarray(rows)).cast('B')
-    while left:
-        left = left[file.write(left) :]
+    try:
+        while left:  # a file without a buffer may take less at once
+            left = left[file.write(left) :]
+    except OSError as e:
+        return e
+    return None
 
 
 def digest(model: nn.Module) -> str:

@@ -415,12 +415,8 @@ class Run:
         accelerator, learner = self.accelerator, self.learner
         if accelerator.num_processes == 1:
             return
-        # DistributedDataParallel exchanges those of what trained when it was made. Its hooks go when it does, for
-        # which Accelerate has no public way that leaves the optimizer alone.
-        wrapped = learner.model
-        learner.model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False, keep_torch_compile=False)
-        accelerator._models.remove(wrapped)
-        del wrapped
+        # DistributedDataParallel exchanges those of what trained when it was made, by hooks that go when it does.
+        learner.model = accelerator.unwrap_model(learner.model, keep_fp32_wrapper=False, keep_torch_compile=False)
         gc.collect()
         learner.model = accelerator.prepare(learner.model)
 
