@@ -176,6 +176,7 @@ if accelerator.is_main_process:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_exchange_the_gradients_of_stages_that_were_freed(tmp_path):
     """They end with equal weights, which BatchNorm and dropout cannot part, and as one process alone does."""
     (tmp_path / 'run.py').write_text(
