@@ -267,6 +267,20 @@ def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0,
             torch.set_num_threads(threads)
 
 
+def test_a_run_that_frees_stages_resumes_in_the_middle_of_an_epoch(tmp_path, capsys):
+    """From the first step of epoch 2, in which the optimizer knows the last stage and no other."""
+    settings = {'model.freeze': 'stages', 'optim.epochs': 2, 'optim.early_stop': 'null', 'checkpoint.every': 3}
+    settings |= {'checkpoint.keep': 9}
+    small_run(tmp_path / 'whole', values=(), **settings)
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path / 'run', dies=2, values=(), **settings)
+    shutil.rmtree(newest(tmp_path / 'run'))
+    capsys.readouterr()
+    small_run(tmp_path / 'run', resume='auto', values=(), **settings)
+    assert 'epoch 2: the head and layer4.0 train; ' in capsys.readouterr().out
+    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+
+
 @pytest.fixture(scope='module')
 def undisturbed_best(tmp_path_factory):
     folder = tmp_path_factory.mktemp('best') / 'run'
