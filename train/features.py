@@ -230,7 +230,7 @@ class FeatureCache:
     def remove(self) -> None:
         """Removes the folder."""
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_local_main_process:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, part: str) -> Path:
