@@ -44,7 +44,7 @@ RECIPE = {
     'data': 'train_size eval_size keep_unlabelled difficult missing minus_one blank image_size rand_augment cutout'
     ' mixup cutmix',
     'optim': 'epochs batch_size lr schedule warmup backbone_lr layer_decay weight_decay clip_grad loss gamma_pos'
-    ' gamma_neg ema_decay early_stop',
+    ' gamma_neg asl_clip poly_epsilon label_smoothing pos_weight pos_weight_max ema_decay ema_epochs early_stop',
 }
 
 # What values of wrong types, or nested too deeply, end in

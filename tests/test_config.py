@@ -167,6 +167,11 @@ def test_without_a_file_the_default_one_is_read():
         (['--optim.lr', '0'], 'optim.lr is 0.0: must be above 0.'),
         (['--optim.lr', 'nan'], 'optim.lr'),
         (['--optim.ema_decay', '1'], 'optim.ema_decay is 1.0: must be from 0 to below 1.'),
+        (['--optim.ema_epochs', '0'], 'optim.ema_epochs is 0.0: must be above 0.'),
+        (
+            ['--optim.ema_epochs=2', '--optim.ema_decay=0.9'],
+            'optim.ema_epochs is 2 and optim.ema_decay is 0.9: set ema_epochs to null, or leave ema_decay at 0.9997',
+        ),
         (['--model.name', 'msff_resnet110'], "unknown model.name 'msff_resnet110': did you mean msff_resnet101?"),
         (
             ['--model.name=resnet18', '--model.backbone_pretrained=true'],

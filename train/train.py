@@ -53,7 +53,6 @@ from engine import (
     fit_thresholds,
     freeze_norms,
     make_loader,
-    make_loss,
     make_optimizer,
     make_schedule,
     measure,
@@ -65,6 +64,7 @@ from engine import (
     train_one_epoch,
 )
 from guard import locked, stop_with_launcher
+from losses import describe_pos_weight, make_loss, pos_weights
 from msff_timm import hub
 from msff_timm.data.counts import LabelCounts
 from msff_timm.data.records import file_digest
@@ -177,6 +177,15 @@ class Run:
             raise InputError(f'data.mixup and data.cutmix mix pairs: {self.per_pass} pictures at once are not even.')
         if config.model.batch_norm == 'sync' and accelerator.device.type == 'cpu':
             raise InputError('model.batch_norm is sync: PyTorch has that on GPUs only; set it to each or frozen.')
+        counts = None
+        if optim.counts_labels:
+            counts = LabelCounts.of(Samples(self.train_set, None).targets, self.label_names, data.masking)
+        loss_fn = make_loss(optim, counts).to(accelerator.device)
+        self.pos_weights = None
+        if optim.pos_weight == 'balanced':
+            weights = pos_weights(optim, counts)
+            self.pos_weights = weights.tolist()
+            accelerator.print(describe_pos_weight(weights, counts, optim.pos_weight_max))
 
         # Model
         self.checkpoints = Checkpoints(accelerator, self.output / 'checkpoints', config.checkpoint.keep)
@@ -195,7 +204,7 @@ class Run:
         normalize = Normalize(self.data_config).to(accelerator.device)
 
         # The average is what is measured and saved; only the model that learns is changed for learning.
-        ema = make_ema(model, optim.ema_decay).to(accelerator.device)
+        ema = make_ema(model, optim.decay(self.steps)).to(accelerator.device)
         if config.model.batch_norm == 'sync':
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if config.model.batch_norm == 'frozen':
@@ -212,7 +221,7 @@ class Run:
             prepared,
             ema,
             normalize,
-            make_loss(optim),
+            loss_fn,
             optimizer,
             schedule,
             optim.clip_grad,
@@ -261,10 +270,12 @@ class Run:
         )
         steps = optim.epochs * self.steps
         if (span := 1 / (1 - ema.get_decay(steps))) > max(1, steps / 4):
+            shorter = f'an optim.ema_decay of at most {max(0, 1 - 4 / steps):.4g}'
+            if optim.ema_epochs is not None:
+                shorter = f'an optim.ema_epochs of at most {optim.epochs / 4:.4g}'
             say(
                 f'The EMA weights at the end are an average over the last {span:.0f} or so of {steps} steps, more than'
-                f' a quarter of the run: an optim.ema_decay of at most {max(0, 1 - 4 / steps):.4g} follows the model'
-                ' more closely.'
+                f' a quarter of the run: {shorter} follows the model more closely.'
             )
         if found:
             self.recover_best()
@@ -497,6 +508,7 @@ class Run:
             weights='exponential moving average',
             epoch=self.progress.epoch,
             thresholds=fitted,
+            pos_weights=self.pos_weights,
             num_processes=self.accelerator.num_processes,
             mixed_precision=self.accelerator.mixed_precision,
             config=asdict(config),
