@@ -237,11 +237,19 @@ class DataConfig(SourceConfig):
         train_size: Number of training pictures; null for all.
         eval_size: Number of pictures to measure on; null for all.
         image_size: Side of the model's input in pixels; pictures are resized to this square.
+        hflip: Probability of the mirror image; 0 for none.
+        crop_scale: Lowest and highest share of the image's area that a random crop has; null to resize the whole image.
+            The labels stay those of the whole image, also where a crop leaves out an object: low shares are for labels
+            that fill the image.
+        crop_ratio: Lowest and highest ratio of such a crop's width to its height.
         rand_augment: timm's RandAugment string; null for none.
+        color_jitter: Largest relative change of brightness, contrast and saturation; 0 for none.
         cutout: Side of Cutout's hole relative to the picture's; 0 for none.
         mixup: Alpha of Mixup; 0 for none.
         cutmix: Alpha of CutMix; 0 for none.
-        workers: Processes that load pictures, for each training process.
+        workers: Number of processes that load images beside each training process. A number takes as many cores from
+            PyTorch's threads on a CPU; null shares the cores by the time that loading and training take, measured at
+            the start (4 in a stream). Results do not depend on it, but in a stream.
     """
 
     name: str = 'coco2014'
@@ -252,11 +260,15 @@ class DataConfig(SourceConfig):
     train_size: int | None = None
     eval_size: int | None = None
     image_size: int = 448
+    hflip: float = 0.0
+    crop_scale: list[float] | None = None
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     rand_augment: str | None = 'rand-m9-n2-mstd0.5'
+    color_jitter: float = 0.0
     cutout: float = 0.5
     mixup: float = 0.0
     cutmix: float = 0.0
-    workers: int = 4
+    workers: int | None = None
 
     def validate(self) -> None:
         super().validate(train_split=self.train_split, eval_split=self.eval_split)
@@ -269,8 +281,26 @@ class DataConfig(SourceConfig):
         _one_of('data.unreadable', self.unreadable, UNREADABLE)
         if self.streaming and not self.train_size:
             raise InputError('data.streaming is true: set data.train_size, the number of pictures of an epoch.')
-        if not 0 <= self.cutout <= 1:
-            raise InputError(f'data.cutout is {self.cutout}: must be from 0 to 1.')
+        for name in ('cutout', 'hflip'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f'data.{name} is {getattr(self, name)}: must be from 0 to 1.')
+        _at_least('data.color_jitter', self.color_jitter, 0)
+        scale, ratio = self.crop_scale, self.crop_ratio
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            raise InputError(
+                f'data.crop_scale is {scale}: must be null or two shares of the area, [lowest, highest], above 0 and at'
+                ' most 1.'
+            )
+        if not (len(ratio) == 2 and 0 < ratio[0] <= ratio[1]):
+            raise InputError(
+                f'data.crop_ratio is {ratio}: must be two ratios of width to height, [lowest, highest], above 0.'
+            )
+
+    @property
+    def augmentation(self) -> dict:
+        """Settings of the training transform: the arguments of `train_transform` beside the model's own."""
+        names = ('rand_augment', 'cutout', 'hflip', 'crop_scale', 'crop_ratio', 'color_jitter')
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
