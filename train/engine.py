@@ -59,6 +59,7 @@ __all__ = [
     'make_schedule',
     'measure',
     'mix',
+    'num_cores',
     'peak_memory',
     'run_command',
     'score',
@@ -78,8 +79,13 @@ def share_cores(accelerator: Accelerator, workers: int) -> None:
     threads than cores, and each of the many parallel regions of a step then waits for a thread that is not running.
     """
     if accelerator.device.type == 'cpu':
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)) - workers))
+        torch.set_num_threads(max(1, num_cores() - workers))
+
+
+def num_cores() -> int:
+    """Returns the number of CPU cores that this process has for itself and its workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 
 class EpochSampler(Sampler[int]):

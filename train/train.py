@@ -56,6 +56,7 @@ from engine import (
     make_optimizer,
     make_schedule,
     measure,
+    num_cores,
     peak_memory,
     run_command,
     score,
@@ -64,6 +65,7 @@ from engine import (
     train_one_epoch,
 )
 from guard import locked, stop_with_launcher
+from loaders import STREAM_WORKERS, measure_shares
 from losses import describe_pos_weight, make_loss, pos_weights
 from msff_timm import hub
 from msff_timm.data.counts import LabelCounts
@@ -144,7 +146,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         dynamo_backend='inductor' if config.model.compile else None,
     )
-    share_cores(accelerator, config.data.workers)
+    if config.data.workers is not None:
+        share_cores(accelerator, config.data.workers)
     return accelerator
 
 
@@ -238,12 +241,14 @@ class Run:
         eval_samples = Samples(self.eval_set, eval_transform(self.data_config, as_bytes=True))
         self.check_labels(eval_samples, data.eval_split, trains=False)
         prints = {'eval': fingerprint(eval_samples.targets, self.eval_set['image_id'][:])}
-        self.transform = train_transform(self.data_config, data.rand_augment, data.cutout)
+        self.transform = train_transform(self.data_config, **data.augmentation)
         skip = data.unreadable == 'skip'
         if not data.streaming:
             train_samples = Samples(self.train_set, self.transform, skip, config.seed)
             self.check_labels(train_samples, data.train_split, trains=True)
             prints['train'] = fingerprint(train_samples.targets, self.train_set['image_id'][:])
+        if data.workers is None:
+            self.choose_workers(None if data.streaming else train_samples, model, found)
         self.about = about_run(config, self.label_names, prints)
         self.progress = self.checkpoints.load(found, self.about, config.force) if found else Progress()
         self.seconds_before = self.progress.seconds
@@ -279,6 +284,38 @@ class Run:
             )
         if found:
             self.recover_best()
+
+    def choose_workers(self, samples: Samples | None, model: nn.Module, found: Path | None) -> None:
+        """Sets `data.workers`, and PyTorch's threads beside them, by what loading and training take.
+
+        Args:
+            samples: Training images; None in a stream.
+            model: Model as it was before it was prepared.
+            found: Checkpoint that the run is resumed from; its number of threads decides the last bits.
+        """
+        accelerator, learner, data = self.accelerator, self.learner, self.config.data
+        if samples is None:
+            data.workers = STREAM_WORKERS
+            share_cores(accelerator, data.workers)
+            return
+
+        def step(pixels: torch.Tensor) -> None:
+            if learner.channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            with accelerator.autocast():
+                if learner.teacher:
+                    learner.teacher(pixels)
+                logits = model(learner.normalize(pixels))
+            # In evaluation mode and without backward(): statistics, random states and gradients stay as they are.
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            torch.autograd.grad(logits.float().sum(), trained, allow_unused=True)
+
+        model.eval()
+        shares = measure_shares(accelerator, samples, step, self.per_pass)
+        data.workers = shares.workers
+        accelerator.print(shares)
+        if shares.threads is not None:
+            torch.set_num_threads(min(found and self.checkpoints.threads(found) or shares.threads, num_cores()))
 
     def check_labels(self, samples: Samples, split: str, trains: bool) -> None:
         """Warns of the labels that do not count in a split.
@@ -428,7 +465,7 @@ class Run:
 
     def write_weights(self, model: nn.Module, best: dict) -> None:
         """Saves weights for use, and notes in `best` what lies in the output folder then."""
-        transforms = describe_transforms(self.data_config, self.config.data.rand_augment, self.config.data.cutout)
+        transforms = describe_transforms(self.data_config, **self.config.data.augmentation)
         thresholds = best['results']['thresholds']
         hub.save(model, self.output, self.label_names, self.data_config, {'transforms': transforms}, thresholds)
         for name in (WEIGHTS, 'config.json'):
