@@ -200,9 +200,10 @@ class Checkpoints:
             'scaler': scaler and scaler.state_dict(),
         }
 
-    def threads(self, path: Path) -> int:
-        """Returns the number of threads that a checkpoint's run computed with."""
-        return _read_state(path / STATE)['computed_with']['threads']
+    def threads(self, path: Path) -> int | None:
+        """Returns the number of threads that a checkpoint's run computed with; None where it does not tell."""
+        threads = _read_state(path / STATE)['computed_with'].get('threads')
+        return threads if type(threads) is int and threads > 0 else None
 
     def _computed_with(self) -> dict:
         """Returns what decides the last bits of the results, besides the run itself."""
@@ -424,7 +425,7 @@ def _read_state(path: Path) -> dict:
     if progress['best'] is not None:
         kinds = {'epoch': int, 'mAP': float, 'steps_done': int, 'line': str, 'results': dict, 'files': dict}
         _check_kinds(path, 'progress.best.', progress['best'], kinds)
-    _check_kinds(path, 'computed_with.', state['computed_with'], {'processes': int, 'threads': int})
+    _check_kinds(path, 'computed_with.', state['computed_with'], {'processes': int})
     unknown_keys = progress.keys() - {f.name for f in fields(Progress)}
     if unknown_keys or progress['epoch'] < 1 or min(progress['step'], progress['steps_done']) < 0:
         raise InputError(f'{path}: progress is {shown(progress)}, where no run can be.')
