@@ -37,7 +37,8 @@ CONFIG = frozenset(
     crop_mode mean std pool_size test_pool_size first_conv classifier license description origin_url paper_name
     paper_ids notes hf_hub_id hf_hub_filename label_offset
     architectures dtype torch_dtype model_type transformers_version do_pooling id2label label2id initializer_range
-    problem_type training transforms resize rand_augment rand_augment_interpolation cutout image_size thresholds
+    problem_type training transforms resize crop_scale crop_ratio hflip rand_augment rand_augment_interpolation
+    color_jitter cutout image_size thresholds
     per_class overall out_of_fold default CF1 OF1 macro_F1 folds num_fitted data name split root keep_unlabelled
     difficult missing minus_one blank trained_on num_images
     """.split()
@@ -50,15 +51,16 @@ RESULTS = frozenset(
     git_commit git_dirty devices measures top3 mAP_by_size num_positives_by_size definitions num_images num_classes
     num_classes_with_positives num_labels_counted labels versions history seconds peak_bytes raw_weights
     mAP_interval_95 input_size flip
-    labels_left_out label_map
+    labels_left_out label_map pos_weights
     name split trained_on root keep_unlabelled difficult missing minus_one blank
     per_class overall out_of_fold default macro_F1 folds num_fitted
     output overwrite resume force seed trackers log_every push_to push_private args backbone_pretrained backbone_from
     keep_labels drop_rate batch_norm freeze unfreeze_epochs channels_last compile image_root image_column label_columns
-    label_delimiter
-    label_names streaming unreadable train_split eval_split train_size eval_size image_size rand_augment cutout mixup
-    cutmix workers optim epochs batch_size max_per_process lr schedule warmup backbone_lr layer_decay weight_decay
-    clip_grad loss gamma_pos gamma_neg ema_decay early_stop distill teacher weight temperature checkpoint every keep
+    label_delimiter label_names streaming unreadable train_split eval_split train_size eval_size image_size hflip
+    crop_scale crop_ratio rand_augment color_jitter cutout mixup cutmix workers optim epochs batch_size max_per_process
+    lr schedule warmup backbone_lr layer_decay weight_decay clip_grad loss gamma_pos gamma_neg asl_clip poly_epsilon
+    label_smoothing pos_weight pos_weight_max ema_decay ema_epochs early_stop distill teacher weight temperature
+    checkpoint every keep
     scores ap threshold bootstrap fit_thresholds submission size
     mAP CP CR CF1 OP OR OF1 AP num_positives num_negatives grad_norm small medium large unit sizes
     msff_timm timm torch torchvision accelerate datasets numpy pillow python cuda

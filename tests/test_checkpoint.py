@@ -416,7 +416,8 @@ def test_save_refuses_what_is_not_finite_and_names_the_last_checkpoint(tmp_path,
 
 def test_load_shows_what_may_change_the_last_bits(tmp_path, capsys, one_thread):
     run = Run(tmp_path)
-    run.save(3, about())
+    run.save(3, about(workers=4))
+    assert run.checkpoints.threads(tmp_path / 'step-00000003') == 1
     torch.set_num_threads(2)
     again = Run(tmp_path)
     again.checkpoints.load(again.checkpoints.find('auto'), about(workers=1), force=False)
@@ -426,12 +427,12 @@ def test_load_shows_what_may_change_the_last_bits(tmp_path, capsys, one_thread):
         f'{path}: threads was 1 and is 2, data.workers was 4 and is 1; the results may differ in the last bits from an'
         ' unbroken run.\n'
     )
-    Run(tmp_path).checkpoints.load(path, about(), force=False)
+    Run(tmp_path).checkpoints.load(path, about(workers=4), force=False)
     assert capsys.readouterr().err == ''
     state = json.loads((path / 'state.json').read_text())
     state['computed_with'] |= {'processes': 2, 'device': 'cuda'}
     (path / 'state.json').write_text(json.dumps(state))
-    Run(tmp_path).checkpoints.load(path, about(), force=False)
+    Run(tmp_path).checkpoints.load(path, about(workers=4), force=False)
     assert (
         "processes was 2 and is 1, device was 'cuda' and is 'cpu'; the results may differ from"
         in capsys.readouterr().err

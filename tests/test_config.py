@@ -151,6 +151,12 @@ def test_peers_may_start_from_a_pretrained_backbone(name):
     assert parse(TrainConfig, arguments, default_file=DEMO).model.backbone_pretrained
 
 
+def test_parse_reads_lists_of_numbers():
+    data = parse(TrainConfig, ['--output=x', '--data.crop_scale=[0.5, 1]', '--data.crop_ratio=[1, 2]']).data
+    assert (data.crop_scale, data.crop_ratio) == ([0.5, 1.0], [1.0, 2.0])
+    assert parse(TrainConfig, ['--output=x', '--data.crop_scale=null']).data.crop_scale is None
+
+
 def test_without_a_file_the_default_one_is_read():
     assert parse(TrainConfig, ['--seed', '3'], default_file=DEMO).model.name == 'msff_test_resnet'
 
@@ -167,6 +173,11 @@ def test_without_a_file_the_default_one_is_read():
         (['--optim.lr', '0'], 'optim.lr is 0.0: must be above 0.'),
         (['--optim.lr', 'nan'], 'optim.lr'),
         (['--optim.ema_decay', '1'], 'optim.ema_decay is 1.0: must be from 0 to below 1.'),
+        (['--optim.ema_epochs', '0'], 'optim.ema_epochs is 0.0: must be above 0.'),
+        (
+            ['--optim.ema_epochs=2', '--optim.ema_decay=0.9'],
+            'optim.ema_epochs is 2 and optim.ema_decay is 0.9: set ema_epochs to null, or leave ema_decay at 0.9997',
+        ),
         (['--model.name', 'msff_resnet110'], "unknown model.name 'msff_resnet110': did you mean msff_resnet101?"),
         (
             ['--model.name=resnet18', '--model.backbone_pretrained=true'],
@@ -183,6 +194,14 @@ def test_without_a_file_the_default_one_is_read():
         (['--model.keep_labels=true'], 'model.keep_labels is true: it needs model.init_from'),
         (['--model.drop_rate', '1'], 'model.drop_rate is 1.0: must be from 0 to below 1.'),
         (['--data.cutout', '2'], 'data.cutout is 2.0: must be from 0 to 1.'),
+        (['--data.hflip', '1.5'], 'data.hflip is 1.5: must be from 0 to 1.'),
+        (['--data.color_jitter', '-1'], 'data.color_jitter is -1.0: must be at least 0.'),
+        (['--data.crop_scale=[0.5]'], 'data.crop_scale is [0.5]: must be null or two shares of the area'),
+        (['--data.crop_scale=[0, 1]'], 'data.crop_scale is [0.0, 1.0]: must be null or two shares'),
+        (['--data.crop_scale=[0.9, 0.2]'], 'data.crop_scale is [0.9, 0.2]: must be'),
+        (['--data.crop_scale=[0.5, 1.5]'], 'data.crop_scale is [0.5, 1.5]: must be'),
+        (['--data.crop_scale=0.5'], 'data.crop_scale is 0.5: must be a list of finite numbers ([0.5, 1]) or null.'),
+        (['--data.crop_ratio=[0, 1]'], 'data.crop_ratio is [0.0, 1.0]: must be two ratios of width to height'),
         (['--data.image_size', '16'], 'data.image_size is 16: must be at least 32.'),
         (['--data.eval_size', '0'], 'data.eval_size is 0: must be at least 1.'),
         (['--data.workers', '-1'], 'data.workers is -1: must be at least 0.'),

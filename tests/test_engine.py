@@ -17,7 +17,6 @@ import torch.nn as nn
 from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
 from timm.data import Mixup
-from timm.loss import AsymmetricLossMultiLabel
 from timm.utils import ModelEmaV3
 from torch.utils.data import BatchSampler
 
@@ -32,13 +31,13 @@ from engine import (
     Unreadable,
     divide_batch,
     grouped,
-    make_loss,
     make_optimizer,
     make_schedule,
     mix,
     train_one_epoch,
 )
 from freezing import freeze_norms
+from losses import make_loss
 from msff_timm import hub
 from msff_timm.errors import InputError
 from train import Run, make_ema
@@ -104,19 +103,6 @@ def test_layer_decay_lowers_the_rate_from_the_head_down():
     layers = {name: layer_of(name) for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         assert lr[id(parameter)] == pytest.approx(1e-3 * 0.5 ** (max(layers.values()) - layers[name]), rel=1e-9), name
-
-
-def test_losses_by_hand():
-    p, y = torch.tensor([0.8, 0.8, 0.3]), torch.tensor([1.0, 0.0, 1.0])
-    right = [0.8, 0.2, 0.3]
-    bce = [-math.log(q) for q in right]
-    assert make_loss(OptimConfig(loss='bce'))(p.logit(), y).tolist() == pytest.approx(bce, rel=1e-5)
-    focal = [(1 - q) ** 2 * loss for q, loss in zip(right, bce, strict=True)]
-    assert make_loss(OptimConfig(loss='focal', gamma_neg=2.0))(p.logit(), y).tolist() == pytest.approx(focal, rel=1e-4)
-    # Eq. 12 with alpha+ = 1 and alpha- = 2: the wrong label's p^2, the present labels' (1 - p).
-    asl = [0.2 * bce[0], 0.8**2 * bce[1], 0.7 * bce[2]]
-    loss = make_loss(OptimConfig(loss='asl', gamma_pos=1.0, gamma_neg=2.0))
-    assert loss(p.logit(), y).tolist() == pytest.approx(asl, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +235,18 @@ def test_a_short_run_has_nothing_of_the_start_in_its_ema():
     assert ema.module.weight.item() == pytest.approx(1, rel=1e-5)
 
 
+@pytest.mark.parametrize(('ema_epochs', 'steps'), [(1.0, 50), (2.5, 40), (0.2, 200)])
+def test_decay_averages_over_ema_epochs(ema_epochs, steps):
+    """The mean age of what an average with a decay holds is that many steps, whatever the number of steps is."""
+    decay, ages = OptimConfig(ema_epochs=ema_epochs).decay(steps), np.arange(100_000)
+    assert ((1 - decay) * decay**ages * (1 + ages)).sum() / steps == pytest.approx(ema_epochs, rel=1e-6)
+
+
+def test_decay_without_ema_epochs_is_that_of_the_settings():
+    assert OptimConfig().decay(10) == 0.9997 and OptimConfig(ema_decay=0.9).decay(10) == 0.9
+    assert OptimConfig(ema_epochs=0.1).decay(5) == 0  # half a step: the weights as they are
+
+
 class Scaler:
     """Skips the steps whose gradient is not finite, as fp16's does."""
 
@@ -379,12 +377,6 @@ def test_early_stop_by_hand(measured, patience, ends_after):
         if Run.is_over(run):
             break
     assert epoch == ends_after
-
-
-def test_the_default_loss_is_timms_asymmetric_one():
-    logits, target = torch.randn(4, 3), (torch.rand(4, 3) < 0.5).float()
-    theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=None, reduction='none')(logits, target)
-    torch.testing.assert_close(make_loss(OptimConfig())(logits, target), theirs)
 
 
 @pytest.mark.parametrize('status', [None, 'Name:\tpython\nVmRSS:\t 10 kB\n'], ids=['no file', 'no VmHWM'])

@@ -12,7 +12,8 @@ from timm.loss import AsymmetricLossMultiLabel
 from torch.utils.data import DataLoader
 
 import msff_timm.data
-from engine import Unreadable, known_sum
+from engine import Unreadable
+from losses import known_sum
 from msff_timm.data.records import features
 from msff_timm.data.samples import Samples, StreamedSamples, collate
 from msff_timm.errors import InputError

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import shutil
 import time
 from contextlib import nullcontext
@@ -21,9 +22,10 @@ import msff_timm.data
 from config import DataConfig
 from freezing import freeze_norms
 from msff_timm import hub
+from msff_timm.data.samples import Samples
 from msff_timm.errors import InputError
 from msff_timm.labels import match_labels
-from msff_timm.publish import CONFIG, FREE, RESULTS
+from msff_timm.publish import CONFIG, FREE, RESULTS, gather
 from train import Run, check_trainable, load_data
 
 ROOT = Path(__file__).parents[1]
@@ -347,6 +349,33 @@ def test_thresholds_are_stored_with_the_model_and_used(script, trained, tmp_path
     assert fitted == measured['thresholds'] and fitted['num_images'] == 40
     assert hub.load(f'local-dir:{folder}').thresholds == fitted['per_class']
     assert script('evaluate.py', *arguments, '--ap=voc12', check=False).returncode == 2
+
+
+def test_a_run_with_the_settings_of_fine_tuning(script, trained, tmp_path):
+    """Present and absent entries of each label by hand; the teacher's share of the loss beside them."""
+    chosen = {'data.workers': 'null', 'data.hflip': 0.5, 'data.crop_scale': '[0.5, 1]', 'data.color_jitter': 0.2}
+    chosen |= {'optim.pos_weight': 'balanced', 'optim.pos_weight_max': 5, 'optim.label_smoothing': 0.05}
+    chosen |= {'optim.ema_decay': 0.9997, 'optim.ema_epochs': 2, 'distill.teacher': f'local-dir:{trained}'}
+    output = tmp_path / 'run'
+    arguments = [*TINY, '--optim.batch_size=8', '--data.eval_size=33', f'--output={output}']
+    printed = script('train.py', *arguments, *(f'--{key}={value}' for key, value in chosen.items())).stdout
+    run = results(output)
+    targets = Samples(msff_timm.data.load('scenes', 'train', size=32, image_size=64), None).targets
+    expected = [min(5, (32 - n) / n) if 0 < n < 32 else 1 for n in (targets == 1).sum(0)]
+    assert run['pos_weights'] == pytest.approx(expected)
+    assert re.search(r'^optim.pos_weight balanced: from [\d.]+ \(\w+.*\) to 5 ', printed, re.MULTILINE)
+    line = re.search(r'^Loading an image takes .*: data.workers (\d+), \d+ threads compute', printed, re.MULTILINE)
+    assert run['config']['data']['workers'] == int(line[1])
+    assert 'an optim.ema_epochs of at most 0.25 follows the model more closely.' in printed
+    transforms = json.loads((output / 'config.json').read_text())['training']['transforms']
+    assert transforms['resize'] == 'random_resized_crop' and transforms['hflip'] == 0.5
+    files = gather(output, 'org/name')
+    published = [json.loads(files[name]) for name in ('results.json', 'config.json')]
+    assert published[0]['pos_weights'] == run['pos_weights'] and published[1]['training']['transforms'] == transforms
+    assert published[0]['config']['optim'] == run['config']['optim']
+    assert published[0]['config']['data'].keys() == run['config']['data'].keys()
+    card = files['README.md'].decode()
+    assert 'label_smoothing: 0.05' in card and 'ema_epochs: 2' in card and 'hflip: 0.5' in card
 
 
 def test_the_training_transforms_travel_with_the_model(script, trained, tmp_path):

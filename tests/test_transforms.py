@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_train
 from torch.utils.data import default_collate
 
 import msff_timm  # noqa: F401  registers the models
+from config import DataConfig
 from msff_timm.data.images import open_image
 from msff_timm.data.transforms import Cutout, Normalize, describe_transforms, eval_transform, train_transform
 from msff_timm.errors import InputError
@@ -91,7 +95,8 @@ def test_evaluation_as_bytes_is_evaluation(data_config, photo):
 )
 def test_rand_augment_strings_of_timm_are_taken(data_config, photo, text):
     transform = train_transform(data_config, text, 0.0)
-    assert [op.hparams['interpolation'] for op in transform.augment.ops] == [0] * len(transform.augment.ops)  # nearest
+    (augment,) = transform.augment.transforms
+    assert [op.hparams['interpolation'] for op in augment.ops] == [0] * len(augment.ops)  # nearest
     assert transform(photo).shape == (3, 32, 32)
 
 
@@ -108,11 +113,18 @@ def test_the_record_of_training_is_json(data_config):
     record = describe_transforms(data_config, 'rand-m9-n2-mstd0.5', 0.5)
     assert json.loads(json.dumps(record)) == {
         'resize': 'squash',
+        'crop_scale': None,
+        'crop_ratio': None,
         'interpolation': 'bilinear',
+        'hflip': 0.0,
         'rand_augment': 'rand-m9-n2-mstd0.5',
         'rand_augment_interpolation': 'nearest',
+        'color_jitter': 0.0,
         'cutout': 0.5,
     }
+    augmentation = DataConfig(hflip=0.5, crop_scale=[0.3, 1.0], color_jitter=0.2).augmentation
+    record = describe_transforms(data_config, **augmentation)
+    assert json.loads(json.dumps(record)).items() >= {**augmentation, 'resize': 'random_resized_crop'}.items()
     assert describe_transforms(data_config, None, 0.0)['rand_augment_interpolation'] is None
 
 
@@ -123,6 +135,82 @@ def test_rand_augment_changes_the_picture(data_config, photo):
     results = [transform(photo) for _ in range(10)]
     assert all(result.shape == (3, 32, 32) for result in results)
     assert len({result.numpy().tobytes() for result in results}) > 5
+
+
+SEEDS = st.integers(0, 2**31 - 1)
+
+
+def drawn(transform, image, seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return transform(image)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=SEEDS,
+    hflip=st.sampled_from([0.0, 0.5, 1.0]),
+    color_jitter=st.sampled_from([0.0, 0.4]),
+    scale=st.sampled_from([[0.08, 1.0], [0.5, 0.6], [1.0, 1.0]]),
+    ratio=st.sampled_from([[3 / 4, 4 / 3], [1.0, 1.0]]),
+    interpolation=st.sampled_from(['bilinear', 'bicubic', 'lanczos']),
+)
+def test_train_transform_crops_flips_and_colours_as_timm(
+    data_config, photo, seed, hflip, color_jitter, scale, ratio, interpolation
+):
+    config = {**data_config, 'input_size': (3, 24, 36), 'interpolation': interpolation}
+    ours = train_transform(config, None, 0.0, hflip, scale, ratio, color_jitter)
+    theirs = timm.data.create_transform(
+        (3, 24, 36), is_training=True, use_prefetcher=True, scale=scale, ratio=ratio, hflip=hflip,
+        color_jitter=color_jitter or None, interpolation=interpolation,
+    )  # fmt: skip
+    assert torch.equal(drawn(ours, photo, seed), drawn(theirs, photo, seed))
+
+
+def test_train_transform_colours_after_rand_augment_as_timm(data_config):
+    transform = train_transform(data_config, 'rand-m9', 0.0, hflip=0.5, color_jitter=0.4)
+    config = {'auto_augment': 'rand-m9', 'force_color_jitter': True, 'color_jitter': 0.4, 'hflip': 0.5}
+    theirs = transforms_imagenet_train(32, **config).transforms
+    assert [type(step) for step in transform.augment.transforms] == [type(step) for step in theirs[1:4]]
+    assert repr(transform.augment.transforms[-1]) == repr(theirs[3])
+
+
+def test_train_transform_flips_as_often_as_asked(data_config):
+    image = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
+    transform, plain = train_transform(data_config, None, 0.0, hflip=0.3), np.asarray(image).transpose(2, 0, 1)
+    mirrored = 0
+    for seed in range(1000):
+        result = drawn(transform, image, seed).numpy()
+        mirrored += np.array_equal(result, plain[..., ::-1])
+        assert np.array_equal(result, plain) or np.array_equal(result, plain[..., ::-1])
+    assert 300 - 4 * 14.5 < mirrored < 300 + 4 * 14.5
+
+
+def test_train_transform_draws_nothing_by_default(data_config, photo):
+    drawn(train_transform(data_config, None, 0.0), photo, 0)
+    after = random.random(), np.random.rand(), torch.rand(1).item()
+    assert after == drawn(lambda image: (random.random(), np.random.rand(), torch.rand(1).item()), photo, 0)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=SEEDS, low=st.floats(0.05, 1), wide=st.floats(1, 3), width=st.floats(0.3, 3))
+def test_decode_size_leaves_no_crop_to_be_enlarged(data_config, seed, low, wide, width):
+    transform = train_transform(data_config, None, 0.0, crop_scale=[low, 1.0], crop_ratio=[1 / wide, wide])
+    side = transform.decode_size[0]
+    image = Image.new('RGB', (max(side, round(side * width)), max(side, round(side / width))))
+    random.seed(seed)
+    _, _, height, width = transform.crop.get_params(image, transform.crop.scale, transform.crop.ratio)
+    assert min(height, width) >= 31  # rounding aside
+
+
+def test_samples_decode_what_a_crop_needs(data_config, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(tmp_path / 'a.jpg')
+    sizes = {}
+    for scale in (None, [0.1, 1.0]):
+        transform = train_transform(data_config, None, 0.0, crop_scale=scale)
+        sizes[bool(scale)] = open_image(tmp_path / 'a.jpg', at_least=transform.decode_size).size
+    assert sizes == {False: (32, 32), True: (128, 128)}  # of eighths: 32 / sqrt(0.1 * 3 / 4) is 117
 
 
 def test_cutout_is_one_square_of_half_the_side_anywhere():

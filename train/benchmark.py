@@ -310,7 +310,7 @@ def find_photos(root: Path) -> list[Path]:
 def our_pipeline(size: int, rand_augment: str | None, cutout: float) -> Callable[[Path], torch.Tensor]:
     transform = train_transform({**IMAGENET, 'input_size': (3, size, size)}, rand_augment, cutout)
     normalize = Normalize(IMAGENET)  # in training this is the device's work
-    return lambda photo: normalize(transform(open_image(photo, at_least=transform.input_size)))
+    return lambda photo: normalize(transform(open_image(photo, at_least=transform.decode_size)))
 
 
 def plain_pipeline(size: int, cutout: float) -> Callable[[Path], torch.Tensor]:

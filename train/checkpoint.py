@@ -200,6 +200,11 @@ class Checkpoints:
             'scaler': scaler and scaler.state_dict(),
         }
 
+    def threads(self, path: Path) -> int | None:
+        """Returns the number of threads that a checkpoint's run computed with; None where it does not tell."""
+        threads = _read_state(path / STATE)['computed_with'].get('threads')
+        return threads if type(threads) is int and threads > 0 else None
+
     def _computed_with(self) -> dict:
         """Returns what decides the last bits of the results, besides the run itself."""
         return {

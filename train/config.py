@@ -39,7 +39,9 @@ UNREADABLE = ('error', 'skip')
 BATCH_NORMS = ('each', 'sync', 'frozen')
 FREEZES = ('backbone', 'stages')
 SCHEDULES = ('one_cycle', 'cosine')
-LOSSES = ('asl', 'bce', 'focal')
+LOSSES = ('asl', 'bce', 'focal', 'poly', 'db')
+WEIGHTED = ('asl', 'bce')  # losses with a weight of present labels
+EMA_DECAY = 0.9997
 # Arguments of a model that are decided elsewhere, and where
 DECIDED = {
     'num_classes': 'the labels of the data',
@@ -247,11 +249,19 @@ class DataConfig(SourceConfig):
         train_size: Number of training pictures; null for all.
         eval_size: Number of pictures to measure on; null for all.
         image_size: Side of the model's input in pixels; pictures are resized to this square.
+        hflip: Probability of the mirror image; 0 for none.
+        crop_scale: Lowest and highest share of the image's area that a random crop has; null to resize the whole image.
+            The labels stay those of the whole image, also where a crop leaves out an object: low shares are for labels
+            that fill the image.
+        crop_ratio: Lowest and highest ratio of such a crop's width to its height.
         rand_augment: timm's RandAugment string; null for none.
+        color_jitter: Largest relative change of brightness, contrast and saturation; 0 for none.
         cutout: Side of Cutout's hole relative to the picture's; 0 for none.
         mixup: Alpha of Mixup; 0 for none.
         cutmix: Alpha of CutMix; 0 for none.
-        workers: Processes that load pictures, for each training process.
+        workers: Number of processes that load images beside each training process. A number takes as many cores from
+            PyTorch's threads on a CPU; null shares the cores by the time that loading and training take, measured at
+            the start (4 in a stream). Results do not depend on it, but in a stream.
     """
 
     name: str = 'coco2014'
@@ -262,11 +272,15 @@ class DataConfig(SourceConfig):
     train_size: int | None = None
     eval_size: int | None = None
     image_size: int = 448
+    hflip: float = 0.0
+    crop_scale: list[float] | None = None
+    crop_ratio: list[float] = field(default_factory=lambda: [3 / 4, 4 / 3])
     rand_augment: str | None = 'rand-m9-n2-mstd0.5'
+    color_jitter: float = 0.0
     cutout: float = 0.5
     mixup: float = 0.0
     cutmix: float = 0.0
-    workers: int = 4
+    workers: int | None = None
 
     def validate(self) -> None:
         super().validate(train_split=self.train_split, eval_split=self.eval_split)
@@ -279,8 +293,26 @@ class DataConfig(SourceConfig):
         _one_of('data.unreadable', self.unreadable, UNREADABLE)
         if self.streaming and not self.train_size:
             raise InputError('data.streaming is true: set data.train_size, the number of pictures of an epoch.')
-        if not 0 <= self.cutout <= 1:
-            raise InputError(f'data.cutout is {self.cutout}: must be from 0 to 1.')
+        for name in ('cutout', 'hflip'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f'data.{name} is {getattr(self, name)}: must be from 0 to 1.')
+        _at_least('data.color_jitter', self.color_jitter, 0)
+        scale, ratio = self.crop_scale, self.crop_ratio
+        if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+            raise InputError(
+                f'data.crop_scale is {scale}: must be null or two shares of the area, [lowest, highest], above 0 and at'
+                ' most 1.'
+            )
+        if not (len(ratio) == 2 and 0 < ratio[0] <= ratio[1]):
+            raise InputError(
+                f'data.crop_ratio is {ratio}: must be two ratios of width to height, [lowest, highest], above 0.'
+            )
+
+    @property
+    def augmentation(self) -> dict:
+        """Settings of the training transform: the arguments of `train_transform` beside the model's own."""
+        names = ('rand_augment', 'cutout', 'hflip', 'crop_scale', 'crop_ratio', 'color_jitter')
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -300,11 +332,21 @@ class OptimConfig:
         layer_decay: Factor of the learning rate from each layer to the one before it; null for none.
         weight_decay: Of weights; biases, norms and embeddings have none.
         clip_grad: Largest norm of the gradient.
-        loss: asl (asymmetric, Eq. 12), bce (binary cross-entropy) or focal (of gamma_neg).
+        loss: Loss: asl (asymmetric, Eq. 12), bce (binary cross-entropy), focal (of gamma_neg), poly (Poly-1,
+            arXiv:2204.12511) or db (distribution-balanced, arXiv:2007.09654, by the counts of the training split).
         gamma_pos: Focusing parameter of present labels in asl (alpha+ in Eq. 12).
         gamma_neg: Focusing parameter of absent labels in asl (alpha- in Eq. 12), of all in focal.
+        asl_clip: Margin of asl: absent labels of a probability below it have no loss; 0 for none.
+        poly_epsilon: Weight that poly adds to the first term of the cross-entropy's expansion.
+        label_smoothing: Distance e of the targets from 0 and 1: each present label's is 1 - e, each absent one's is e,
+            for a label is a binary target of its own; masked labels stay masked.
+        pos_weight: Factor of the loss of present labels in asl and bce: a number, or balanced, the number of absent
+            entries of each label for a present one in the training split; null for none.
+        pos_weight_max: Highest factor of a balanced pos_weight.
         ema_decay: Decay of the exponential moving average (EMA) of the weights at each step; it rises to that, as
             1 - steps ** -0.75, so that the weights of the start do not stay in it.
+        ema_epochs: Number of epochs that the EMA averages over, in place of ema_decay, whatever the number of steps;
+            null for ema_decay.
         early_stop: Epochs without a better mAP of the averaged weights after which training stops, with those of the
             best epoch for use; null to train to the end and use the last.
     """
@@ -322,15 +364,20 @@ class OptimConfig:
     loss: str = 'asl'
     gamma_pos: float = 0.0
     gamma_neg: float = 4.0
-    ema_decay: float = 0.9997
+    asl_clip: float = 0.0
+    poly_epsilon: float = 2.0
+    label_smoothing: float = 0.0
+    pos_weight: float | str | None = None
+    pos_weight_max: float = 10.0
+    ema_decay: float = EMA_DECAY
+    ema_epochs: float | None = None
     early_stop: int | None = None
 
     def validate(self) -> None:
         for name in ('epochs', 'batch_size', 'max_per_process', 'early_stop'):
             _at_least(f'optim.{name}', getattr(self, name), 1)
-        for name in ('lr', 'clip_grad'):
-            if not getattr(self, name) > 0:
-                raise InputError(f'optim.{name} is {getattr(self, name)}: must be above 0.')
+        for name in ('lr', 'clip_grad', 'pos_weight_max', 'ema_epochs'):
+            _above_0(f'optim.{name}', getattr(self, name))
         _one_of('optim.schedule', self.schedule, SCHEDULES)
         _one_of('optim.loss', self.loss, LOSSES)
         _at_least('optim.backbone_lr', self.backbone_lr, 0)
@@ -340,9 +387,56 @@ class OptimConfig:
             raise InputError('optim.layer_decay and optim.backbone_lr both change the backbone: set one of them.')
         for name in ('weight_decay', 'gamma_pos', 'gamma_neg'):
             _at_least(f'optim.{name}', getattr(self, name), 0)
-        for name in ('warmup', 'ema_decay'):
+        for name in ('warmup', 'ema_decay', 'asl_clip'):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f'optim.{name} is {getattr(self, name)}: must be from 0 to below 1.')
+        if self.ema_epochs is not None and self.ema_decay != EMA_DECAY:
+            raise InputError(
+                f'optim.ema_epochs is {self.ema_epochs:g} and optim.ema_decay is {self.ema_decay:g}: set'
+                f' ema_epochs to null, or leave ema_decay at {EMA_DECAY}, which ema_epochs replaces.'
+            )
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        for name in ('gamma_pos', 'gamma_neg'):
+            if 0 < getattr(self, name) < 1:
+                raise InputError(
+                    f'optim.{name} is {getattr(self, name)}: must be 0 or at least 1; in between, the gradient of a'
+                    ' label that the model is sure of is not finite.'
+                )
+        if not self.poly_epsilon >= -1:
+            raise InputError(
+                f'optim.poly_epsilon is {self.poly_epsilon}: must be at least -1; below it a good logit has a greater'
+                ' loss than a poor one.'
+            )
+        if not 0 <= self.label_smoothing < 0.5:
+            raise InputError(f'optim.label_smoothing is {self.label_smoothing}: must be from 0 to below 0.5.')
+        if self.pos_weight is None:
+            return
+        if isinstance(self.pos_weight, str) and self.pos_weight != 'balanced':
+            raise InputError(f'optim.pos_weight is {self.pos_weight}: must be a number above 0, balanced or null.')
+        if not isinstance(self.pos_weight, str):
+            _above_0('optim.pos_weight', self.pos_weight)
+        if self.loss not in WEIGHTED:
+            raise InputError(
+                f'optim.pos_weight is {self.pos_weight} and optim.loss is {self.loss}: {" and ".join(WEIGHTED)} alone'
+                ' take it; set it to null.'
+            )
+
+    @property
+    def counts_labels(self) -> str | None:
+        """Setting that needs the counts of the labels in the training split, with its value; None where none does."""
+        if self.loss == 'db':
+            return 'optim.loss is db'
+        return 'optim.pos_weight is balanced' if self.pos_weight == 'balanced' else None
+
+    def decay(self, steps: int) -> float:
+        """Returns the decay of the EMA at each step.
+
+        Args:
+            steps: Number of steps of an epoch.
+        """
+        return self.ema_decay if self.ema_epochs is None else max(0.0, 1 - 1 / (self.ema_epochs * steps))
 
 
 @dataclass
@@ -430,6 +524,11 @@ class TrainConfig:
             raise InputError(
                 f'optim.backbone_lr is 0 and model.freeze is {self.model.freeze}, which decides when the backbone'
                 ' trains: leave optim.backbone_lr at 1, or at what a freed stage is to have.'
+            )
+        if self.data.streaming and (needs := self.optim.counts_labels):
+            raise InputError(
+                f'data.streaming is true and {needs}, which counts the labels of the whole training split: set'
+                ' data.streaming to false, or choose another loss or a number.'
             )
         if self.overwrite and self.resume:
             raise InputError(f'resume is {self.resume} and overwrite is true: set one of them.')
@@ -624,6 +723,11 @@ def _flatten(content: dict) -> Iterator[str]:
 def _at_least(key: str, value: float | None, least: float) -> None:
     if value is not None and value < least:
         raise InputError(f'{key} is {value}: must be at least {least}.')
+
+
+def _above_0(key: str, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise InputError(f'{key} is {value}: must be above 0.')
 
 
 def _seed(key: str, value: int) -> None:

@@ -22,12 +22,10 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object, send_to_device
 from timm.data import Mixup
-from timm.loss import AsymmetricLossMultiLabel
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader, Sampler
-from torchvision.ops import sigmoid_focal_loss
 from tqdm import tqdm
 
 try:
@@ -38,6 +36,7 @@ except ModuleNotFoundError:  # on Windows
 from checkpoint import Progress
 from config import DistillConfig, OptimConfig
 from freezing import heads, train_unfrozen
+from losses import LossFn, known_sum
 from msff_timm import hub, thresholds
 from msff_timm.data.samples import Samples, StreamedSamples, collate
 from msff_timm.data.transforms import Normalize
@@ -55,13 +54,12 @@ __all__ = [
     'Unreadable',
     'divide_batch',
     'fit_thresholds',
-    'known_sum',
     'make_loader',
-    'make_loss',
     'make_optimizer',
     'make_schedule',
     'measure',
     'mix',
+    'num_cores',
     'peak_memory',
     'run_command',
     'score',
@@ -70,7 +68,6 @@ __all__ = [
     'train_one_epoch',
 ]
 
-LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 FOLDS = 5  # of the pictures that thresholds are fitted to
 MOST_UNREADABLE = 0.01  # of the training pictures: more is a fault of the data set, not of a picture
 
@@ -82,8 +79,13 @@ def share_cores(accelerator: Accelerator, workers: int) -> None:
     threads than cores, and each of the many parallel regions of a step then waits for a thread that is not running.
     """
     if accelerator.device.type == 'cpu':
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)) - workers))
+        torch.set_num_threads(max(1, num_cores() - workers))
+
+
+def num_cores() -> int:
+    """Returns the number of CPU cores that this process has for itself and its workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1)))
 
 
 class EpochSampler(Sampler[int]):
@@ -221,26 +223,6 @@ def make_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, steps: i
         return (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2
 
     return LambdaLR(optimizer, factor)
-
-
-def make_loss(optim: OptimConfig) -> LossFn:
-    """Makes the loss: from logits and targets (B, K) to the loss of each (B, K)."""
-    if optim.loss == 'bce':
-        return partial(F.binary_cross_entropy_with_logits, reduction='none')
-    if optim.loss == 'focal':
-        return partial(sigmoid_focal_loss, alpha=-1, gamma=optim.gamma_neg, reduction='none')
-    return AsymmetricLossMultiLabel(optim.gamma_neg, optim.gamma_pos, clip=None, reduction='none')
-
-
-def known_sum(loss_fn: LossFn, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Sums a loss over the labels that are known to be present or absent.
-
-    Args:
-        loss_fn: As `make_loss` gives it.
-        logits: (B, K).
-        target: (B, K), 1 present, 0 absent, in between where pictures are mixed, -1 not known or not to be counted.
-    """
-    return torch.where(target >= 0, loss_fn(logits, target.clamp(min=0)), 0).sum()
 
 
 def mix(mixup: Mixup, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

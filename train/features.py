@@ -40,7 +40,7 @@ RANDOM = ('rand_augment', 'cutout', 'mixup', 'cutmix', 'crop_scale', 'color_jitt
 def obstacles(config: TrainConfig) -> list[str]:
     """Lists the settings for which the maps of an image are not the same in each epoch, or are not enough."""
     data = config.data
-    found = [f'data.{name} {value}' for name in RANDOM if (value := getattr(data, name, None))]
+    found = [f'data.{name} {value}' for name in RANDOM if (value := getattr(data, name))]
     if data.streaming:
         found.append('data.streaming true')
     if config.distill.teacher:

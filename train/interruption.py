@@ -1,4 +1,7 @@
-"""Imported by the scripts before all else: Ctrl-C during the other imports, which take seconds, is one line."""
+"""Imported by the scripts before all else, for what has to be set before the other imports.
+
+Ctrl-C during these, which take seconds, is one line; and threads that wait for one another sleep.
+"""
 
 import os
 import sys
@@ -14,3 +17,6 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
 
 
 sys.excepthook = report
+# Read when PyTorch is loaded. A thread that waits at the end of each parallel region by spinning, as is the default,
+# holds a core that the thread it waits for may need: beside other processes a step takes ten times as long.
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')

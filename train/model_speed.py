@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import OptimConfig
-from engine import make_loss
+from losses import make_loss
 from msff_timm import hub
 from msff_timm.errors import InputError, unknown
 from report import markdown_table

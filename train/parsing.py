@@ -39,6 +39,7 @@ KINDS = {
     bool: 'true or false',
     list[str]: 'a list of text ([a, b])',
     list[int]: 'a list of whole numbers ([0, 1])',
+    list[float]: 'a list of finite numbers ([0.5, 1])',
     dict[str, Any]: 'a mapping ({a: 1}) without nan or infinity',
     Any: 'no nan or infinity',
 }

@@ -53,10 +53,10 @@ from engine import (
     divide_batch,
     fit_thresholds,
     make_loader,
-    make_loss,
     make_optimizer,
     make_schedule,
     measure,
+    num_cores,
     peak_memory,
     run_command,
     score,
@@ -67,6 +67,8 @@ from engine import (
 from features import FeatureCache, NotCached, OnMaps, obstacles
 from freezing import Unfreezing, freeze_backbone, freeze_norms, train_unfrozen
 from guard import locked, stop_with_launcher
+from loaders import STREAM_WORKERS, measure_shares
+from losses import describe_pos_weight, make_loss, pos_weights
 from msff_timm import hub
 from msff_timm.data.counts import LabelCounts
 from msff_timm.data.records import file_digest
@@ -146,7 +148,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         dynamo_backend='inductor' if config.model.compile else None,
     )
-    share_cores(accelerator, config.data.workers)
+    if config.data.workers is not None:
+        share_cores(accelerator, config.data.workers)
     return accelerator
 
 
@@ -179,6 +182,15 @@ class Run:
             raise InputError(f'data.mixup and data.cutmix mix pairs: {self.per_pass} pictures at once are not even.')
         if config.model.batch_norm == 'sync' and accelerator.device.type == 'cpu':
             raise InputError('model.batch_norm is sync: PyTorch has that on GPUs only; set it to each or frozen.')
+        counts = None
+        if optim.counts_labels:
+            counts = LabelCounts.of(Samples(self.train_set, None).targets, self.label_names, data.masking)
+        loss_fn = make_loss(optim, counts).to(accelerator.device)
+        self.pos_weights = None
+        if optim.pos_weight == 'balanced':
+            weights = pos_weights(optim, counts)
+            self.pos_weights = weights.tolist()
+            accelerator.print(describe_pos_weight(weights, counts, optim.pos_weight_max))
 
         # Model
         self.checkpoints = Checkpoints(accelerator, self.output / 'checkpoints', config.checkpoint.keep)
@@ -204,7 +216,7 @@ class Run:
         self.normalize = Normalize(self.data_config).to(accelerator.device)
 
         # The average is what is measured and saved; only the model that learns is changed for learning.
-        ema = make_ema(model, optim.ema_decay).to(accelerator.device)
+        ema = make_ema(model, optim.decay(self.steps)).to(accelerator.device)
         if config.model.batch_norm == 'sync':
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if config.model.channels_last:
@@ -224,7 +236,7 @@ class Run:
             prepared,
             ema,
             self.normalize,
-            make_loss(optim),
+            loss_fn,
             optimizer,
             schedule,
             optim.clip_grad,
@@ -240,12 +252,14 @@ class Run:
         eval_samples = Samples(self.eval_set, eval_transform(self.data_config, as_bytes=True))
         self.check_labels(eval_samples, data.eval_split, trains=False)
         prints = {'eval': fingerprint(eval_samples.targets, self.eval_set['image_id'][:])}
-        self.transform = train_transform(self.data_config, data.rand_augment, data.cutout)
+        self.transform = train_transform(self.data_config, **data.augmentation)
         skip = data.unreadable == 'skip'
         if not data.streaming:
             train_samples = Samples(self.train_set, self.transform, skip, config.seed)
             self.check_labels(train_samples, data.train_split, trains=True)
             prints['train'] = fingerprint(train_samples.targets, self.train_set['image_id'][:])
+        if data.workers is None:
+            self.choose_workers(None if data.streaming else train_samples, model, found)
         self.about = about_run(config, self.label_names, prints)
         self.caches = config.model.freeze == 'backbone' and not obstacles(config)
         if self.caches:
@@ -276,13 +290,47 @@ class Run:
         )
         steps = optim.epochs * self.steps
         if (span := 1 / (1 - ema.get_decay(steps))) > max(1, steps / 4):
+            shorter = f'an optim.ema_decay of at most {max(0, 1 - 4 / steps):.4g}'
+            if optim.ema_epochs is not None:
+                shorter = f'an optim.ema_epochs of at most {optim.epochs / 4:.4g}'
             say(
                 f'The EMA weights at the end are an average over the last {span:.0f} or so of {steps} steps, more than'
-                f' a quarter of the run: an optim.ema_decay of at most {max(0, 1 - 4 / steps):.4g} follows the model'
-                ' more closely.'
+                f' a quarter of the run: {shorter} follows the model more closely.'
             )
         if found:
             self.recover_best()
+
+    def choose_workers(self, samples: Samples | None, model: nn.Module, found: Path | None) -> None:
+        """Sets `data.workers`, and PyTorch's threads beside them, by what loading and training take.
+
+        Args:
+            samples: Training images; None in a stream.
+            model: Model as it was before it was prepared.
+            found: Checkpoint that the run is resumed from; its number of threads decides the last bits.
+        """
+        accelerator, learner, data = self.accelerator, self.learner, self.config.data
+        if samples is None:
+            data.workers = STREAM_WORKERS
+            share_cores(accelerator, data.workers)
+            return
+
+        def step(pixels: torch.Tensor) -> None:
+            if learner.channels_last:
+                pixels = pixels.contiguous(memory_format=torch.channels_last)
+            with accelerator.autocast():
+                if learner.teacher:
+                    learner.teacher(pixels)
+                logits = model(learner.normalize(pixels))
+            # In evaluation mode and without backward(): statistics, random states and gradients stay as they are.
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            torch.autograd.grad(logits.float().sum(), trained, allow_unused=True)
+
+        model.eval()
+        shares = measure_shares(accelerator, samples, step, self.per_pass)
+        data.workers = shares.workers
+        accelerator.print(shares)
+        if shares.threads is not None:
+            torch.set_num_threads(min(found and self.checkpoints.threads(found) or shares.threads, num_cores()))
 
     def check_labels(self, samples: Samples, split: str, trains: bool) -> None:
         """Warns of the labels that do not count in a split.
@@ -349,7 +397,7 @@ class Run:
             Stopped: The run was asked to stop.
         """
         config, accelerator, learner, data = self.config, self.accelerator, self.learner, self.config.data
-        hflip = getattr(data, 'hflip', 0.0)
+        hflip = data.hflip
         fixed = train_transform(self.data_config, None, 0.0)
         cache = FeatureCache(
             accelerator,
@@ -521,7 +569,7 @@ class Run:
 
     def write_weights(self, model: nn.Module, best: dict) -> None:
         """Saves weights for use, and notes in `best` what lies in the output folder then."""
-        transforms = describe_transforms(self.data_config, self.config.data.rand_augment, self.config.data.cutout)
+        transforms = describe_transforms(self.data_config, **self.config.data.augmentation)
         thresholds = best['results']['thresholds']
         hub.save(model, self.output, self.label_names, self.data_config, {'transforms': transforms}, thresholds)
         for name in (WEIGHTS, 'config.json'):
@@ -601,6 +649,7 @@ class Run:
             weights='exponential moving average',
             epoch=self.progress.epoch,
             thresholds=fitted,
+            pos_weights=self.pos_weights,
             num_processes=self.accelerator.num_processes,
             mixed_precision=self.accelerator.mixed_precision,
             config=asdict(config),

@@ -22,7 +22,7 @@ class Samples(Dataset):
 
     Args:
         dataset: Rows of `image`, `labels`, `ignore` and `area`.
-        transform: From a PIL picture to a tensor (C, H, W); where it has an `input_size`, no more than that is decoded.
+        transform: From a PIL picture to a tensor (C, H, W); where it has a `decode_size`, no more than that is decoded.
         skip_unreadable: Give the next picture that can be read in the place of one that cannot, instead of an error.
         seed: Of the transform, together with the key of the sample: how a picture is augmented then depends neither on
             the process that does it nor on what was done before. None for whatever the random states are.
@@ -190,7 +190,7 @@ def _open(row: dict, transform: Callable) -> object:
     if not isinstance(image, dict):
         return image
     source = image['path'] if image['bytes'] is None else image['bytes']
-    return open_image(source, image['path'] or f'image {row["image_id"]}', getattr(transform, 'input_size', None))
+    return open_image(source, image['path'] or f'image {row["image_id"]}', getattr(transform, 'decode_size', None))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """From an image to a batch: the augmentation of section 4.3, and the checkpoint's own preprocessing."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ import torch.nn as nn
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import rand_augment_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -74,26 +76,41 @@ class Normalize(nn.Module):
 
 
 class TrainTransform:
-    """Resizes a picture to the model's input and augments it; `Normalize` does the rest.
+    """Resizes an image to the model's input, or a crop of it, and augments it; `Normalize` does the rest.
 
     Args:
         data_config: As for `eval_transform`; its size and interpolation are used.
-        augment: From a picture to a picture, or None.
+        augment: From an image to an image, or None.
         cutout: Applied to the bytes (C, H, W), or None.
+        crop: From an image of any size to one of the model's input, in place of the resizing, or None.
 
     Attributes:
-        input_size: Height and width of the result: what `open_image` needs to know as `at_least`.
+        input_size: Height and width of the result.
+        decode_size: Height and width that the image needs to have for it: what `open_image` takes as `at_least`.
     """
 
-    def __init__(self, data_config: dict, augment: Callable | None, cutout: Callable | None):
-        self.input_size = tuple(data_config['input_size'][-2:])
+    def __init__(
+        self,
+        data_config: dict,
+        augment: Callable | None,
+        cutout: Callable | None,
+        crop: RandomResizedCropAndInterpolation | None = None,
+    ):
+        self.input_size = self.decode_size = tuple(data_config['input_size'][-2:])
         self.interpolation = InterpolationMode(data_config['interpolation'])
         self.augment = augment
         self.cutout = cutout
+        self.crop = crop
+        if crop:
+            # So large that the shorter side of the smallest crop is not enlarged.
+            share = math.sqrt(crop.scale[0] * min(crop.ratio[0], 1 / crop.ratio[1], 1))
+            self.decode_size = tuple(math.ceil(side / share) for side in self.input_size)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Maps a picture in RGB to bytes (C, H, W)."""
-        if image.size != self.input_size[::-1]:
+        """Maps an image in RGB to bytes (C, H, W)."""
+        if self.crop:
+            image = self.crop(image)
+        elif image.size != self.input_size[::-1]:
             image = self._resize(image)
         if self.augment:
             image = self.augment(image)
@@ -110,36 +127,72 @@ class TrainTransform:
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def train_transform(data_config: dict, rand_augment: str | None, cutout: float) -> TrainTransform:
+def train_transform(
+    data_config: dict,
+    rand_augment: str | None,
+    cutout: float,
+    hflip: float = 0.0,
+    crop_scale: Sequence[float] | None = None,
+    crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
+    color_jitter: float = 0.0,
+) -> TrainTransform:
     """Builds the training transform: the evaluation's resizing, then RandAugment and Cutout (section 4.3).
+
+    What the paper has not is off by default, and in the order of timm's `transforms_imagenet_train`: crop, flip,
+    RandAugment, colour, Cutout.
 
     Args:
         data_config: As for `eval_transform`; its size, interpolation, mean and std are used.
         rand_augment: timm's RandAugment string, or None for no augmentation of colour and shape.
-        cutout: Side of Cutout's hole relative to the picture's, 0 for none.
+        cutout: Side of Cutout's hole relative to the image's, 0 for none.
+        hflip: Probability of the mirror image.
+        crop_scale: Lowest and highest share of the image's area that a crop has, which is resized to the model's input;
+            None to resize the whole image. The labels stay those of the whole image.
+        crop_ratio: Lowest and highest ratio of a crop's width to its height.
+        color_jitter: Largest relative change of brightness, contrast and saturation, 0 for none.
 
     Raises:
         InputError: The RandAugment string is not as timm has it.
     """
     # What geometric operations uncover and Cutout covers has the mean colour, which is 0 after normalisation.
     fill = tuple(round(255 * m) for m in data_config['mean'])
-    augment = None
+    crop, steps = None, []
+    if crop_scale:
+        size, interpolation = data_config['input_size'][-2:], data_config['interpolation']
+        crop = RandomResizedCropAndInterpolation(size, tuple(crop_scale), tuple(crop_ratio), interpolation)
+    if hflip:
+        steps.append(transforms.RandomHorizontalFlip(hflip))
     if rand_augment:
         if not RAND_AUGMENT.fullmatch(rand_augment):
             raise InputError(
                 f"data.rand_augment is {rand_augment!r}: must be as timm has it, 'rand-m9-n2-mstd0.5' say."
             )
-        augment = rand_augment_transform(rand_augment, {'img_mean': fill, 'interpolation': GEOMETRY})
-    return TrainTransform(data_config, augment, Cutout(cutout, fill) if cutout else None)
+        steps.append(rand_augment_transform(rand_augment, {'img_mean': fill, 'interpolation': GEOMETRY}))
+    if color_jitter:
+        steps.append(transforms.ColorJitter(color_jitter, color_jitter, color_jitter))
+    augment = transforms.Compose(steps) if steps else None
+    return TrainTransform(data_config, augment, Cutout(cutout, fill) if cutout else None, crop)
 
 
-def describe_transforms(data_config: dict, rand_augment: str | None, cutout: float) -> dict:
+def describe_transforms(
+    data_config: dict,
+    rand_augment: str | None,
+    cutout: float,
+    hflip: float = 0.0,
+    crop_scale: Sequence[float] | None = None,
+    crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
+    color_jitter: float = 0.0,
+) -> dict:
     """Records what `train_transform` does with the same arguments, as JSON values."""
     return {
-        'resize': 'squash',
+        'resize': 'random_resized_crop' if crop_scale else 'squash',
+        'crop_scale': crop_scale and list(crop_scale),
+        'crop_ratio': list(crop_ratio) if crop_scale else None,
         'interpolation': data_config['interpolation'],
+        'hflip': hflip,
         'rand_augment': rand_augment,
         'rand_augment_interpolation': GEOMETRY.name.lower() if rand_augment else None,
+        'color_jitter': color_jitter,
         'cutout': cutout,
     }
 
