@@ -390,13 +390,13 @@ def _check_address(host: str, port: int) -> None:
         raise InputError(f'cannot listen at {host}, port {port or "any"} ({e.strerror}): {mend}') from None
 
 
-def serve(name: str, host: str | None = None, port: int | None = None) -> None:
+def serve(name: str = hub.DEFAULT_MODEL, host: str | None = None, port: int | None = None) -> None:
     """Loads a model and shows its page until Ctrl-C, SIGTERM or SIGHUP; then no photo is left behind.
 
     What a server that was killed has left behind is deleted at the start.
 
     Args:
-        name: As for `msff_timm.hub.load`.
+        name: Model, as for `msff_timm.hub.load`.
         host: As for `launch`.
         port: As for `launch`.
 
