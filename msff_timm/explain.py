@@ -39,7 +39,8 @@ __all__ = [
 LAYERS = ('all', 'last')
 
 COLORMAP = 'inferno'  # perceptually even
-STRONGEST = 0.8  # opacity of the smooth map at its peak: the image stays visible below it
+STRONGEST = 0.7  # opacity of the smooth map at its peak: the image stays visible below it
+WARMEST = 0.9  # of the colours, at its peak: their pale end would look grey over an image
 FADED = 0.5  # share of grey in the image below the smooth map, so that its colours stand out
 
 NEEDS_MATPLOTLIB = "drawing needs matplotlib: pip install 'msff-timm[explain]'"
@@ -251,7 +252,8 @@ def smooth_map(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Ten
 def smooth_overlay(photo: Image.Image, maps: Sequence[torch.Tensor]) -> Image.Image:
     """Lays one label's attention at all scales over an image, as `smooth_map` joins them.
 
-    The colours are those of `overlay`, and as opaque as there is attention: where there is little, the image shows.
+    The colours are those of `overlay`, from dark to yellow, and the more opaque the more attention there is: where
+    there is little, the image shows.
 
     Args:
         photo: Image that the grids divide, in its own aspect ratio.
@@ -266,7 +268,7 @@ def smooth_overlay(photo: Image.Image, maps: Sequence[torch.Tensor]) -> Image.Im
     heat = smooth_map(maps, (photo.height, photo.width))
     opacity = Image.fromarray((255 * STRONGEST * heat).round().byte().cpu().numpy())
     faded = Image.blend(photo.convert('RGB'), ImageOps.grayscale(photo).convert('RGB'), FADED)
-    return Image.composite(_colours(heat), faded, opacity)
+    return Image.composite(_colours(WARMEST * heat), faded, opacity)
 
 
 def _colours(heat: torch.Tensor) -> Image.Image:
