@@ -240,8 +240,8 @@ def test_the_app_shows_the_model_that_the_variable_names(variable, monkeypatch):
         monkeypatch.setenv('MSFF_MODEL', variable)
     runpy.run_path(str(SPACE / 'app.py'), run_name='__main__')
     ((name,),) = shown
-    assert name == (variable or 'msff_test_resnet.scenes')
-    assert variable or timm.get_pretrained_cfg(name).tag == 'scenes'
+    assert name == (variable or hub.DEFAULT_MODEL)
+    assert variable or timm.get_pretrained_cfg(name).file  # the package brings it
 
 
 def test_the_app_ends_with_one_line_when_there_is_no_such_model(monkeypatch):
