@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import timm
 import torch
 
 from . import __version__, card, hub, space
@@ -12,10 +13,13 @@ from .errors import escape_output, exit_code
 from .explain import LAYERS, explain
 from .export import FORMATS, export
 from .files import check_file, check_folder
+from .half import KEEP_BELOW, halve
+from .labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS
 from .predict import Prediction, find_photos, predict
 
 __all__ = ['main']
 
+LABEL_SETS = {VOC_LABELS: 'PASCAL VOC', COCO_LABELS: 'COCO', SCENES_LABELS: 'drawn scenes'}
 # Arguments of `msff_timm.data.load` that `data` passes on
 LOADING = (
     'root size image_size keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
@@ -43,14 +47,18 @@ def _parser() -> argparse.ArgumentParser:
         ' a folder are passed over.',
     )
     command.add_argument('photos', nargs='+', metavar='PHOTO', help='file, folder (without its subfolders) or glob')
-    command.add_argument('--model', required=True, help='local-dir:FOLDER, hf-hub:ORG/NAME or a pretrained timm name')
+    command.add_argument(
+        '--model',
+        help='local-dir:FOLDER, hf-hub:ORG/NAME or a pretrained timm name'
+        f' (default: {hub.DEFAULT_MODEL}, which needs no network)',
+    )
     command.add_argument('--threshold', type=_probability, help="of probability (default: the model's own, else 0.5)")
     command.add_argument('--json', action='store_true', help='print JSON instead of a table')
     command.set_defaults(run=_predict)
 
     command = commands.add_parser('explain', help='draw which regions of a photo its labels looked at')
     command.add_argument('photo', metavar='PHOTO')
-    command.add_argument('--model', required=True, help='as for predict; an msff_* model')
+    command.add_argument('--model', help='as for predict, with the same default; an msff_* model')
     command.add_argument('--labels', type=_names, help='NAME,NAME,... (default: those above 0.5, or the top 3)')
     command.add_argument('--layers', choices=LAYERS, default='all', help='of the decoder (default: the mean of all)')
     command.add_argument(
@@ -66,8 +74,26 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('-o', '--output', required=True, metavar='FILE')
     command.set_defaults(run=_export)
 
+    command = commands.add_parser(
+        'halve',
+        help="store a model's weights in half of the bytes",
+        description="Store a model's large tensors as float16, in another folder. Who loads it computes in float32 as"
+        ' before; logits stay within 0.01.',
+    )
+    command.add_argument('folder', metavar='RUN_FOLDER', help='with model.safetensors and config.json')
+    command.add_argument('--photos', nargs='+', default=[], metavar='PHOTO', help='to compare on (default: noise)')
+    command.add_argument(
+        '--keep-below',
+        type=int,
+        default=KEEP_BELOW,
+        metavar='N',
+        help=f'number of elements below which a tensor stays float32 (default: {KEEP_BELOW})',
+    )
+    command.add_argument('-o', '--output', required=True, metavar='FOLDER')
+    command.set_defaults(run=_halve)
+
     command = commands.add_parser('space', help='show a page where one drops a photo and sees labels and attention')
-    command.add_argument('--model', required=True, help='as for predict; attention is that of an msff_* model')
+    command.add_argument('--model', help='as for predict, with the same default; only msff_* models show attention')
     command.add_argument('--host', help='to listen at; 0.0.0.0 for other machines, too (default: this one alone)')
     command.add_argument('--port', type=_port, help='(default: the first that is free from 7860 on)')
     command.set_defaults(run=_space)
@@ -114,6 +140,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _chosen(name: str | None) -> str:
+    """Returns the model that was asked for, or else the default, of which a line shows what it knows."""
+    if name is not None:
+        return name
+    labels = timm.get_pretrained_cfg(hub.DEFAULT_MODEL).label_names
+    of = f' of {LABEL_SETS[labels]}' if labels in LABEL_SETS else ''
+    print(f'model: {hub.DEFAULT_MODEL} ({len(labels)} labels{of}; --model for others)', file=sys.stderr)
+    return hub.DEFAULT_MODEL
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(',') if name.strip()]
 
@@ -136,7 +172,7 @@ def _port(text: str) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     photos = find_photos(args.photos)
-    model = hub.load(args.model).to('cuda' if torch.cuda.is_available() else 'cpu')
+    model = hub.load(_chosen(args.model)).to('cuda' if torch.cuda.is_available() else 'cpu')
     width = max(len('photo'), *map(len, photos))
     if not args.json:
         print(f'{"photo":{width}}  probability  label')
@@ -157,7 +193,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     check_file(args.output, '--output', makes_folder=False)
-    model = hub.load(args.model).to('cuda' if torch.cuda.is_available() else 'cpu')
+    model = hub.load(_chosen(args.model)).to('cuda' if torch.cuda.is_available() else 'cpu')
     explanation = explain(model, args.photo, args.labels, args.output, args.layers)
     labels = ', '.join(f'{name} {probability:.3f}' for name, probability in explanation.labels.items())
     print(f'{args.output}: {labels}')
@@ -176,8 +212,19 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _halve(args: argparse.Namespace) -> int:
+    check_folder(args.output, '--output')
+    halved = halve(args.folder, args.output, find_photos(args.photos), args.keep_below)
+    compared = f'{halved.num_images} image{"" if halved.num_images == 1 else "s"}{"" if args.photos else " of noise"}'
+    print(
+        f'{halved.folder}: {halved.num_bytes / 1e6:.1f} MB instead of {halved.num_bytes_before / 1e6:.1f}; logits on'
+        f' {compared} differ by {halved.max_difference:.1g} at most.'
+    )
+    return 0
+
+
 def _space(args: argparse.Namespace) -> int:
-    space.serve(args.model, args.host, args.port)
+    space.serve(_chosen(args.model), args.host, args.port)
     return 0
 
 

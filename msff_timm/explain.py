@@ -1,4 +1,4 @@
-"""What each label looked at: its attention over the regions of the three scales, as tensors and as a picture."""
+"""What each label looked at: its attention over the regions of the three scales, as tensors and as a figure."""
 
 import textwrap
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from timm.utils import unwrap_model
 from torchvision.transforms.functional import to_pil_image
@@ -21,10 +22,26 @@ from .layers import MultiHeadAttention
 from .msff import MSFF
 from .predict import check_finite
 
-__all__ = ['LAYERS', 'Explanation', 'as_seen', 'attention_maps', 'caption', 'draw', 'explain', 'overlay']
+__all__ = [
+    'LAYERS',
+    'Explanation',
+    'as_seen',
+    'attention_maps',
+    'caption',
+    'draw',
+    'explain',
+    'overlay',
+    'smooth_map',
+    'smooth_overlay',
+]
 
 # 'all' is the default: in scenes its peaks lie in the object more often than those of 'last'.
 LAYERS = ('all', 'last')
+
+COLORMAP = 'inferno'  # perceptually even
+STRONGEST = 0.7  # opacity of the smooth map at its peak: the image stays visible below it
+WARMEST = 0.9  # of the colours, at its peak: their pale end would look grey over an image
+FADED = 0.5  # share of grey in the image below the smooth map, so that its colours stand out
 
 NEEDS_MATPLOTLIB = "drawing needs matplotlib: pip install 'msff-timm[explain]'"
 MAX_LABELS = 8  # of those above the threshold: more make a picture that nobody reads
@@ -49,7 +66,8 @@ class Explanation:
     Attributes:
         photo: The photo's path.
         labels: Probability of each label that is explained.
-        maps: Of the three scales, (labels, H_i, W_i): what share of its attention each label gives to each cell.
+        maps: Maps of the three scales, (labels, H_i, W_i): what share of its attention each label gives to each cell.
+            `smooth_map` makes one map of them.
     """
 
     photo: str
@@ -210,6 +228,58 @@ def _shares(calls: list[Call], queries: list[int], grid: tuple[int, int]) -> tor
     return (shares / shares.sum(-1, keepdim=True)).unflatten(-1, grid)
 
 
+def smooth_map(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Lays the maps of all scales over an image as one smooth map.
+
+    Each scale is resized bilinearly, so that its cells run into one another, and the sum is taken. All scales count
+    alike: a label has as much attention at each of them, however many cells share it.
+
+    Args:
+        maps: Map of each scale, (..., H_i, W_i), as `explain` and `attention_maps` give them.
+        size: Height and width of the result; those of the image that the grids divide, in its own aspect ratio.
+
+    Returns:
+        Map (..., height, width) on the device of the maps, from 0 to 1, its maximum.
+    """
+    total = 0
+    for shares in maps:
+        rows = shares.reshape(1, -1, *shares.shape[-2:])
+        resized = F.interpolate(rows, size, mode='bilinear', antialias=True)
+        total = total + resized / resized.sum((-1, -2), keepdim=True)
+    return (total / total.amax((-1, -2), keepdim=True)).reshape(*maps[0].shape[:-2], *size)
+
+
+def smooth_overlay(photo: Image.Image, maps: Sequence[torch.Tensor]) -> Image.Image:
+    """Lays one label's attention at all scales over an image, as `smooth_map` joins them.
+
+    The colours are those of `overlay`, from dark to yellow, and the more opaque the more attention there is: where
+    there is little, the image shows.
+
+    Args:
+        photo: Image that the grids divide, in its own aspect ratio.
+        maps: Map of each scale, (H_i, W_i).
+
+    Returns:
+        Image of the same size.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    heat = smooth_map(maps, (photo.height, photo.width))
+    opacity = Image.fromarray((255 * STRONGEST * heat).round().byte().cpu().numpy())
+    faded = Image.blend(photo.convert('RGB'), ImageOps.grayscale(photo).convert('RGB'), FADED)
+    return Image.composite(_colours(WARMEST * heat), faded, opacity)
+
+
+def _colours(heat: torch.Tensor) -> Image.Image:
+    """Colours a map (H, W) of values from 0 to 1."""
+    try:
+        from matplotlib import colormaps
+    except ModuleNotFoundError:
+        raise InputError(NEEDS_MATPLOTLIB) from None
+    return Image.fromarray(colormaps[COLORMAP](heat.cpu().numpy(), bytes=True)[..., :3].copy())
+
+
 def overlay(photo: Image.Image, shares: torch.Tensor) -> Image.Image:
     """Lays one label's map at one scale over a photo, which turns grey.
 
@@ -227,13 +297,7 @@ def overlay(photo: Image.Image, shares: torch.Tensor) -> Image.Image:
     Raises:
         InputError: matplotlib is missing.
     """
-    try:
-        from matplotlib import colormaps
-    except ModuleNotFoundError:
-        raise InputError(NEEDS_MATPLOTLIB) from None
-    heat = (shares / shares.max()).cpu().numpy()
-    colours = Image.fromarray(colormaps['inferno'](heat, bytes=True)[..., :3].copy())
-    colours = colours.resize(photo.size, Image.Resampling.NEAREST)
+    colours = _colours(shares / shares.max()).resize(photo.size, Image.Resampling.NEAREST)
     return Image.blend(ImageOps.grayscale(photo).convert('RGB'), colours, 0.5)
 
 
@@ -243,7 +307,9 @@ def caption(shares: torch.Tensor) -> str:
 
 
 def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tensor], output: str | Path) -> None:
-    """Draws maps over a photo: a row for each label, a column for each scale, as `overlay` colours them.
+    """Draws maps over an image: a row for each label.
+
+    The columns are the image, all scales together as `smooth_overlay` draws them, and each scale as `overlay` does.
 
     Args:
         photo: The picture that the grids divide, in its own aspect ratio.
@@ -261,7 +327,7 @@ def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
     photo = photo.resize(_fit(photo.size, PANEL), Image.Resampling.BICUBIC)
     titles = [textwrap.wrap(f'{name}  {p:.3f}', TITLE_CHARACTERS) for name, p in labels.items()]
     step = max(photo.width + GAP, MIN_STEP)
-    total_width = len(maps) * step + photo.width
+    total_width = (1 + len(maps)) * step + photo.width
     total_height = sum(TITLE_LINE * len(title) + photo.height + CAPTION for title in titles)
     figure = Figure((total_width / DPI, total_height / DPI))
     # One system of coordinates for the whole picture, in dots from its upper left corner.
@@ -276,10 +342,13 @@ def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
         axes.text(0, top - GAP / 2, '\n'.join(title), va='bottom', fontsize=11, parse_math=False)
         axes.imshow(photo, extent=(0, photo.width, bottom, top), aspect='auto')
         axes.text(0, bottom + GAP / 2, 'as the model saw it', va='top', fontsize=8)
-        for column, shares in enumerate(maps, start=1):
+        of_label = [shares[row] for shares in maps]
+        drawn = [(smooth_overlay(photo, of_label), 'all scales together')]
+        drawn += [(overlay(photo, shares), caption(shares)) for shares in of_label]
+        for column, (image, text) in enumerate(drawn, start=1):
             left = column * step
-            axes.imshow(overlay(photo, shares[row]), extent=(left, left + photo.width, bottom, top), aspect='auto')
-            axes.text(left, bottom + GAP / 2, caption(shares[row]), va='top', fontsize=8)
+            axes.imshow(image, extent=(left, left + photo.width, bottom, top), aspect='auto')
+            axes.text(left, bottom + GAP / 2, text, va='top', fontsize=8)
         top = bottom + CAPTION
     output = Path(output)
     try:

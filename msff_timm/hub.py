@@ -22,8 +22,20 @@ from .layers import copy_backbone
 from .publish import check_files, check_target, gather, patiently, send
 from .verify import check_model, download, fetch
 
-__all__ = ['Push', 'create', 'list_models', 'load', 'load_for', 'push', 'save', 'set_thresholds']
+__all__ = [
+    'DEFAULT_MODEL',
+    'Push',
+    'align',
+    'create',
+    'list_models',
+    'load',
+    'load_for',
+    'push',
+    'save',
+    'set_thresholds',
+]
 
+DEFAULT_MODEL = 'msff_test_resnet'  # whose weights the package brings
 LONGEST = 600  # characters of a reason: PyTorch names each tensor that does not fit
 
 
@@ -86,14 +98,14 @@ def save(
         # transformers' wrapper, as timm, takes the number from beside the arguments, and fails when it is told twice.
         config['model_args'].pop('num_classes')
         path.write_text(json.dumps(config, indent=2), encoding='utf-8')
-        _align(Path(temporary, 'model.safetensors'))
+        align(Path(temporary, 'model.safetensors'))
         # safetensors leaves its file to the owner alone, whatever the umask says.
         shutil.copymode(path, Path(temporary, 'model.safetensors'))
         for name in ('model.safetensors', 'config.json'):
             os.replace(Path(temporary, name), folder / name)
 
 
-def _align(path: Path) -> None:
+def align(path: Path) -> None:
     """Lays the tensors of a safetensors file out anew, so that matrices begin at multiples of 64 bytes.
 
     Tensors of parts that `torch.compile` wraps get the names that they have without it.
@@ -169,14 +181,15 @@ def create(name: str, **model_args) -> nn.Module:
         ) from e
 
 
-def load(name: str, cache_dir: str | Path | None = None, **model_args) -> nn.Module:
+def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model_args) -> nn.Module:
     """Loads a trained model for inference.
 
     What comes from a folder or the Hub is checked before it is used, and only safetensors are asked for: no file is
     unpickled. `model.pretrained_cfg['hf_hub_id']` names the commit that a model of the Hub was loaded from.
 
     Args:
-        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME[@REVISION]`, or a registered model with pretrained weights.
+        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME[@REVISION]`, or a registered model with pretrained weights; by
+            default `DEFAULT_MODEL`, which is there without network.
         cache_dir: For what is downloaded, in place of huggingface_hub's.
         **model_args: As for `timm.create_model`, in place of those that the model was saved with; other names for its
             labels are `pretrained_cfg_overlay={'label_names': [...]}`.

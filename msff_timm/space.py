@@ -23,7 +23,7 @@ from PIL import Image
 from . import hub
 from .data.transforms import eval_transform, open_image
 from .errors import InputError
-from .explain import as_seen, attention_maps, caption, overlay
+from .explain import as_seen, attention_maps, caption, overlay, smooth_overlay
 from .labels import names_of
 from .predict import check_finite
 from .uploads import LARGEST, Guard, Uploads, hosts_of, own_folder
@@ -40,8 +40,8 @@ TITLE = 'What is in this photo?'
 INVITATION = 'Drop a photo into the frame, or paste one, to see its labels.'
 NOWHERE = 'Once there is a photo, its attention is shown here.'
 HOW_TO_READ = (
-    'Each map shows how a label shares its attention among the regions of the photo at one scale: black is none, yellow'
-    ' the most that any region of that map got.'
+    'The first map joins all scales: the warmer the colour, the more of its attention the label gives to the place. The'
+    ' others show the regions of each scale: black is none, yellow the most that any region of that map has.'
 )
 
 CSS = """
@@ -73,7 +73,7 @@ CSS = """
 .msff-labels .msff-count {margin: 0 0 .5rem; line-height: 1.5}
 .msff-labels .msff-line {border-top: 1px solid var(--border-color-primary); margin-top: .3rem; padding-top: .5rem}
 .msff-labels summary {cursor: pointer; padding: .5rem 0; color: var(--body-text-color-subdued)}
-.msff-maps {display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .75rem; margin-top: .25rem}
+.msff-maps {display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); gap: .75rem; margin-top: .25rem}
 .msff-maps figure {margin: 0; min-width: 0}
 .msff-maps img {width: 100%; height: auto; max-height: 26rem; object-fit: contain; margin: 0; display: block;
   border-radius: var(--radius-md)}
@@ -162,7 +162,7 @@ def labels_html(label_names: Sequence[str], probabilities: Sequence[float], thre
 
 
 def attention_html(seen: Look, index: int, label_name: str) -> str:
-    """Shows what the model saw, and over it the maps of one label at each scale, or else why there are none.
+    """Shows what the model saw, and over it one label's attention: of all scales, and of each; or why there is none.
 
     Args:
         seen: What `look` gave.
@@ -175,8 +175,10 @@ def attention_html(seen: Look, index: int, label_name: str) -> str:
     if not seen.maps:
         return _note(f'No attention to show: {seen.why_no_maps}')
     figures = [_figure(seen.picture, 'What the model saw', 'as sharp, and as much of it', 'The photo')]
-    for scale, of_scale in zip(('Fine', 'Middle', 'Coarse'), seen.maps, strict=True):
-        shares = of_scale[index]
+    of_label = [of_scale[index] for of_scale in seen.maps]
+    joined = smooth_overlay(seen.picture, of_label)
+    figures.append(_figure(joined, 'All scales', 'as one smooth map', f'Where {label_name} looked, all scales'))
+    for scale, shares in zip(('Fine', 'Middle', 'Coarse'), of_label, strict=True):
         alt = f'Where {label_name} looked, {scale.lower()} scale'
         figures.append(_figure(overlay(seen.picture, shares), f'{scale} scale', caption(shares), alt))
     return f'<div class="msff-maps">{"".join(figures)}</div>'
@@ -388,13 +390,13 @@ def _check_address(host: str, port: int) -> None:
         raise InputError(f'cannot listen at {host}, port {port or "any"} ({e.strerror}): {mend}') from None
 
 
-def serve(name: str, host: str | None = None, port: int | None = None) -> None:
+def serve(name: str = hub.DEFAULT_MODEL, host: str | None = None, port: int | None = None) -> None:
     """Loads a model and shows its page until Ctrl-C, SIGTERM or SIGHUP; then no photo is left behind.
 
     What a server that was killed has left behind is deleted at the start.
 
     Args:
-        name: As for `msff_timm.hub.load`.
+        name: Model, as for `msff_timm.hub.load`.
         host: As for `launch`.
         port: As for `launch`.
 

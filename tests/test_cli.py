@@ -14,7 +14,7 @@ import timm
 from PIL import Image
 
 import engine
-from msff_timm import card, cli, hub
+from msff_timm import card, cli, hub, space
 from msff_timm.data import scenes
 from msff_timm.export import read_metadata
 
@@ -31,6 +31,33 @@ def test_explain_draws_a_picture_and_prints_the_labels(trained, scene, tmp_path,
     printed = capsys.readouterr().out
     assert printed.startswith(f'{tmp_path / "out.png"}: square 0.') and ', heart 0.' in printed
     assert Image.open(tmp_path / 'out.png').format == 'PNG'
+
+
+def test_without_a_model_commands_use_the_one_that_the_package_brings_and_name_it(scene, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('socket.socket.connect', None)  # nothing is asked of anybody
+    label_names = hub.load().pretrained_cfg['label_names']
+    line = f'model: {hub.DEFAULT_MODEL} ({len(label_names)} labels of '
+    for command in (['predict', scene, '--threshold=0'], ['explain', scene, '-o', str(tmp_path / 'out.png')]):
+        assert cli.main([*command, '--model', hub.DEFAULT_MODEL]) == 0
+        asked = capsys.readouterr()
+        assert cli.main(command) == 0
+        default = capsys.readouterr()
+        assert default.out == asked.out and any(name in asked.out for name in label_names)
+        assert asked.err == '' and default.err.startswith(line) and default.err.endswith('; --model for others)\n')
+        assert default.err.count('\n') == 1
+    served = []
+    monkeypatch.setattr(space, 'serve', lambda *args: served.append(args))
+    assert cli.main(['space']) == cli.main(['space', '--model', 'local-dir:x']) == 0
+    assert served == [(hub.DEFAULT_MODEL, None, None), ('local-dir:x', None, None)]
+    assert capsys.readouterr().err.startswith(line)
+
+
+@pytest.mark.parametrize('command', ['predict', 'explain', 'space'])
+def test_help_names_the_default_model(command, capsys):
+    with pytest.raises(SystemExit, match='0'):
+        cli.main([command, '--help'])
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert f'(default: {hub.DEFAULT_MODEL}, ' in printed or 'as for predict, with the same default' in printed
 
 
 def test_export_writes_a_file_that_onnx_runtime_runs(trained, scene, tmp_path, capsys):
@@ -166,6 +193,7 @@ def test_scripts_print_what_the_terminal_lacks(monkeypatch):
     [
         ['explain', 'gone.png', '--model=local-dir:gone'],
         ['export', '--model=local-dir:gone', '--format=onnx'],
+        ['halve', 'gone'],
         ['card', 'gone'],
         ['data', 'scenes'],
     ],

@@ -11,7 +11,7 @@ from PIL import Image
 
 from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
-from msff_timm.explain import Explanation, attention_maps, draw, explain
+from msff_timm.explain import Explanation, attention_maps, draw, explain, smooth_map, smooth_overlay
 
 SMALL = dict(num_classes=6, embed_dim=24, num_heads=4, ffn_dim=32, encoder_depth=1, decoder_depth=2)
 
@@ -241,6 +241,61 @@ def test_maps_are_greatest_where_a_label_must_look(patches, share_branches):
             assert cell.sum() > 0.9
 
 
+def smooth_by_hand(shares: np.ndarray, y: float, x: float, size: tuple[int, int]) -> float:
+    """Interpolates one map between the centres of its cells, at the centre of a pixel of an image."""
+    places = []
+    for pixel, side, cells in zip((y, x), size, shares.shape, strict=True):
+        at = min(max((pixel + 0.5) / side * cells - 0.5, 0), cells - 1)
+        low = min(int(at), cells - 2)
+        places.append((low, at - low))
+    (row, down), (column, right) = places
+    top, bottom = shares[row : row + 2, column : column + 2] @ [1 - right, right]
+    return (1 - down) * top + down * bottom
+
+
+def test_smooth_map_interpolates_each_scale_and_counts_all_alike():
+    rng, size = np.random.default_rng(0), (30, 40)
+    maps = [rng.random((2, *grid)) for grid in ((6, 8), (3, 4), (2, 2))]
+    smooth = smooth_map([torch.from_numpy(m / m.sum((1, 2), keepdims=True)) for m in maps], size)
+    assert smooth.shape == (2, 30, 40)
+    for k in range(2):
+        by_scale = np.array([[[smooth_by_hand(m[k], y, x, size) for x in range(40)] for y in range(30)] for m in maps])
+        expected = (by_scale / by_scale.sum((1, 2), keepdims=True)).sum(0)
+        np.testing.assert_allclose(smooth[k], expected / expected.max(), atol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize('size', [(1, 1), (10, 2000), (2000, 10), (300, 400)], ids=str)
+def test_smooth_map_takes_any_size_and_number_of_maps(shape, size):
+    torch.manual_seed(0)
+    smooth = smooth_map([torch.rand(*shape, *grid) for grid in ((28, 28), (14, 14), (7, 7))], size)
+    assert smooth.shape == (*shape, *size) and smooth.min() >= 0
+    torch.testing.assert_close(smooth.amax((-1, -2)), torch.ones(shape))
+
+
+def test_smooth_overlay_leaves_the_image_where_there_is_no_attention():
+    shares = torch.zeros(4, 4)
+    shares[1, 2] = 1
+    image = Image.new('RGB', (120, 80), (200, 100, 40))
+    drawn = np.asarray(smooth_overlay(image, [shares] * 3)).astype(int)
+    assert drawn.shape == (80, 120, 3)
+    grey = image.convert('L').getpixel((0, 0))
+    assert np.abs(drawn[60:] - [(c + grey) / 2 for c in (200, 100, 40)]).max() <= 1
+    y, x = np.unravel_index((drawn[..., 0] + drawn[..., 1] - drawn[..., 2]).argmax(), (80, 120))
+    assert (y // 20, x // 30) == (1, 2) and drawn[y, x, 1] - drawn[y, x, 2] > 60  # yellow
+    # No edge of a cell shows: neighbours differ by little.
+    assert max(np.abs(np.diff(drawn, axis=axis)).max() for axis in (0, 1)) < 60
+
+
+def test_the_figure_shows_all_scales_where_a_label_must_look(patches, tmp_path):
+    explain(seer_of_colours(), patches, labels=list(PLACES), output=tmp_path / 'out.png')
+    for (photo, smooth, *_), (row, column) in zip(panels(tmp_path / 'out.png'), PLACES.values(), strict=True):
+        warmth = smooth[..., 0] + smooth[..., 1] - 2 * smooth[..., 2]
+        warmth = warmth - (photo[..., 0] + photo[..., 1] - 2 * photo[..., 2]) / 2
+        y, x = np.unravel_index(warmth.argmax(), warmth.shape)
+        assert (y * 2 // smooth.shape[0], x * 3 // smooth.shape[1]) == (row, column)
+
+
 def runs(mask: np.ndarray) -> list[tuple[int, int]]:
     """Lists where a line of booleans is True, as (start, stop)."""
     edges = np.flatnonzero(np.diff(np.pad(mask.astype(int), 1)))
@@ -260,8 +315,8 @@ def test_the_picture_is_warmest_where_the_map_is_greatest(patches, tmp_path):
     explanation = explain(seer_of_colours(), patches, labels=list(PLACES))
     draw(Image.new('RGB', (300, 100), 'gray'), explanation.labels, explanation.maps, tmp_path / 'out.png')
     found = panels(tmp_path / 'out.png')
-    assert [len(row) for row in found] == [4, 4, 4]
-    for (photo, *overlays), (row, column) in zip(found, PLACES.values(), strict=True):
+    assert [len(row) for row in found] == [5, 5, 5]
+    for (photo, _, *overlays), (row, column) in zip(found, PLACES.values(), strict=True):
         assert photo.shape[1] / photo.shape[0] == pytest.approx(3, rel=0.1) and np.ptp(photo) == 0
         for overlay in overlays:
             assert overlay.shape[1] / overlay.shape[0] == pytest.approx(3, rel=0.1)
@@ -434,11 +489,11 @@ LONG = 'a name of which many words, as in some taxonomies, say what it is ' + 8 
 @pytest.mark.parametrize(
     ('size', 'names', 'least', 'greatest'),
     [
-        ((640, 480), ['dog'], (1100, 200), (1300, 400)),
-        ((480, 640), [f'label {k}' for k in range(8)], (800, 2400), (1300, 3200)),
-        ((640, 480), [LONG, '$x_{1$', 'W' * 200], (1100, 700), (1800, 1200)),
-        ((2000, 10), ['wide'], (1100, 50), (1300, 200)),
-        ((10, 2000), ['high'], (700, 250), (1300, 450)),
+        ((640, 480), ['dog'], (1400, 200), (1600, 400)),
+        ((480, 640), [f'label {k}' for k in range(8)], (1000, 2400), (1600, 3200)),
+        ((640, 480), [LONG, '$x_{1$', 'W' * 200], (1400, 700), (1800, 1200)),
+        ((2000, 10), ['wide'], (1400, 50), (1600, 200)),
+        ((10, 2000), ['high'], (900, 250), (1600, 450)),
     ],
 )
 def test_pictures_have_sane_sizes_and_nothing_of_them_is_cut(size, names, least, greatest, tmp_path):
@@ -454,7 +509,7 @@ def test_pictures_have_sane_sizes_and_nothing_of_them_is_cut(size, names, least,
 def test_a_large_photo_is_not_drawn_dot_by_dot(tmp_path):
     maps = [torch.rand(1, *grid) for grid in ((28, 28), (14, 14), (7, 7))]
     draw(Image.new('RGB', (6000, 4000), 'teal'), {'dog': 0.5}, maps, tmp_path / 'out.png')
-    assert Image.open(tmp_path / 'out.png').width < 1300
+    assert Image.open(tmp_path / 'out.png').width < 1600
 
 
 def test_the_suffix_names_the_format(tmp_path):

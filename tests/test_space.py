@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 from msff_timm import cli, hub, space
 from msff_timm.data import scenes
 from msff_timm.errors import InputError
-from msff_timm.explain import attention_maps, overlay
+from msff_timm.explain import attention_maps, overlay, smooth_overlay
 from msff_timm.predict import predict
 from msff_timm.uploads import Uploads, hosts_of, own_folder
 
@@ -157,15 +157,20 @@ def test_overlays_are_brightest_where_a_label_looked(model, scene):
     html = space.attention_html(space.Look(seen.picture, seen.probabilities, [shares] * 3), 1, LABELS[1])
     elements = Elements(html)
     pictures = pictures_in([attrs['src'] for tag, attrs in elements.tags if tag == 'img'])
-    assert [p.size for p in pictures] == [(336, 168)] * 4
+    assert [p.size for p in pictures] == [(336, 168)] * 5
     assert np.abs(np.asarray(pictures[0], float) - np.asarray(seen.picture, float)).mean() < 4
     grey = np.asarray(ImageOps.grayscale(seen.picture), float)
-    for picture in pictures[1:]:
+    smooth = np.asarray(pictures[1], float)
+    assert smooth[126, 210, 0] - smooth[126, 210, 2] > 50  # yellow at the cell's centre
+    faded = (np.asarray(seen.picture, float) + grey[..., None]) / 2
+    assert np.abs(smooth - faded)[:20, :100].mean() < 4  # nothing but the image elsewhere
+    for picture in pictures[2:]:
         added = np.asarray(picture, float) - grey[..., None] / 2  # half of what is seen is the photo in grey
         cell = added[84 + 8 : -8, 168 + 8 : 252 - 8]
         assert cell[..., :2].mean() > 100 and cell[..., 2].mean() < 100  # yellow
         assert added[:76].mean() < 6 and added[:, :160].mean() < 6  # black
-    assert [attrs['alt'] for tag, attrs in elements.tags if tag == 'img'][1] == f'Where {LABELS[1]} looked, fine scale'
+    alts = [attrs['alt'] for tag, attrs in elements.tags if tag == 'img']
+    assert alts[1:3] == [f'Where {LABELS[1]} looked, {scale}' for scale in ('all scales', 'fine scale')]
     assert '2 × 4 cells, 0 to 100.00% each' in html
 
 
@@ -235,8 +240,8 @@ def test_the_app_shows_the_model_that_the_variable_names(variable, monkeypatch):
         monkeypatch.setenv('MSFF_MODEL', variable)
     runpy.run_path(str(SPACE / 'app.py'), run_name='__main__')
     ((name,),) = shown
-    assert name == (variable or 'msff_test_resnet.scenes')
-    assert variable or timm.get_pretrained_cfg(name).tag == 'scenes'
+    assert name == (variable or hub.DEFAULT_MODEL)
+    assert variable or timm.get_pretrained_cfg(name).file  # the package brings it
 
 
 def test_the_app_ends_with_one_line_when_there_is_no_such_model(monkeypatch):
@@ -537,18 +542,20 @@ def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model,
     # The overlay appears: of the most probable label, then of one that is chosen.
     sources = "[...document.querySelectorAll('#attention img')].filter(e => e.naturalWidth).map(e => e.src)"
     alts = "[...document.querySelectorAll('#attention img')].map(e => e.alt)"
-    page.wait(sources, lambda found: len(found) == 4)
-    assert page.evaluate(alts)[1] == f'Where {next(iter(predicted))} looked, fine scale'
+    page.wait(sources, lambda found: len(found) == 5)
+    assert page.evaluate(alts)[1] == f'Where {next(iter(predicted))} looked, all scales'
     page.click('#label input')
     last = LABELS.index(list(predicted)[-1])
     page.click(f'[role=option][data-index="{len(LABELS) - 1}"]')
-    page.wait(alts, lambda shown: shown[3:] == [f'Where {LABELS[last]} looked, coarse scale'])
-    seen, *shown = pictures_in(page.wait(sources, lambda found: len(found) == 4))
+    page.wait(alts, lambda shown: shown[4:] == [f'Where {LABELS[last]} looked, coarse scale'])
+    seen, joined, *shown = pictures_in(page.wait(sources, lambda found: len(found) == 5))
     square = Image.open(photo).convert('RGB').resize((96, 96), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.asarray(square) / 255).float().permute(2, 0, 1)[None]
     _, maps = attention_maps(model, (pixels - 0.5) / 0.5)
-    for picture, of_scale in zip(shown, maps, strict=True):
-        overlays = np.stack([np.asarray(overlay(seen, shares), float) for shares in of_scale[0]])
+    expected = [[overlay(seen, shares) for shares in of_scale[0]] for of_scale in maps]
+    expected.append([smooth_overlay(seen, of_label) for of_label in zip(*(m[0] for m in maps), strict=True)])
+    for picture, overlays in zip([*shown, joined], expected, strict=True):
+        overlays = np.stack([np.asarray(each, float) for each in overlays])
         differences = np.abs(overlays - np.asarray(picture, float)).mean((1, 2, 3))  # both are compressed
         assert differences.argmin() == last and 2 * differences[last] < np.median(differences)
 

@@ -15,6 +15,7 @@ from PIL import Image
 import msff_timm.data
 from msff_timm.data import DIFFICULT, submission, voc
 from msff_timm.data.samples import Samples
+from msff_timm.data.voc_files import VocBoxes, read_boxes
 from msff_timm.errors import InputError
 
 CAT, DOG, PERSON = (voc.LABEL_NAMES.index(name) for name in ('cat', 'dog', 'person'))
@@ -693,3 +694,35 @@ def test_what_is_no_submission_at_all_is_named(root, tmp_path):
         tar.addfile(entry)
     with pytest.raises(InputError, match=r'cat.txt is no text file'):
         voc.check_submission(tmp_path / 'c.tar', root)
+
+
+def test_read_boxes_gives_boxes_by_label_from_0_within_the_image(tmp_path):
+    path = tmp_path / 'x.xml'
+    path.write_text(
+        xml(
+            [
+                ('cat', 0, (1, 1, 10, 10)),
+                ('cat', 0, (-3, 4.5, 25, 10)),  # juts out
+                ('cat', 1, (20, 10, 20, 10)),
+                ('dog', 1, (2, 3, 4, 5)),
+                ('dog', 0, (21, 1, 25, 5)),  # beside the image
+                ('', 0, (1, 1, 2, 2)),
+                ('person', 0, ('', 1, 2, 2)),
+            ]
+        )
+    )
+    easy, difficult = {'cat': [(0, 0, 10, 10), (0, 3.5, 20, 10)]}, {'cat': [(19, 9, 20, 10)], 'dog': [(1, 2, 4, 5)]}
+    assert read_boxes(path) == VocBoxes(20, 10, easy, difficult)
+
+
+@pytest.mark.parametrize('size', ['', '<size><width>0</width><height>10</height></size>', '<size/>'])
+def test_read_boxes_needs_the_size_of_the_image(size, tmp_path):
+    (tmp_path / 'x.xml').write_text(xml([('cat', 0, (1, 1, 10, 10))], size))
+    with pytest.raises(InputError, match=r'x\.xml: lacks the size of the image; give its width and height') as caught:
+        read_boxes(tmp_path / 'x.xml')
+    assert_one_line(caught.value)
+
+
+def test_read_boxes_of_a_file_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r'gone\.xml: cannot be read \(No such file'):
+        read_boxes(tmp_path / 'gone.xml')

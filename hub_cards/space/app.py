@@ -2,10 +2,10 @@
 
 import os
 
-from msff_timm import space
+from msff_timm import hub, space
 from msff_timm.errors import InputError
 
-MODEL = os.environ.get('MSFF_MODEL') or 'msff_test_resnet.scenes'
+MODEL = os.environ.get('MSFF_MODEL') or hub.DEFAULT_MODEL
 
 if __name__ == '__main__':
     try:

@@ -17,13 +17,24 @@ from PIL import Image
 from ..errors import InputError
 from .records import found_in, is_one_line, shown
 
-__all__ = ['VocObject', 'find_base', 'find_images', 'read_ids', 'read_objects', 'read_states']
+__all__ = [
+    'VocBoxes',
+    'VocObject',
+    'find_base',
+    'find_images',
+    'read_boxes',
+    'read_ids',
+    'read_objects',
+    'read_states',
+]
 
 STATES = {'1': 1, '-1': -1, '0': 0}  # present, absent, present in difficult objects only
 MOST_PIXELS = 1_000_000  # of a coordinate: more is a slip
 DECLARED = re.compile(r'<\?xml[^>]*?encoding\s*=\s*["\']([\w.:-]+)["\']', re.ASCII)
 DIFFICULT = ('1', 'true', 'yes')
 REPLACED = '\ufffd'  # in the place of bytes that are not of the encoding
+
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,25 @@ class VocObject:
     name: str | None
     is_difficult: bool
     area: float
+
+
+@dataclass(frozen=True)
+class VocBoxes:
+    """The boxes of an image.
+
+    Each is (left, top, right, bottom) in pixels counted from 0, within the image; right and bottom are not part of it.
+
+    Attributes:
+        width: Width of the image in pixels.
+        height: Height of it.
+        easy: Boxes of objects that are not difficult, by label name.
+        difficult: Boxes of difficult objects, by label name.
+    """
+
+    width: int
+    height: int
+    easy: dict[str, list[Box]]
+    difficult: dict[str, list[Box]]
 
 
 def find_base(year: str, root: str) -> Path:
@@ -129,6 +159,36 @@ def read_objects(xml_file: Path) -> list[VocObject]:
     Raises:
         InputError: There is no such file, or it is not the XML of VOC.
     """
+    width, height, found = _read_annotation(xml_file)
+    objects = []
+    for name, is_difficult, box in found:
+        area = math.nan
+        if box is not None:
+            left, top, right, bottom = box
+            area = (right - left) * (bottom - top) / (width * height)
+        objects.append(VocObject(name, is_difficult, area))
+    return objects
+
+
+def read_boxes(xml_file: Path) -> VocBoxes:
+    """Reads the boxes of an image by label; objects whose name or box cannot be read are left out.
+
+    Raises:
+        InputError: There is no such file, it is not the XML of VOC, or it lacks the size of the image.
+    """
+    width, height, found = _read_annotation(xml_file)
+    if not (width >= 1 and height >= 1):
+        raise InputError(f'{xml_file}: lacks the size of the image; give its width and height in pixels.')
+    easy: dict[str, list[Box]] = {}
+    difficult: dict[str, list[Box]] = {}
+    for name, is_difficult, box in found:
+        if name is not None and box is not None:
+            (difficult if is_difficult else easy).setdefault(name, []).append(box)
+    return VocBoxes(int(width), int(height), easy, difficult)
+
+
+def _read_annotation(xml_file: Path) -> tuple[float, float, list[tuple[str | None, bool, Box | None]]]:
+    """Reads width and height of an image, and the name, the difficulty and the box of each object."""
     try:
         root = _parse(_decode(xml_file.read_bytes()))
     except OSError as e:
@@ -144,9 +204,8 @@ def read_objects(xml_file: Path) -> list[VocObject]:
         is_name = name and REPLACED not in name and is_one_line(name)
         # Official files of 2011 leave it out here and there; other tools write words.
         is_difficult = (node.findtext('difficult') or '').strip().lower() in DIFFICULT
-        area = _area(node.find('bndbox'), width, height)
-        objects.append(VocObject(name if is_name else None, is_difficult, area))
-    return objects
+        objects.append((name if is_name else None, is_difficult, _box(node.find('bndbox'), width, height)))
+    return width, height, objects
 
 
 def _decode(content: bytes) -> str:
@@ -176,11 +235,12 @@ def _parse(text: str) -> ElementTree.Element:
     return builder.close()
 
 
-def _area(box: ElementTree.Element | None, width: float, height: float) -> float:
-    left, top, right, bottom = (_number(box, corner) for corner in ('xmin', 'ymin', 'xmax', 'ymax'))
-    sides = min(right, width) - max(left, 1) + 1, min(bottom, height) - max(top, 1) + 1
-    is_known = width >= 1 and height >= 1 and min(sides) > 0
-    return sides[0] * sides[1] / (width * height) if is_known else math.nan
+def _box(node: ElementTree.Element | None, width: float, height: float) -> Box | None:
+    """Reads a box, without what juts out of the image; None where nothing is left or a number is missing."""
+    left, top, right, bottom = (_number(node, corner) for corner in ('xmin', 'ymin', 'xmax', 'ymax'))
+    box = max(left, 1) - 1, max(top, 1) - 1, min(right, width), min(bottom, height)
+    is_known = width >= 1 and height >= 1 and box[2] > box[0] and box[3] > box[1]
+    return box if is_known else None
 
 
 def _number(node: ElementTree.Element | None, tag: str) -> float:
