@@ -51,6 +51,7 @@ RESULTS = frozenset(
     num_classes_with_positives num_labels_counted labels versions history seconds peak_bytes raw_weights
     mAP_interval_95 input_size flip
     labels_left_out label_map
+    top top_k k num_labels P R F1 N+
     name split trained_on root keep_unlabelled difficult missing minus_one blank
     per_class overall out_of_fold default macro_F1 folds num_fitted
     output overwrite resume force seed trackers log_every push_to push_private args backbone_pretrained backbone_from

@@ -385,6 +385,7 @@ class TrainConfig:
         seed: Of weights, order and augmentation.
         trackers: Of Accelerate: tensorboard, wandb, ...; null for tensorboard where it is installed.
         log_every: Steps between two entries of loss and learning rate.
+        top_k: Number of labels that the top-k metrics predict in each image: 3 as for COCO, 5 as for Corel5k.
         push_to: Where on the Hub the run is published when it is over, ORG/NAME; null for nowhere.
         push_private: Whether a repository that is made for it is private.
     """
@@ -396,6 +397,7 @@ class TrainConfig:
     seed: int = 0
     trackers: list[str] | None = None
     log_every: int = 10
+    top_k: int = 3
     push_to: str | None = None
     push_private: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -410,6 +412,7 @@ class TrainConfig:
             part.validate()
         _seed('seed', self.seed)
         _at_least('log_every', self.log_every, 1)
+        _at_least('top_k', self.top_k, 1)
         for tracker in self.trackers or ():
             _one_of('trackers', tracker, [kind.value for kind in LoggerType if kind != LoggerType.ALL])
         if self.distill.teacher and (self.data.mixup or self.data.cutmix):
@@ -461,6 +464,7 @@ class EvaluateConfig:
         flip: Take the mean of the probabilities of each picture and of its mirror image.
         ap: Definition of average precision: all-points, interpolated (Query2Label, SSGRL) or voc11.
         threshold: A label is predicted above this probability; null for the model's own thresholds.
+        top_k: Number of labels that the top-k metrics predict in each image: 3 as for COCO, 5 as for Corel5k.
         bootstrap: Resamples of the pictures for a 95 % interval of mAP; 0 for none.
         fit_thresholds: Fit a threshold for each label to these pictures and store them in the model's folder.
         submission: Tar file for VOC2012's evaluation server to write instead of measuring; null to measure.
@@ -474,6 +478,7 @@ class EvaluateConfig:
     flip: bool = False
     ap: str = 'all-points'
     threshold: float | None = 0.5
+    top_k: int = 3
     bootstrap: int = 0
     fit_thresholds: bool = False
     submission: str | None = None
@@ -483,6 +488,7 @@ class EvaluateConfig:
         self.data.validate()
         _at_least('batch_size', self.batch_size, 1)
         _at_least('image_size', self.image_size, 32)
+        _at_least('top_k', self.top_k, 1)
         _at_least('bootstrap', self.bootstrap, 0)
         _one_of('ap', self.ap, DEFINITIONS)
         if self.threshold is not None and not 0 <= self.threshold < 1:

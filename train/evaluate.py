@@ -30,7 +30,7 @@ from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
 from msff_timm.labels import describe_matches, match_labels, stored_names
 from msff_timm.predict import check_finite
-from report import describe, environment, replace_file, results, write_json
+from report import describe, describe_top, environment, replace_file, results, top_of, write_json
 
 
 def main() -> None:
@@ -85,8 +85,10 @@ def main() -> None:
         return
 
     # Measures
-    measures = measure(scored, len(dataset), ap=config.ap, threshold=threshold, bootstrap=config.bootstrap)
+    options = {'ap': config.ap, 'threshold': threshold, 'bootstrap': config.bootstrap, 'top_k': config.top_k}
+    measures = measure(scored, len(dataset), **options)
     accelerator.print(f'{config.model} on {data.name} {data.split}: {describe(measures, threshold)}')
+    accelerator.print(describe_top(top_of(measures)))
     fitted = fit_thresholds(scored, data.definition(data.split)) if config.fit_thresholds else None
     if accelerator.is_main_process:
         if fitted:

@@ -386,7 +386,7 @@ class Run:
         """Measures the averaged weights, and saves them for use unless an earlier epoch's are to be preferred."""
         config, accelerator, learner, progress = self.config, self.accelerator, self.learner, self.progress
         scored = score(accelerator, nn.Sequential(learner.normalize, learner.ema.module), self.eval_loader, self.stop)
-        measures = measure(scored, len(self.eval_set))
+        measures = measure(scored, len(self.eval_set), top_k=config.top_k)
         loss, grad_norm = (total / self.steps for total in progress.losses)
         trained = {'epoch': progress.epoch, 'loss': loss, 'grad_norm': grad_norm}
         progress.history.append({**trained, 'lr': learner.schedule.get_last_lr()[-1], **summary(measures)})
