@@ -32,6 +32,7 @@ __all__ = [
     'OptimConfig',
     'TrainConfig',
     'VariantsConfig',
+    'flatten',
     'parse',
 ]
 
@@ -50,6 +51,8 @@ DECIDED = {
 }
 # Settings of training that differ between variants, or that several runs cannot share
 OF_A_VARIANT = ('output', 'overwrite', 'resume', 'force', 'seed', 'push_to', 'push_private', 'model.name', 'model.args')
+# Settings that rows of a comparison share: others would be evaluated on other images, or start from other weights
+OF_ALL_ROWS = ('data', 'top_k', 'model.backbone_pretrained', 'model.backbone_from', 'model.init_from')
 LARGEST_SEED = 2**31 - 1  # NumPy's seeds have 32 bits, and each process adds its number
 TABLES = ('4', '5', '6', '7', 'fig5')
 
@@ -527,6 +530,8 @@ class VariantsConfig:
         settings: Settings of training in place of that file's, `{optim: {epochs: 3}}` say.
         backbone: Plain model that is trained first with each seed, by the settings of that file alone: all backbones of
             that seed's runs start from its weights. Null for none.
+        data_name: Name of the data in tables and figures where `data.name` is that of a larger set, or of none; null
+            for `data.name`.
         seeds: Of the runs of each.
         launch: Arguments of `accelerate launch`, to train in several processes; null to train in one, without it.
         batch_size: Pictures at once where the time of inference is measured.
@@ -537,6 +542,7 @@ class VariantsConfig:
     train: str
     settings: dict[str, Any] = field(default_factory=dict)
     backbone: str | None = None
+    data_name: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     launch: list[str] | None = None
     batch_size: int = 8
@@ -546,12 +552,12 @@ class VariantsConfig:
         check_folder(self.output, 'output')
         if not os.path.isfile(self.train):
             raise InputError(f'train is {self.train}: there is no such file.')
-        for key in _flatten(self.settings):
-            if any(key == own or key.startswith(f'{own}.') for own in OF_A_VARIANT):
+        for key, _ in flatten(self.settings):
+            if _is_one_of(key, OF_A_VARIANT):
                 raise InputError(f'settings has {key}: leave it out, each run has its own.')
         if self.backbone is not None and not timm.is_model(self.backbone):
             raise unknown('backbone', self.backbone, timm.list_models())
-        if self.backbone and 'model.backbone_from' in _flatten(self.settings):
+        if self.backbone and 'model.backbone_from' in dict(flatten(self.settings)):
             raise InputError('settings has model.backbone_from: leave it out, or set backbone to null.')
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f'seeds is {self.seeds}: must be one or more, each once.')
@@ -567,9 +573,12 @@ class CompareConfig(VariantsConfig):
 
     Args:
         models: Any that timm knows, ours among them; the others are compared with the first.
+        rows: Further rows by their names, each a model with arguments, with settings of training in place of those that
+            all share, or both: `{fast: {model: resnet101, args: {}, settings: {optim: {lr: 1e-3}}}}`.
     """
 
     models: list[str]
+    rows: dict[str, Any] = field(default_factory=dict)
 
     def validate(self) -> None:
         super().validate()
@@ -578,6 +587,25 @@ class CompareConfig(VariantsConfig):
         for name in self.models:
             if not timm.is_model(name):
                 raise unknown('model', name, timm.list_models())
+        for name, row in self.rows.items():
+            self._check_row(f'rows.{name}', name, row)
+
+    def _check_row(self, key: str, name: str, row: object) -> None:
+        if name in self.models:
+            raise InputError(f'{key}: {name} is one of models, too; give the row another name.')
+        is_row = isinstance(row, dict) and {'model'} <= row.keys() <= {'model', 'args', 'settings'}
+        kinds = {'model': str, 'args': dict, 'settings': dict}
+        if not is_row or not all(isinstance(value, kinds[part]) for part, value in row.items()):
+            raise InputError(
+                f'{key} is {row}: must be {{model: NAME}}, with args: {{...}} or settings: {{...}} or both.'
+            )
+        if not timm.is_model(row['model']):
+            raise unknown(f'model in {key}', row['model'], timm.list_models())
+        for setting, _ in flatten(row.get('settings', {})):
+            if _is_one_of(setting, OF_A_VARIANT):
+                raise InputError(f'{key}.settings has {setting}: leave it out, each run has its own.')
+            if _is_one_of(setting, OF_ALL_ROWS):
+                raise InputError(f'{key}.settings has {setting}: leave it out, all rows have the same.')
 
 
 @dataclass(kw_only=True)
@@ -599,15 +627,18 @@ class AblateConfig(VariantsConfig):
             raise unknown('msff_* model', self.model, timm.list_models(module='msff'))
 
 
-def _flatten(content: dict) -> Iterator[str]:
-    """Names every setting of a YAML file, `data.root` and the like."""
-    if not isinstance(content, dict):
-        raise InputError(f'settings must be "key: value" lines, not {content!r}.')
+def flatten(content: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Gives every setting of nested ones with its value, `('data.root', '/data')` and the like."""
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from (f'{key}.{inner}' for inner in _flatten(value))
+            yield from flatten(value, f'{prefix}{key}.')
         else:
-            yield str(key)
+            yield f'{prefix}{key}', value
+
+
+def _is_one_of(key: str, settings: Iterable[str]) -> bool:
+    """Returns whether a setting is one of these, or in a section of these."""
+    return any(key == own or key.startswith(f'{own}.') for own in settings)
 
 
 def _at_least(key: str, value: float | None, least: float) -> None:
