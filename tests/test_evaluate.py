@@ -204,6 +204,27 @@ def test_a_table_is_measured_by_the_labels_that_the_model_knows(table_root, monk
     assert found['num_images'] == 4 and found['labels']['cat']['num_positives'] == sum('cat' in row for row in labels)
 
 
+def test_ignored_labels_take_no_part_in_the_metrics(table_root, monkeypatch):
+    """As if the data did not have them: neither in mAP nor among the labels of highest probability."""
+    model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
+    table_of(table_root, 'cat|tv', 'dog', 'cat|dog', 'tv')
+    settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'output': output, 'top_k': 1}
+    scores = table_root / 'scores.parquet'
+    run(monkeypatch, model=model, data__ignore_labels='[cat]', scores=scores, **settings)
+    found, table = json.loads(output.read_text()), pq.read_table(scores)
+    truth = {'dog': np.array([0, 1, 1, 0]), 'tv': np.array([1, 0, 0, 1])}
+    ap = {name: 100 * average_precision_score(present, table[name].to_numpy()) for name, present in truth.items()}
+    aps = {name: label['AP'] for name, label in found['labels'].items()}
+    assert aps.pop('cat') is None and aps == pytest.approx(ap)
+    assert found['measures']['mAP'] == pytest.approx(np.mean(list(ap.values())))
+    is_dog = table['dog'].to_numpy() >= table['tv'].to_numpy()
+    correct = np.where(is_dog, truth['dog'], truth['tv'])
+    assert found['top']['OP'] == pytest.approx(100 * correct.mean()) and found['top']['num_labels'] == 2
+    assert found['data']['ignore_labels'] == ['cat']
+    with pytest.raises(InputError, match="unknown label in data.ignore_labels 'catt': did you mean cat?"):
+        run(monkeypatch, model=model, data__ignore_labels='[catt]', **settings)
+
+
 def test_labels_that_are_not_shared_are_refused(table_root, monkeypatch):
     table_of(table_root, 'unicorn', 'griffin', '', '')
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test'}

@@ -2,12 +2,13 @@
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import timm
 import torch
 from accelerate.utils import LoggerType
@@ -143,6 +144,7 @@ class SourceConfig:
             evaluation for the model's own.
         minus_one: Meaning of -1 in a column for one label: unannotated (masked) or absent.
         blank: Meaning of an empty cell in a column for one label: unannotated (masked) or absent.
+        ignore_labels: Labels that metrics leave out, e.g. those that no training image has; null for none.
     """
 
     name: str = 'scenes'
@@ -157,6 +159,7 @@ class SourceConfig:
     label_names: list[str] | None = None
     minus_one: str = 'unannotated'
     blank: str = 'unannotated'
+    ignore_labels: list[str] | None = None
 
     def validate(self, **splits: str) -> None:
         """Checks what can be checked without a look at the data.
@@ -200,6 +203,19 @@ class SourceConfig:
             streaming=streaming,
         )
 
+    def without_ignored(self, targets: np.ndarray, label_names: Sequence[str]) -> np.ndarray:
+        """Masks in targets (N, K) what `ignore_labels` names.
+
+        Raises:
+            InputError: It names a label that the data do not have.
+        """
+        targets = targets.copy()
+        for name in self.ignore_labels or ():
+            if name not in label_names:
+                raise unknown('label in data.ignore_labels', name, label_names)
+            targets[:, list(label_names).index(name)] = -1
+        return targets
+
     @property
     def masking(self) -> str | None:
         """Name of the data set, where a setting decides what is masked in it; None where that is absent already."""
@@ -221,6 +237,8 @@ class SourceConfig:
         if self.name in ('table', 'folder', 'hub'):
             readings = {'minus_one': self.minus_one, 'blank': self.blank}
             choices |= {key: value for key, value in readings.items() if value != 'unannotated'}
+        if self.ignore_labels:
+            choices['ignore_labels'] = self.ignore_labels
         return choices
 
 

@@ -62,6 +62,7 @@ def main() -> None:
     if labels.left_out:  # what `score` compares with
         samples.targets = samples.targets[:, labels.rows]
         samples.areas = None if samples.areas is None else samples.areas[:, labels.rows]
+    samples.targets = data.without_ignored(samples.targets, labels.names)
     if config.fit_thresholds and len(dataset) < FOLDS:
         raise InputError(f'fit_thresholds is true: {len(dataset)} images are too few; give at least {FOLDS}.')
     if not config.submission:

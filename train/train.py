@@ -227,6 +227,7 @@ class Run:
         # Where the run is
         self.checkpoints.register(model, ema.module, optimizer, schedule)
         eval_samples = Samples(self.eval_set, eval_transform(self.data_config, as_bytes=True))
+        eval_samples.targets = data.without_ignored(eval_samples.targets, self.label_names)
         self.check_labels(eval_samples, data.eval_split, trains=False)
         prints = {'eval': fingerprint(eval_samples.targets, self.eval_set['image_id'][:])}
         self.transform = train_transform(self.data_config, data.rand_augment, data.cutout)
