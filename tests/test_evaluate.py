@@ -204,13 +204,15 @@ def test_a_table_is_measured_by_the_labels_that_the_model_knows(table_root, monk
     assert found['num_images'] == 4 and found['labels']['cat']['num_positives'] == sum('cat' in row for row in labels)
 
 
-def test_ignored_labels_take_no_part_in_the_metrics(table_root, monkeypatch):
+def test_ignored_labels_take_no_part_in_the_metrics(table_root, monkeypatch, capsys):
     """As if the data did not have them: neither in mAP nor among the labels of highest probability."""
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
     table_of(table_root, 'cat|tv', 'dog', 'cat|dog', 'tv')
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'output': output, 'top_k': 1}
     scores = table_root / 'scores.parquet'
     run(monkeypatch, model=model, data__ignore_labels='[cat]', scores=scores, **settings)
+    printed = capsys.readouterr().out
+    assert 'mAP all-points over 2 of 3 labels' in printed and 'data.blank' not in printed
     found, table = json.loads(output.read_text()), pq.read_table(scores)
     truth = {'dog': np.array([0, 1, 1, 0]), 'tv': np.array([1, 0, 0, 1])}
     ap = {name: 100 * average_precision_score(present, table[name].to_numpy()) for name, present in truth.items()}

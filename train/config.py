@@ -203,18 +203,24 @@ class SourceConfig:
             streaming=streaming,
         )
 
-    def without_ignored(self, targets: np.ndarray, label_names: Sequence[str]) -> np.ndarray:
-        """Masks in targets (N, K) what `ignore_labels` names.
+    def kept_labels(self, label_names: Sequence[str]) -> list[int]:
+        """Returns the numbers of the labels that `ignore_labels` does not name.
 
         Raises:
             InputError: It names a label that the data do not have.
         """
-        targets = targets.copy()
-        for name in self.ignore_labels or ():
+        ignored = self.ignore_labels or ()
+        for name in ignored:
             if name not in label_names:
                 raise unknown('label in data.ignore_labels', name, label_names)
-            targets[:, list(label_names).index(name)] = -1
-        return targets
+        return [number for number, name in enumerate(label_names) if name not in ignored]
+
+    def without_ignored(self, targets: np.ndarray, label_names: Sequence[str]) -> np.ndarray:
+        """Masks in targets (N, K) the labels that `ignore_labels` names."""
+        kept = self.kept_labels(label_names)
+        masked = np.full_like(targets, -1)
+        masked[:, kept] = targets[:, kept]
+        return masked
 
     @property
     def masking(self) -> str | None:

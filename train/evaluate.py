@@ -66,7 +66,8 @@ def main() -> None:
     if config.fit_thresholds and len(dataset) < FOLDS:
         raise InputError(f'fit_thresholds is true: {len(dataset)} images are too few; give at least {FOLDS}.')
     if not config.submission:
-        counts = LabelCounts.of(samples.targets, labels.names, data.masking)
+        kept = data.kept_labels(labels.names)
+        counts = LabelCounts.of(samples.targets[:, kept], [labels.names[k] for k in kept], data.masking)
         counts.check(f'{data.root or data.name}: {data.split}', 'data.split')
         if line := counts.warning(data.split, trains=False):
             accelerator.print(f'warning: {line}')

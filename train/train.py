@@ -277,7 +277,8 @@ class Run:
             InputError: None counts in the split that is evaluated on.
         """
         data = self.config.data
-        counts = LabelCounts.of(samples.targets, self.label_names, data.masking)
+        kept = data.kept_labels(self.label_names)
+        counts = LabelCounts.of(samples.targets[:, kept], [self.label_names[k] for k in kept], data.masking)
         if not trains:
             counts.check(f'{data.root or data.name}: {split}', 'data.eval_split')
         if line := counts.warning(split, trains):
