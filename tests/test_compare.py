@@ -302,6 +302,10 @@ def test_figures_of_others_stand_beside_those_of_the_same_data_and_are_marked(tm
     assert [cell.strip() for cell in tagprop] == ['33', '42', '37.0', '160']
     ours = [f'{np.mean(table["rows"][0]["values"][f"{name}_top5"]):.2f}' for name in ('P', 'R', 'F1', 'N+')]
     assert [cell.split('±')[0].strip() for cell in rows['**ours, measured here**']] == ours
+    (line,) = (line for line in lines if line.endswith('| difference of F1 |'))
+    other = table['rows'][1]['difference']['F1_top5']
+    found = lines[lines.index(line) + 3].split('|')
+    assert found[1].strip() == 'a\\' and found[-2].strip().startswith(f'{other["mean"]:+.2f} (')
     with (tmp_path / 'corel.csv').open() as file:
         found = {row['name']: row for row in csv.DictReader(file)}
     assert found['2PKNN (Verma and Jawahar, ECCV 2012)']['N+_top5'] == '177' and found['ours']['N+_top5']

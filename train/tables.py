@@ -354,9 +354,11 @@ def _top_table(table: dict) -> Iterator[str]:
         ' number of labels with a recall above 0:'
     )
     yield ''
-    keys = [f'{key}_top{k}' for key in TOP]
-    body = [[escape(row['name']), *(spread(row, key) for key in keys)] for row in table['rows']]
-    yield from markdown_table(['', *TOP], body)
+    body = [
+        [escape(row['name']), *(spread(row, f'{key}_top{k}') for key in TOP), difference(row, f'F1_top{k}')]
+        for row in table['rows']
+    ]
+    yield from markdown_table(['', *TOP, 'difference of F1'], body)
 
 
 def _cost_table(table: dict) -> Iterator[str]:
