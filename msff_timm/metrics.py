@@ -8,7 +8,6 @@ import numpy as np
 __all__ = ['DEFINITIONS', 'Measures', 'average_precision', 'evaluate', 'precision_recall_f1']
 
 SIZES = {'small': (0.0, 0.01), 'medium': (0.01, 0.1), 'large': (0.1, np.inf)}  # shares of the image's area: from, below
-TOP = 3  # labels of an image
 FEW = 5  # positives or negatives, below which a label's AP says little
 
 
@@ -21,6 +20,7 @@ def evaluate(
     areas: np.ndarray | None = None,
     bootstrap: int = 0,
     seed: int = 0,
+    top_k: int = 3,
 ) -> dict:
     """Computes mAP and the precision, recall and F1 measures of Eqs. 13-19.
 
@@ -28,8 +28,14 @@ def evaluate(
     least one positive and one negative. Any ranking of a label without a negative is perfect, so that it would add an
     AP of 100; one without a positive has no AP. CP and CR are means over all labels that have an entry; a label never
     predicted counts 0 in CP, one without a positive counts 0 in both (scikit-learn's `zero_division=0`). CF1 and OF1
-    are the harmonic means of CP and CR and of OP and OR. `_top3` metrics predict the three labels of highest score in
-    each image, whatever their probability, as Query2Label does; of equal scores the earlier label goes first.
+    are the harmonic means of CP and CR and of OP and OR.
+
+    Metrics whose names end in `_top3`, or in another `top_k`, predict that many labels of highest score in each image,
+    whatever their probability: 3 as Query2Label does, 5 as the literature of image annotation does; of equal scores
+    the earlier label goes first. That literature averages over the labels with a positive, whether or not they have a
+    negative: P and R are these means of a label's precision, 0 for one never predicted, and recall; F1 is their
+    harmonic mean; N+ is the number of labels with a recall above 0. So do Makadia, Pavlovic and Kumar (A New Baseline
+    for Image Annotation, ECCV 2008) and Guillaumin, Mensink, Verbeek and Schmid (TagProp, ICCV 2009).
 
     A label's mAP by size counts as positives the images whose largest instance of it is small (under 1 % of the
     image's area), medium (1 % to under 10 %) or large; images that hold the label at another or an unknown size are
@@ -40,27 +46,31 @@ def evaluate(
         scores: (N, K), probabilities.
         targets: (N, K), 1 or 0.
         ignore: (N, K), true where an entry is left out: of its label's AP, and of the other metrics, which count it
-            neither as predicted nor as present. It takes none of the three places.
+            neither as predicted nor as present. It takes none of the `top_k` places.
         threshold: A label is predicted when its probability exceeds this, one number or one for each label (K,).
         ap: Definition of average precision, one of `DEFINITIONS`.
         areas: (N, K), share of the image's area that the largest instance of a present label takes; NaN where that is
             unknown. Those of absent labels are not read.
         bootstrap: Number of resamples of the images for the interval of mAP.
         seed: Of the resamples; each is one `integers(N, size=N)` of NumPy's default generator.
+        top_k: Number of labels that the metrics named by it predict in each image; all where there are fewer.
 
     Returns:
-        In percent: `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1`, the last six as `CP_top3` and so on, `AP` (K,), NaN for
-        labels that do not count; with areas `mAP_small`, `mAP_medium` and `mAP_large`, NaN where no label counts, and
-        the numbers of positives of each size, `num_positives_small` and so on; with bootstrap `mAP_interval`, the 2.5th
-        and 97.5th percentile of the resamples in which a label counts, NaN without any.
-        Besides: `ap` (the definition's name), `num_images`, `num_labels_counted`, `num_positives` and `num_negatives`
-        (K,), and `few_positives` and `few_negatives`, the labels (their numbers) that count with 1 to 4 of these, which
-        are warned of.
+        In percent: `mAP`, `CP`, `CR`, `CF1`, `OP`, `OR`, `OF1`, the last six as `CP_top3` and so on, `P_top3`,
+        `R_top3`, `F1_top3`, `AP` (K,), NaN for labels that do not count; with areas `mAP_small`, `mAP_medium` and
+        `mAP_large`, NaN where no label counts, and the numbers of positives of each size, `num_positives_small` and so
+        on; with bootstrap `mAP_interval`, the 2.5th and 97.5th percentile of the resamples in which a label counts, NaN
+        without any.
+        Besides: `N+_top3`, `ap` (the definition's name), `top_k`, `num_images`, `num_labels_counted`, `num_positives`
+        and `num_negatives` (K,), and `few_positives` and `few_negatives`, the labels (their numbers) that count with 1
+        to 4 of these, which are warned of.
 
     Raises:
         ValueError: Scores are no probabilities, targets neither 1 nor 0, shapes differ, there is no image, no label
-            counts, or the definition is unknown.
+            counts, the definition is unknown, or `top_k` is no whole number from 1 on.
     """
+    if not isinstance(top_k, int | np.integer) or top_k < 1:
+        raise ValueError(f'top_k is {top_k!r}: must be a whole number, 1 or more.')
     scores, present, ignore, areas = checked(scores, targets, ignore, areas)
     num_images, num_classes = scores.shape
     if not scores.size:
@@ -77,11 +87,12 @@ def evaluate(
         raise ValueError('targets hold no label with both a positive and a negative: mAP is not defined.')
 
     label_ap = 100 * average_precision(scores, present, ignore, ap)
-    top3 = precision_recall_f1(_top(scores, ignore), present, ignore)
+    predicted = _top(scores, ignore, top_k)
+    top = {**precision_recall_f1(predicted, present, ignore), **_annotation(predicted, present)}
     measures = {
         'mAP': _mean(label_ap),
         **precision_recall_f1(scores > threshold, present, ignore),
-        **{f'{name}_top3': value for name, value in top3.items()},
+        **{f'{name}_top{top_k}': value for name, value in top.items()},
         'AP': label_ap,
     }
     if areas is not None:
@@ -106,6 +117,7 @@ def evaluate(
     return {
         **measures,
         'ap': ap,
+        'top_k': top_k,
         'num_images': num_images,
         'num_labels_counted': int(counts.sum()),
         'num_positives': num_positives,
@@ -186,6 +198,16 @@ def precision_recall_f1(
     cf1, of1 = _ratio(2 * cp * cr, cp + cr), _ratio(2 * op * or_, op + or_)
     named = zip(('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1'), (cp, cr, cf1, op, or_, of1), strict=True)
     return {name: 100 * float(value) for name, value in named}
+
+
+def _annotation(predicted: np.ndarray, present: np.ndarray) -> dict[str, float]:
+    """Computes P, R and F1 in percent, and N+, of the labels with a positive; ignored entries are in neither array."""
+    num_correct, num_predicted, num_present = (predicted & present).sum(0), predicted.sum(0), present.sum(0)
+    has_positive = num_present > 0
+    precision = _mean(_ratio(num_correct, num_predicted)[has_positive])
+    recall = _mean(_ratio(num_correct, num_present)[has_positive])
+    f1 = float(_ratio(2 * precision * recall, precision + recall))
+    return {'P': 100 * precision, 'R': 100 * recall, 'F1': 100 * f1, 'N+': int((num_correct > 0).sum())}
 
 
 class Measures:
@@ -336,8 +358,8 @@ def _from_the_top(counts: np.ndarray) -> np.ndarray:
     return counts[::-1].cumsum()[::-1]
 
 
-def _top(scores: np.ndarray, ignore: np.ndarray | None, rows: int = 4096) -> np.ndarray:
-    """Marks each image's three labels of highest score, fewer where fewer count."""
+def _top(scores: np.ndarray, ignore: np.ndarray | None, k: int, rows: int = 4096) -> np.ndarray:
+    """Marks each image's k labels of highest score, fewer where fewer count."""
     predicted = np.zeros(scores.shape, bool)
     for start in range(0, len(scores), rows):
         block = slice(start, start + rows)
@@ -345,7 +367,7 @@ def _top(scores: np.ndarray, ignore: np.ndarray | None, rows: int = 4096) -> np.
         if ignore is not None:
             rest[ignore[block]] = -1
         images = np.arange(len(rest))
-        for _ in range(min(TOP, scores.shape[1])):
+        for _ in range(min(k, scores.shape[1])):
             best = rest.argmax(1)
             predicted[start + images, best] |= rest[images, best] >= 0
             rest[images, best] = -1

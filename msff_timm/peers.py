@@ -492,6 +492,14 @@ MLDECODER_PAPER = dict(
     paper_ids='arXiv:2111.12933',
     origin_url='https://github.com/Alibaba-MIIL/ML_Decoder',
 )
+LITE0 = dict(
+    input_size=(3, 224, 224),
+    pool_size=(7, 7),
+    interpolation='bicubic',
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    first_conv='backbone.conv_stem',
+)
 TEST_RESNET = dict(
     input_size=(3, 128, 128),
     pool_size=(4, 4),
@@ -522,8 +530,10 @@ def _cfg(url: str = '', **kwargs) -> dict:
 default_cfgs = generate_default_cfgs(
     {
         'q2l_resnet101.untrained': _cfg(**Q2L_PAPER),
+        'q2l_efficientnet_lite0.untrained': _cfg(**Q2L_PAPER, **LITE0),
         'q2l_test_resnet.untrained': _cfg(**Q2L_PAPER, **TEST_RESNET),
         'mldecoder_resnet101.untrained': _cfg(**MLDECODER_PAPER),
+        'mldecoder_efficientnet_lite0.untrained': _cfg(**MLDECODER_PAPER, **LITE0),
         'mldecoder_test_resnet.untrained': _cfg(**MLDECODER_PAPER, **TEST_RESNET),
     }
 )
@@ -541,6 +551,13 @@ def q2l_resnet101(pretrained: bool = False, **kwargs) -> Query2Label:
 
 
 @register_model
+def q2l_efficientnet_lite0(pretrained: bool = False, **kwargs) -> Query2Label:
+    """Query2Label on EfficientNet-Lite0, with a head of the width of `msff_efficientnet_lite0`'s."""
+    model_args = dict(backbone='tf_efficientnet_lite0', embed_dim=128, num_heads=4, ffn_dim=512)
+    return _create_peer(Query2Label, 'q2l_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
 def q2l_test_resnet(pretrained: bool = False, **kwargs) -> Query2Label:
     """Query2Label on timm's tiny test ResNet, for tests."""
     model_args = dict(backbone='test_resnet', embed_dim=96, num_heads=4, ffn_dim=384)
@@ -552,6 +569,13 @@ def mldecoder_resnet101(pretrained: bool = False, **kwargs) -> MLDecoder:
     """ML-Decoder on ResNet-101."""
     model_args = dict(backbone='resnet101')
     return _create_peer(MLDecoder, 'mldecoder_resnet101', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def mldecoder_efficientnet_lite0(pretrained: bool = False, **kwargs) -> MLDecoder:
+    """ML-Decoder on EfficientNet-Lite0, with a head of the width of `msff_efficientnet_lite0`'s."""
+    model_args = dict(backbone='tf_efficientnet_lite0', embed_dim=128, num_heads=4, ffn_dim=512)
+    return _create_peer(MLDecoder, 'mldecoder_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model

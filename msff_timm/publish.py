@@ -52,6 +52,7 @@ RESULTS = frozenset(
     num_classes_with_positives num_labels_counted labels versions history seconds peak_bytes raw_weights
     mAP_interval_95 input_size flip
     labels_left_out label_map pos_weights
+    top top_k k num_labels P R F1 N+ ignore_labels
     name split trained_on root keep_unlabelled difficult missing minus_one blank
     per_class overall out_of_fold default macro_F1 folds num_fitted
     output overwrite resume force seed trackers log_every push_to push_private args backbone_pretrained backbone_from
@@ -67,7 +68,15 @@ RESULTS = frozenset(
     """.split()
 )
 FREE = ('model_args', 'args', 'label_descriptions', 'id2label', 'label2id', 'kept_labels', 'label_map')  # any keys
-LABELS = ('labels', 'label', 'label_names', 'label_columns', 'labels_left_out', *FREE)  # texts that are no paths
+LABELS = (
+    'labels',
+    'label',
+    'label_names',
+    'label_columns',
+    'labels_left_out',
+    'ignore_labels',
+    *FREE,
+)  # texts that are no paths
 FOLDERS = ('output', 'resume', 'root', 'image_root', 'scores', 'submission')
 
 PAUSES = (1, 2, 4, 8, 8)  # seconds between tries

@@ -19,11 +19,11 @@ TINY = {
 TINY = [f'--settings.{key}={value}' for key, value in TINY.items()]
 
 
-def made_up(mAP: float, seed: int = 0, data: str = 'voc2007', num_images: int = 40, **changes) -> dict:
-    """Results as a run leaves them, of scores of chance; `changes` replaces measures."""
+def made_up(mAP: float, seed: int = 0, data: str = 'voc2007', num_images: int = 40, top_k: int = 3, **changes) -> dict:
+    """Results as a run leaves them, of scores of chance; `changes` replaces metrics."""
     rng = np.random.default_rng(seed)
     targets = rng.random((num_images, 20)) < 0.3
-    measures = metrics.evaluate(rng.random((num_images, 20)), targets, areas=targets * 0.05)
+    measures = metrics.evaluate(rng.random((num_images, 20)), targets, areas=targets * 0.05, top_k=top_k)
     measures |= {'mAP': mAP, **changes}
     definition = {'name': data, 'split': 'test', 'trained_on': 'trainval'}
     found = results(measures, list(VOC_LABELS), data=definition, weights='exponential moving average')

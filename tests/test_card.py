@@ -170,7 +170,10 @@ def test_figures_are_those_of_the_results(folder, text, tmp_path):
     assert table_row(part, 'these weights') == [f'{run["measures"][name]:.2f}' for name in names]
     raw = ['12.35' if name == 'mAP' else f'{run["raw_weights"][name]:.2f}' for name in names]
     assert table_row(part, 'without averaging (not these weights)') in (raw, ['12.35', *raw[1:]], ['12.34', *raw[1:]])
-    assert table_row(part, 'these weights, top 3 labels') == ['–', *(f'{run["top3"][n]:.2f}' for n in names[1:])]
+    top = run['top']
+    assert table_row(part, 'these weights, top 3 labels') == ['–', *(f'{top[n]:.2f}' for n in names[1:])]
+    assert f'With the 3 labels of highest probability in each image: P {top["P"]:.2f} and R {top["R"]:.2f}' in part
+    assert f'over the 6 labels with a positive; F1 {top["F1"]:.2f}; {top["N+"]} of these labels are found' in part
     assert (
         f'**mAP {run["measures"]["mAP"]:.2f} %** (all-points) on scenes validation, 60 images, over 5 of 7 labels'
         in text
@@ -421,7 +424,10 @@ def nested(depth: int) -> list:
         ('versions', {'torch': {'<b>': 1}}),
         ('labels', nested(900)),
         ('labels', {'cat': None}),
-        ('top3', 'x'),
+        ('top', 'x'),
+        ('top.P', '<b>'),
+        ('top.N+', 1.5),
+        ('top.k', None),
     ],
 )
 def test_results_of_wrong_values_are_one_line(copied, quick, path, value):
@@ -432,6 +438,19 @@ def test_results_of_wrong_values_are_one_line(copied, quick, path, value):
         card.render(copied)
     message = str(caught.value)
     assert message.startswith(f'{copied / "results.json"}: ') and '\n' not in message and len(message) < 400
+
+
+def test_a_card_tells_the_number_of_labels_in_each_image_and_reads_results_from_before_it_was_a_setting(copied, quick):
+    run = results_of(copied)
+    run['top']['k'] = 5
+    (copied / 'results.json').write_text(json.dumps(run))
+    text = card.render(copied)
+    assert 'these weights, top 5 labels' in text and 'With the 5 labels of highest probability' in text
+    run['top3'] = {name: run['top'][name] for name in ('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')}
+    del run['top']
+    (copied / 'results.json').write_text(json.dumps(run))
+    text = card.render(copied)
+    assert f'these weights, top 3 labels | – | {run["top3"]["CP"]:.2f} |' in text and 'of highest prob' not in text
 
 
 @pytest.mark.parametrize('value', [None, math.nan])

@@ -14,17 +14,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import timm
+import torch
 import yaml
 from PIL import Image
 from scipy import stats
 
+import ablate
 import compare
 import tables
 import variants
 from config import AblateConfig, CompareConfig, TrainConfig, parse
 from made_up import RECIPE, TINY, made_up
+from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import VOC_LABELS
+from train import make_model
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'train' / 'configs').glob('*/*.yaml'))
@@ -34,11 +38,11 @@ MODELS = ['msff_test_resnet', 'test_resnet']
 
 def settings(output: Path, *more: str) -> CompareConfig:
     own = [f'--output={output}', f'--train={RECIPE}', '--models=[msff_test_resnet, test_resnet]', '--seeds=[0]']
-    return parse(CompareConfig, [*own, *TINY, '--backbone=null', '--turns=2', *more], DEMO)
+    return parse(CompareConfig, [*own, *TINY, '--settings.top_k=2', '--backbone=null', '--turns=2', *more], DEMO)
 
 
 def plan(config: CompareConfig) -> list[variants.Run]:
-    return variants.plan(config, [tables.Variant(name, name) for name in config.models])
+    return variants.plan(config, compare.rows_of(config))
 
 
 @pytest.fixture(scope='module')
@@ -46,6 +50,7 @@ def compared(script, tmp_path_factory) -> Path:
     """The folder of a comparison of two models that have hardly been trained."""
     folder = tmp_path_factory.mktemp('compared')
     arguments = [f'--output={folder}', f'--train={RECIPE}', '--models', '[msff_test_resnet, test_resnet]']
+    arguments += ['--settings.top_k=2', '--data_name=a few scenes']
     printed = script('compare.py', *arguments, '--seeds=[0]', *TINY, '--backbone=null', '--turns=2').stdout
     assert '0 of 2 runs are at their end.' in printed and '| msff\\_test\\_resnet |' in printed
     return folder
@@ -60,6 +65,8 @@ def test_models_are_trained_alike_and_tabulated(compared):
         assert row['model'] == name and row['mean']['mAP'] == run['measures']['mAP'] and row['std']['mAP'] is None
         assert row['mean']['mAP_small'] == run['mAP_by_size']['small']
         assert row['AP']['bolt'] == [run['labels']['bolt']['AP']]
+        assert run['top']['k'] == 2 and row['mean']['N+_top2'] == run['top']['N+']
+        assert row['values']['P_top2'] == [run['top']['P']]
         model = timm.create_model(name, num_classes=12)
         assert row['num_parameters'] == run['num_parameters'] == sum(p.numel() for p in model.parameters())
         assert row['pictures_per_second'] > 0 and row['train_peak_bytes'] > 100e6
@@ -74,7 +81,7 @@ def test_models_are_trained_alike_and_tabulated(compared):
     }  # fmt: skip
     text = (compared / 'compare.md').read_text()
     assert f'| test\\_resnet | {runs[1]["measures"]["mAP"]:.2f} |' in text and 'no spread is known' in text
-    assert text.count('of other data than scenes: not to be compared') == 3 and '| MSFF (paper) | 95.8 |' in text
+    assert text.count('of other data than a few scenes: not to be compared') == 3 and '| MSFF (paper) | 95.8 |' in text
     for name in ('cost', 'labels'):
         assert f'(compare_{name}.png)' in text and Image.open(compared / f'compare_{name}.png').width > 500
 
@@ -123,6 +130,31 @@ def test_what_is_at_its_end_is_not_trained_again(compared, tmp_path, monkeypatch
         (['--settings.optim.epochs=0'], 'optim.epochs is 0: must be at least 1.'),
         (['--settings.data.name=scene'], "unknown data.name 'scene': did you mean scenes?"),
         (['--batch_size=0'], 'batch_size is 0: must be at least 1.'),
+        (['--rows={a: test_resnet}'], 'rows.a is test_resnet: must be {model: NAME}, with args: {...} or settings'),
+        (['--rows={a: {args: {}}}'], "rows.a is {'args': {}}: must be {model: NAME}"),
+        (['--rows={a: {model: test_resnet, arg: {}}}'], 'must be {model: NAME}'),
+        (['--rows={a: {model: test_resnet, args: [1]}}'], 'must be {model: NAME}'),
+        (['--rows={a: {model: 3}}'], 'must be {model: NAME}'),
+        (['--rows={a: {model: tst_resnet}}'], "unknown model in rows.a 'tst_resnet': did you mean test_resnet?"),
+        (['--rows={test_resnet: {model: test_resnet}}'], 'rows.test_resnet: test_resnet is one of models, too'),
+        (['--rows={a: {model: test_resnet}}'], 'rows.a is the same as test_resnet: leave one of them out.'),
+        (
+            ['--rows={a: {model: test_resnet, settings: {seed: 1}}}'],
+            'rows.a.settings has seed: leave it out, each run has its own.',
+        ),
+        (
+            ['--rows={a: {model: test_resnet, settings: {data: {eval_size: 3}}}}'],
+            'rows.a.settings has data.eval_size: leave it out, all rows have the same.',
+        ),
+        (
+            ['--rows={a: {model: test_resnet, settings: {model: {backbone_from: "local-dir:x"}}}}'],
+            'rows.a.settings has model.backbone_from: leave it out, all rows have the same.',
+        ),
+        (
+            ['--rows={a: {model: test_resnet, settings: {optim: {epoch: 1}}}}'],
+            "unknown setting '--optim.epoch': did you mean --optim.epochs?",
+        ),
+        (['--rows={a: {model: msff_test_resnet, args: {max_querys: 1}}}'], "'max_querys': did you mean max_queries?"),
     ],
 )
 def test_wrong_settings_are_named_before_anything_is_trained(tmp_path, arguments, message):
@@ -139,15 +171,16 @@ def test_every_config_is_valid_and_shares_what_both_need(path, monkeypatch):
     config = parse(AblateConfig if is_ablation else CompareConfig, [f'--config={path}', *['--table=4'] * is_ablation])
     assert config.output == f'runs/compare_{path.stem}' and len(config.seeds) >= 3
     ours = tables.Variant('ours', config.model if is_ablation else config.models[0])
-    outputs = [str(run.output.relative_to(config.output)) for run in variants.plan(config, [ours])]
-    models = ['backbone'] * bool(config.backbone) + [ours.model]
-    assert outputs == [f'{model}/seed-{seed}' for seed in config.seeds for model in models]
+    rows = ablate.rows_of('4', config.model)[0] if is_ablation else compare.rows_of(config)
+    outputs = [str(run.output.relative_to(config.output)) for run in variants.plan(config, rows)]
+    folders = ['backbone'] * bool(config.backbone) + [row.folder for row in rows]
+    assert outputs == [f'{folder}/seed-{seed}' for seed in config.seeds for folder in folders]
+    assert ours.folder in folders and len(set(folders)) == len(folders)
+    if path.stem == 'corel5k':  # the paper has no ablation on it
+        return
     other = yaml.safe_load(path.parents[1].joinpath('compare' if is_ablation else 'ablate', path.name).read_text())
-    assert (other['train'], other.get('settings', {}), other.get('backbone')) == (
-        config.train,
-        config.settings,
-        config.backbone,
-    )
+    shared = ('train', 'settings', 'backbone', 'data_name')
+    assert {key: other.get(key) for key in shared} == {key: getattr(config, key) or None for key in shared}
 
 
 def test_a_plain_model_starts_from_the_weights_that_the_backbones_of_others_start_from(tmp_path):
@@ -157,6 +190,41 @@ def test_a_plain_model_starts_from_the_weights_that_the_backbones_of_others_star
     assert ours.model.backbone_pretrained and ours.model.init_from is None and ours.seed == plain.seed == 3
     assert not plain.model.backbone_pretrained and plain.model.init_from == 'resnet101'
     assert ours.optim == plain.optim and ours.data == plain.data
+
+
+def test_all_rows_start_from_one_backbone_without_network(tmp_path, monkeypatch):
+    """The plain model too, whose own weights timm would fetch, and which keeps its new classifier."""
+    torch.manual_seed(0)
+    source = timm.create_model('test_resnet', num_classes=5)
+    data_config = timm.data.resolve_model_data_config(source)
+    hub.save(source, tmp_path / 'backbone', list('abcde'), data_config)
+    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe['model'] |= {'backbone_pretrained': False, 'backbone_from': f'local-dir:{tmp_path / "backbone"}'}
+    (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(recipe))
+    models = ['msff_test_resnet', 'q2l_test_resnet', 'mldecoder_test_resnet', 'test_resnet']
+    for name in ('load_state_dict_from_hf', 'load_state_dict_from_url'):
+        monkeypatch.setattr(timm.models._builder, name, lambda *_, **__: pytest.fail('weights are fetched'))
+    for run in plan(settings(tmp_path / 'out', f'--train={tmp_path / "recipe.yaml"}', f'--models={models}')):
+        model, _ = make_model(run.config.model, list('xyz'), resumed=False)
+        ours = getattr(model, 'backbone', model).state_dict()
+        theirs = {name: tensor for name, tensor in source.state_dict().items() if name in ours}
+        theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith('fc.')}
+        assert len(theirs) > 50 and all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
+
+
+def test_rows_have_arguments_and_settings_of_their_own(tmp_path):
+    """Both are in the names of their folders, so that no run is taken for another's."""
+    rows = '{few: {model: msff_test_resnet, args: {max_queries: 2}},'
+    rows += ' fast: {model: test_resnet, settings: {optim: {lr: 0.25, backbone_lr: 0.5}, model: {drop_rate: 0}}}}'
+    first, plain, few, fast = plan(settings(tmp_path, f'--rows={rows}', '--settings.optim.lr=0.125'))
+    assert [run.variant.name for run in (first, plain, few, fast)] == [*MODELS, 'few', 'fast']
+    assert (few.config.model.name, few.config.model.args) == ('msff_test_resnet', {'max_queries': 2})
+    assert (fast.config.optim.lr, fast.config.optim.backbone_lr, fast.config.model.drop_rate) == (0.25, 0.5, 0)
+    for run in (first, plain, few):
+        assert (run.config.optim.lr, run.config.optim.backbone_lr) == (0.125, 1)
+    assert few.output == tmp_path / 'msff_test_resnet-max_queries=2' / 'seed-0'
+    assert fast.output.parent.name == 'test_resnet-model.drop_rate=0-optim.backbone_lr=0.5-optim.lr=0.25'
+    assert first.config.data == fast.config.data and plain.output == tmp_path / 'test_resnet' / 'seed-0'
 
 
 def test_with_each_seed_a_backbone_is_trained_by_the_recipe_alone_and_all_start_from_it(tmp_path):
@@ -192,10 +260,12 @@ def test_the_interval_of_paired_differences():
     assert tables.paired_interval([3], [1]) == {'mean': 2, 'low': None, 'high': None}
 
 
-def made_up_table(data: str = 'voc2007') -> dict:
+def made_up_table(data: str = 'voc2007', top_k: int = 3) -> dict:
     of = {'ours': (80, 82, 84), 'a|b': (79, 80, 81)}
     # Every seed is measured on the same pictures.
-    runs = [(tables.Variant(name, name), [made_up(x, 0, data) for x in found]) for name, found in of.items()]
+    runs = [
+        (tables.Variant(name, name), [made_up(x, 0, data, top_k=top_k) for x in found]) for name, found in of.items()
+    ]
     speed = {'rows': [{'num_parameters': 2_000_000, 'gflops': 0.5}, {'num_parameters': 1_000_000, 'gflops': 0.25}]}
     return {'title': 'Made up', **tables.tabulate(runs, 'ours', speed)}
 
@@ -216,6 +286,47 @@ def test_a_table_over_seeds(tmp_path):
     assert '| a\\|b | 80.00 ± 1.00 | -2.00 (-4.48 to +0.48) |' in text and '| ours | 82.00 ± 2.00 | reference |' in text
     assert 'pictures/s' in text and '| 0.25 | – | – | 1,024 MiB |' in text  # no speed was measured
     assert all(Image.open(tmp_path / f'made_up_{name}.png').height > 200 for name in ('cost', 'labels'))
+
+
+def test_figures_of_others_stand_beside_those_of_the_same_data_and_are_marked(tmp_path):
+    table = made_up_table('table', top_k=5)
+    table['data']['name'] = 'Corel5k'
+    compare.lay_beside(table)
+    assert list(table['published']) == ['corel5k'] and table['paper'] == {}
+    tables.write_table(table, tmp_path, 'corel')
+    lines = (tmp_path / 'corel.md').read_text().splitlines()
+    (head,) = (line for line in lines if 'P, top 5' in line)
+    assert [cell.strip() for cell in head.split('|')[2:-1]] == ['P, top 5', 'R, top 5', 'F1, top 5', 'N+, top 5']
+    rows = {line.split('|')[1].strip(): line.split('|')[2:-1] for line in lines if line.startswith('| ')}
+    tagprop = rows['TagProp σML (Guillaumin et al., ICCV 2009) (published)']
+    assert [cell.strip() for cell in tagprop] == ['33', '42', '37.0', '160']
+    ours = [f'{np.mean(table["rows"][0]["values"][f"{name}_top5"]):.2f}' for name in ('P', 'R', 'F1', 'N+')]
+    assert [cell.split('±')[0].strip() for cell in rows['**ours, measured here**']] == ours
+    (line,) = (line for line in lines if line.endswith('| difference of F1 |'))
+    other = table['rows'][1]['difference']['F1_top5']
+    found = lines[lines.index(line) + 3].split('|')
+    assert found[1].strip() == 'a\\' and found[-2].strip().startswith(f'{other["mean"]:+.2f} (')
+    with (tmp_path / 'corel.csv').open() as file:
+        found = {row['name']: row for row in csv.DictReader(file)}
+    assert found['2PKNN (Verma and Jawahar, ECCV 2012)']['N+_top5'] == '177' and found['ours']['N+_top5']
+    assert found['2PKNN (Verma and Jawahar, ECCV 2012)']['figures_of'].startswith('published, ')
+
+
+def test_published_f1_is_the_harmonic_mean_that_it_is_defined_as():
+    for part in tables.read_published().values():
+        for name, p, r, f1, found in part['rows']:
+            assert f1 == pytest.approx(2 * p * r / (p + r), abs=0.06), name
+            assert 0 < found <= 260, name
+
+
+def test_a_subset_is_not_taken_for_the_data_of_its_name():
+    """Neither of the paper's nor of others."""
+    table = made_up_table('voc2012')
+    table['data'] = {**table['data'], 'name': 'VOC 2012 subset (1,984/2,001)'}
+    compare.lay_beside(table)
+    lines = '\n'.join(tables._paper_tables(table))
+    assert lines.count('of other data than VOC 2012 subset') == 3 and 'measured here**' not in lines
+    assert table['published'] == {}
 
 
 def test_the_papers_figures_stand_beside_those_of_the_same_data_and_are_marked(tmp_path):
@@ -257,7 +368,8 @@ def test_what_the_runs_have_started_from_is_told(tmp_path, changes, start):
 
 def test_runs_that_were_measured_on_other_pictures_make_no_table():
     variant = tables.Variant('ours', 'ours')
-    for other in (made_up(81, num_images=39), made_up(81, seed=1), made_up(81, data='voc2012')):
+    others = made_up(81, num_images=39), made_up(81, seed=1), made_up(81, data='voc2012'), made_up(81, top_k=5)
+    for other in others:
         with pytest.raises(InputError, match='was not measured on the same pictures'):
             tables.tabulate([(variant, [made_up(80), other])], 'ours', {'rows': [{}]})
 

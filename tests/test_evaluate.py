@@ -194,10 +194,37 @@ def test_a_table_is_measured_by_the_labels_that_the_model_knows(table_root, monk
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
     table_of(table_root, *labels)
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'output': output}
-    run(monkeypatch, model=model, **settings)
+    run(monkeypatch, model=model, top_k=5, **settings)
     found = json.loads(output.read_text())
+    # All labels are predicted in each image: recall is 100, and precision the share of images that have the label.
+    positives = [label['num_positives'] for label in found['labels'].values() if label['num_positives']]
+    top = {key: found['top'][key] for key in ('k', 'num_labels', 'P', 'R', 'N+')}
+    assert top == {'k': 5, 'num_labels': 2, 'P': pytest.approx(100 * np.mean(positives) / 4), 'R': 100, 'N+': 2}
     assert list(found['labels']) == measured and found['labels_left_out'] == left_out
     assert found['num_images'] == 4 and found['labels']['cat']['num_positives'] == sum('cat' in row for row in labels)
+
+
+def test_ignored_labels_take_no_part_in_the_metrics(table_root, monkeypatch, capsys):
+    """As if the data did not have them: neither in mAP nor among the labels of highest probability."""
+    model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
+    table_of(table_root, 'cat|tv', 'dog', 'cat|dog', 'tv')
+    settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'output': output, 'top_k': 1}
+    scores = table_root / 'scores.parquet'
+    run(monkeypatch, model=model, data__ignore_labels='[cat]', scores=scores, **settings)
+    printed = capsys.readouterr().out
+    assert 'mAP all-points over 2 of 3 labels' in printed and 'data.blank' not in printed
+    found, table = json.loads(output.read_text()), pq.read_table(scores)
+    truth = {'dog': np.array([0, 1, 1, 0]), 'tv': np.array([1, 0, 0, 1])}
+    ap = {name: 100 * average_precision_score(present, table[name].to_numpy()) for name, present in truth.items()}
+    aps = {name: label['AP'] for name, label in found['labels'].items()}
+    assert aps.pop('cat') is None and aps == pytest.approx(ap)
+    assert found['measures']['mAP'] == pytest.approx(np.mean(list(ap.values())))
+    is_dog = table['dog'].to_numpy() >= table['tv'].to_numpy()
+    correct = np.where(is_dog, truth['dog'], truth['tv'])
+    assert found['top']['OP'] == pytest.approx(100 * correct.mean()) and found['top']['num_labels'] == 2
+    assert found['data']['ignore_labels'] == ['cat']
+    with pytest.raises(InputError, match="unknown label in data.ignore_labels 'catt': did you mean cat?"):
+        run(monkeypatch, model=model, data__ignore_labels='[catt]', **settings)
 
 
 def test_labels_that_are_not_shared_are_refused(table_root, monkeypatch):
@@ -230,13 +257,14 @@ def test_labels_that_do_not_count_are_named_before_and_in_the_results(table_root
     scores = table_root / 'scores.parquet'
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'scores': scores}
     run(monkeypatch, model=model, output=output, fit_thresholds='true', **settings)
-    labels, warning, line, stored = capsys.readouterr().out.splitlines()
+    labels, warning, line, top, stored = capsys.readouterr().out.splitlines()
     assert labels == 'labels: 3 columns (cat, dog, owl)' and warning == (
         'warning: test: 2 of 3 labels are left out of mAP and of fitted thresholds: 1 without an absent entry [dog],'
         ' 1 without a positive [owl]; if -1 or blank means absent in the data, set data.minus_one or data.blank to'
         ' absent.'
     )
     assert 'over 1 of 3 labels (1 without an absent entry, 1 without a positive), 1 of them with fewer than 5' in line
+    assert top.startswith('top 3: CF1 ') and top.endswith('  N+ 2  (P, R and N+ over 2 labels with a positive)')
     found, table = json.loads(output.read_text()), pq.read_table(scores)
     ap = 100 * average_precision_score([1, 0, 1, 0, 0], table['cat'].to_numpy())
     assert found['measures']['mAP'] == found['labels']['cat']['AP'] == pytest.approx(ap)
@@ -336,6 +364,8 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
         (['--scores={tmp}/file/s.parquet'], 'scores is {tmp}/file/s.parquet: nothing can be written to {tmp}/file'),
         (['--output=/proc/r.json'], 'output is /proc/r.json: nothing can be written to /proc ('),
         (['--ap=voc12'], "unknown ap 'voc12': did you mean voc11?"),
+        (['--top_k=0'], 'top_k is 0: must be at least 1.'),
+        (['--top_k=2.5'], 'top_k'),
         (['--threshold=1'], 'threshold is 1.0: must be a probability'),
         (['--data.name=coco'], "unknown data.name 'coco': did you mean coco2017?"),
         (['--data.split=trainval'], "unknown data.split of scenes 'trainval': did you mean train?"),

@@ -365,6 +365,50 @@ def test_top3_is_a_stable_sort_of_each_image():
     assert [top[f'{name}_top3'] for name in NAMES] == [plain[name] for name in NAMES]
 
 
+def test_annotation_at_any_number_of_labels_by_hand():
+    """Two labels for each image, with a label that is never present and one that is never predicted."""
+    scores = np.array([[0.9, 0.8, 0.1, 0.0, 0.7], [0.9, 0.1, 0.8, 0.0, 0.7], [0.2, 0.9, 0.8, 0.0, 0.1]])
+    targets = np.array([[1, 0, 0, 0, 0], [1, 0, 0, 1, 0], [1, 0, 1, 0, 0]])
+    # Predicted: 0 and 1, 0 and 2, 1 and 2. Of labels 0, 2 and 3, which are present, right: 2, 1, 0; predicted: 2, 2, 0;
+    # present: 3, 1, 1. Label 0 is present in all images: it has no AP, and counts here.
+    result = evaluate(scores, targets, top_k=2)
+    p, r = (2 / 2 + 1 / 2 + 0) / 3, (2 / 3 + 1 / 1 + 0) / 3
+    assert result['P_top2'] / 100 == pytest.approx(p, abs=1e-12)
+    assert result['R_top2'] / 100 == pytest.approx(r, abs=1e-12)
+    assert result['F1_top2'] / 100 == pytest.approx(2 * p * r / (p + r), abs=1e-12)
+    assert (result['N+_top2'], result['top_k'], result['num_labels_counted']) == (2, 2, 2)
+    assert not any(name.endswith('_top3') for name in result)
+    # What is ignored is neither present nor predicted, and takes no place: predicted are 0 and 1, 0 and 4, 1 and 0. Of
+    # labels 0 and 3, which are present, right: 3, 0.
+    ignore = np.zeros_like(targets, bool)
+    ignore[1, 2] = ignore[2, 2] = True
+    result = evaluate(scores, targets, ignore, top_k=2)
+    assert (result['P_top2'], result['R_top2'], result['N+_top2']) == (50, 50, 1)
+
+
+@given(st.integers(1, 9), st.integers(0, 2**32 - 1))
+def test_annotation_is_scikit_learns_over_the_labels_that_are_present(top_k, seed):
+    rng = np.random.default_rng(seed)
+    scores, targets = rng.random((12, 7)), rng.random((12, 7)) < 0.15
+    targets[0, :2] = [True, False]  # one counts
+    targets[1, 0] = False
+    result = evaluate(scores, targets, top_k=top_k)
+    predicted = scores.argsort(1).argsort(1) >= 7 - top_k
+    average = {'average': 'macro', 'labels': np.flatnonzero(targets.any(0)), 'zero_division': 0}
+    p, r = precision_score(targets, predicted, **average), recall_score(targets, predicted, **average)
+    assert (result[f'P_top{top_k}'] / 100, result[f'R_top{top_k}'] / 100) == pytest.approx((p, r), abs=1e-12)
+    assert result[f'F1_top{top_k}'] / 100 == pytest.approx(2 * p * r / (p + r) if p + r else 0, abs=1e-12)
+    assert result[f'N+_top{top_k}'] == (recall_score(targets, predicted, average=None, zero_division=0) > 0).sum()
+    plain = evaluate(predicted.astype(float), targets)
+    assert [result[f'{name}_top{top_k}'] for name in NAMES] == [plain[name] for name in NAMES]
+
+
+@pytest.mark.parametrize('top_k', [0, -1, 2.5, None])
+def test_a_number_of_labels_that_is_none_is_refused(top_k):
+    with pytest.raises(ValueError, match=f'top_k is {top_k}: must be a whole number'):
+        evaluate(np.array([[0.1], [0.2]]), np.array([[1], [0]]), top_k=top_k)
+
+
 def test_two_labels_are_both_among_the_three():
     result = evaluate(np.array([[0.1, 0.0], [0.1, 0.0]]), np.array([[1, 0], [0, 0]]))
     assert (result['OP_top3'], result['OR_top3']) == (25, 100)

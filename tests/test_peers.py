@@ -181,6 +181,21 @@ def test_parameter_counts(labels):
         assert count(timm.create_model(name, num_classes=labels, device='meta')) == backbone + head
 
 
+@pytest.mark.parametrize('labels', [20, 374])
+def test_lite0_variants_are_narrow_heads_on_the_preprocessing_of_their_backbone(labels):
+    last = 1280 * 320 + 2 * 1280  # of the last convolution and its norm, which no map needs
+    whole = timm.create_model('tf_efficientnet_lite0', num_classes=0, device='meta')
+    q2l = (320 * 128 + 128) + 3 * layer_parameters(128, 512) + 2 * 128 + labels * 128 + labels * (128 + 1)
+    queries = min(labels, 100)
+    mldecoder = (320 * 128 + 128) + 2 * 128 + layer_parameters(128, 512)
+    mldecoder += queries * math.ceil(labels / queries) * 128 + labels
+    for name, head in (('q2l_efficientnet_lite0', q2l), ('mldecoder_efficientnet_lite0', mldecoder)):
+        assert count(timm.create_model(name, num_classes=labels, device='meta')) == count(whole) - last + head
+        cfg = timm.get_pretrained_cfg(name)
+        assert (cfg.input_size, cfg.interpolation, cfg.crop_mode) == ((3, 224, 224), 'bicubic', 'squash')
+        assert cfg.mean == cfg.std == (0.5, 0.5, 0.5)
+
+
 @pytest.mark.parametrize('name', timm.list_models(module='peers'))
 def test_configurations_speak_of_the_backbone(name):
     model = timm.create_model(name, device='meta')

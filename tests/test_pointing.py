@@ -5,16 +5,16 @@ import sys
 
 import datasets
 import numpy as np
-import pointing
 import pytest
 import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from grad_cam import grad_cam
 from PIL import Image
 from test_explain import COLOURS, PLACES, seer_of_colours
 
+import pointing
+from grad_cam import grad_cam
 from msff_timm.data.voc_files import VocBoxes
 from msff_timm.errors import InputError
 from msff_timm.explain import smooth_map

@@ -100,6 +100,10 @@ def test_a_report_says_what_was_measured_and_all_of_it_is_in_the_results(tmp_pat
     assert 'averaged weights of epoch 2 on scenes validation (40 images, mAP all-points over 12 labels, ' in text
     assert '| raw weights | 12.34 | 12.34 |' in text
     assert f'top 3 | – | {measures["CP_top3"]:.2f} |' in text
+    assert (
+        f'The top 3: CF1 {measures["CF1_top3"]:.2f}  OF1 {measures["OF1_top3"]:.2f}  P {measures["P_top3"]:.2f}' in text
+    )
+    assert f'N+ {measures["N+_top3"]}  (P, R and N+ over 12 labels with a positive).' in text
 
     areas = [area for row in dataset for area in row['area']]
     bands = ('small', 0, 0.01), ('medium', 0.01, 0.1), ('large', 0.1, 2)

@@ -31,6 +31,7 @@ from train import Run, check_trainable, load_data
 ROOT = Path(__file__).parents[1]
 TINY = ['--data.train_size=32', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
 SUMMARY = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
+ANNOTATION = ('P', 'R', 'F1', 'N+')
 
 
 def results(folder: Path) -> dict:
@@ -47,7 +48,7 @@ def test_a_run_leaves_weights_config_results_and_curves(trained):
     assert run['data'] == {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'}
     definitions = {key: run['definitions'][key] for key in ('mAP', 'threshold', 'unit')}
     assert definitions == {'mAP': 'all-points', 'threshold': 0.5, 'unit': 'percent'}
-    assert run['unreadable'] == [] and set(run['top3']) == set(SUMMARY[1:])
+    assert run['unreadable'] == [] and set(run['top']) == {'k', 'num_labels', *SUMMARY[1:], *ANNOTATION}
     assert set(run['measures']) == set(run['raw_weights']) - {'epoch'} == set(SUMMARY) and len(run['labels']) == 12
     assert run['measures'] != run['raw_weights']
     assert [entry['epoch'] for entry in run['history']] == [1, 2]
@@ -129,7 +130,7 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_a
         assert (
             one['num_images'] == several['num_images'] == 33
         )  # 2 and 3 processes repeat pictures to fill their batches
-        same = ('measures', 'top3', 'mAP_by_size', 'labels', 'num_labels_counted')
+        same = ('measures', 'top', 'mAP_by_size', 'labels', 'num_labels_counted')
         assert {key: several[key] for key in same} == {key: one[key] for key in same}
     assert one['measures'] == pytest.approx(results(trained)['measures'], abs=1e-6)
 

@@ -2,12 +2,13 @@
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import timm
 import torch
 from accelerate.utils import LoggerType
@@ -32,6 +33,7 @@ __all__ = [
     'OptimConfig',
     'TrainConfig',
     'VariantsConfig',
+    'flatten',
     'parse',
 ]
 
@@ -53,6 +55,8 @@ DECIDED = {
 }
 # Settings of training that differ between variants, or that several runs cannot share
 OF_A_VARIANT = ('output', 'overwrite', 'resume', 'force', 'seed', 'push_to', 'push_private', 'model.name', 'model.args')
+# Settings that rows of a comparison share: others would be evaluated on other images, or start from other weights
+OF_ALL_ROWS = ('data', 'top_k', 'model.backbone_pretrained', 'model.backbone_from', 'model.init_from')
 LARGEST_SEED = 2**31 - 1  # NumPy's seeds have 32 bits, and each process adds its number
 TABLES = ('4', '5', '6', '7', 'fig5')
 
@@ -154,6 +158,7 @@ class SourceConfig:
             evaluation for the model's own.
         minus_one: Meaning of -1 in a column for one label: unannotated (masked) or absent.
         blank: Meaning of an empty cell in a column for one label: unannotated (masked) or absent.
+        ignore_labels: Labels that metrics leave out, e.g. those that no training image has; null for none.
     """
 
     name: str = 'scenes'
@@ -168,6 +173,7 @@ class SourceConfig:
     label_names: list[str] | None = None
     minus_one: str = 'unannotated'
     blank: str = 'unannotated'
+    ignore_labels: list[str] | None = None
 
     def validate(self, **splits: str) -> None:
         """Checks what can be checked without a look at the data.
@@ -211,6 +217,25 @@ class SourceConfig:
             streaming=streaming,
         )
 
+    def kept_labels(self, label_names: Sequence[str]) -> list[int]:
+        """Returns the numbers of the labels that `ignore_labels` does not name.
+
+        Raises:
+            InputError: It names a label that the data do not have.
+        """
+        ignored = self.ignore_labels or ()
+        for name in ignored:
+            if name not in label_names:
+                raise unknown('label in data.ignore_labels', name, label_names)
+        return [number for number, name in enumerate(label_names) if name not in ignored]
+
+    def without_ignored(self, targets: np.ndarray, label_names: Sequence[str]) -> np.ndarray:
+        """Masks in targets (N, K) the labels that `ignore_labels` names."""
+        kept = self.kept_labels(label_names)
+        masked = np.full_like(targets, -1)
+        masked[:, kept] = targets[:, kept]
+        return masked
+
     @property
     def masking(self) -> str | None:
         """Name of the data set, where a setting decides what is masked in it; None where that is absent already."""
@@ -232,6 +257,8 @@ class SourceConfig:
         if self.name in ('table', 'folder', 'hub'):
             readings = {'minus_one': self.minus_one, 'blank': self.blank}
             choices |= {key: value for key, value in readings.items() if value != 'unannotated'}
+        if self.ignore_labels:
+            choices['ignore_labels'] = self.ignore_labels
         return choices
 
 
@@ -491,6 +518,7 @@ class TrainConfig:
         seed: Of weights, order and augmentation.
         trackers: Of Accelerate: tensorboard, wandb, ...; null for tensorboard where it is installed.
         log_every: Steps between two entries of loss and learning rate.
+        top_k: Number of labels that the top-k metrics predict in each image: 3 as for COCO, 5 as for Corel5k.
         push_to: Where on the Hub the run is published when it is over, ORG/NAME; null for nowhere.
         push_private: Whether a repository that is made for it is private.
     """
@@ -502,6 +530,7 @@ class TrainConfig:
     seed: int = 0
     trackers: list[str] | None = None
     log_every: int = 10
+    top_k: int = 3
     push_to: str | None = None
     push_private: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -516,6 +545,7 @@ class TrainConfig:
             part.validate()
         _seed('seed', self.seed)
         _at_least('log_every', self.log_every, 1)
+        _at_least('top_k', self.top_k, 1)
         for tracker in self.trackers or ():
             _one_of('trackers', tracker, [kind.value for kind in LoggerType if kind != LoggerType.ALL])
         if self.distill.teacher and (self.data.mixup or self.data.cutmix):
@@ -577,6 +607,7 @@ class EvaluateConfig:
         flip: Take the mean of the probabilities of each picture and of its mirror image.
         ap: Definition of average precision: all-points, interpolated (Query2Label, SSGRL) or voc11.
         threshold: A label is predicted above this probability; null for the model's own thresholds.
+        top_k: Number of labels that the top-k metrics predict in each image: 3 as for COCO, 5 as for Corel5k.
         bootstrap: Resamples of the pictures for a 95 % interval of mAP; 0 for none.
         fit_thresholds: Fit a threshold for each label to these pictures and store them in the model's folder.
         submission: Tar file for VOC2012's evaluation server to write instead of measuring; null to measure.
@@ -590,6 +621,7 @@ class EvaluateConfig:
     flip: bool = False
     ap: str = 'all-points'
     threshold: float | None = 0.5
+    top_k: int = 3
     bootstrap: int = 0
     fit_thresholds: bool = False
     submission: str | None = None
@@ -599,6 +631,7 @@ class EvaluateConfig:
         self.data.validate()
         _at_least('batch_size', self.batch_size, 1)
         _at_least('image_size', self.image_size, 32)
+        _at_least('top_k', self.top_k, 1)
         _at_least('bootstrap', self.bootstrap, 0)
         _one_of('ap', self.ap, DEFINITIONS)
         if self.threshold is not None and not 0 <= self.threshold < 1:
@@ -637,6 +670,8 @@ class VariantsConfig:
         settings: Settings of training in place of that file's, `{optim: {epochs: 3}}` say.
         backbone: Plain model that is trained first with each seed, by the settings of that file alone: all backbones of
             that seed's runs start from its weights. Null for none.
+        data_name: Name of the data in tables and figures where `data.name` is that of a larger set, or of none; null
+            for `data.name`.
         seeds: Of the runs of each.
         launch: Arguments of `accelerate launch`, to train in several processes; null to train in one, without it.
         batch_size: Pictures at once where the time of inference is measured.
@@ -647,6 +682,7 @@ class VariantsConfig:
     train: str
     settings: dict[str, Any] = field(default_factory=dict)
     backbone: str | None = None
+    data_name: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     launch: list[str] | None = None
     batch_size: int = 8
@@ -656,12 +692,12 @@ class VariantsConfig:
         check_folder(self.output, 'output')
         if not os.path.isfile(self.train):
             raise InputError(f'train is {self.train}: there is no such file.')
-        for key in _flatten(self.settings):
-            if any(key == own or key.startswith(f'{own}.') for own in OF_A_VARIANT):
+        for key, _ in flatten(self.settings):
+            if _is_one_of(key, OF_A_VARIANT):
                 raise InputError(f'settings has {key}: leave it out, each run has its own.')
         if self.backbone is not None and not timm.is_model(self.backbone):
             raise unknown('backbone', self.backbone, timm.list_models())
-        if self.backbone and 'model.backbone_from' in _flatten(self.settings):
+        if self.backbone and 'model.backbone_from' in dict(flatten(self.settings)):
             raise InputError('settings has model.backbone_from: leave it out, or set backbone to null.')
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f'seeds is {self.seeds}: must be one or more, each once.')
@@ -677,9 +713,12 @@ class CompareConfig(VariantsConfig):
 
     Args:
         models: Any that timm knows, ours among them; the others are compared with the first.
+        rows: Further rows by their names, each a model with arguments, with settings of training in place of those that
+            all share, or both: `{fast: {model: resnet101, args: {}, settings: {optim: {lr: 1e-3}}}}`.
     """
 
     models: list[str]
+    rows: dict[str, Any] = field(default_factory=dict)
 
     def validate(self) -> None:
         super().validate()
@@ -688,6 +727,25 @@ class CompareConfig(VariantsConfig):
         for name in self.models:
             if not timm.is_model(name):
                 raise unknown('model', name, timm.list_models())
+        for name, row in self.rows.items():
+            self._check_row(f'rows.{name}', name, row)
+
+    def _check_row(self, key: str, name: str, row: object) -> None:
+        if name in self.models:
+            raise InputError(f'{key}: {name} is one of models, too; give the row another name.')
+        is_row = isinstance(row, dict) and {'model'} <= row.keys() <= {'model', 'args', 'settings'}
+        kinds = {'model': str, 'args': dict, 'settings': dict}
+        if not is_row or not all(isinstance(value, kinds[part]) for part, value in row.items()):
+            raise InputError(
+                f'{key} is {row}: must be {{model: NAME}}, with args: {{...}} or settings: {{...}} or both.'
+            )
+        if not timm.is_model(row['model']):
+            raise unknown(f'model in {key}', row['model'], timm.list_models())
+        for setting, _ in flatten(row.get('settings', {})):
+            if _is_one_of(setting, OF_A_VARIANT):
+                raise InputError(f'{key}.settings has {setting}: leave it out, each run has its own.')
+            if _is_one_of(setting, OF_ALL_ROWS):
+                raise InputError(f'{key}.settings has {setting}: leave it out, all rows have the same.')
 
 
 @dataclass(kw_only=True)
@@ -709,15 +767,18 @@ class AblateConfig(VariantsConfig):
             raise unknown('msff_* model', self.model, timm.list_models(module='msff'))
 
 
-def _flatten(content: dict) -> Iterator[str]:
-    """Names every setting of a YAML file, `data.root` and the like."""
-    if not isinstance(content, dict):
-        raise InputError(f'settings must be "key: value" lines, not {content!r}.')
+def flatten(content: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Gives every setting of nested ones with its value, `('data.root', '/data')` and the like."""
     for key, value in content.items():
         if isinstance(value, dict):
-            yield from (f'{key}.{inner}' for inner in _flatten(value))
+            yield from flatten(value, f'{prefix}{key}.')
         else:
-            yield str(key)
+            yield f'{prefix}{key}', value
+
+
+def _is_one_of(key: str, settings: Iterable[str]) -> bool:
+    """Returns whether a setting is one of these, or in a section of these."""
+    return any(key == own or key.startswith(f'{own}.') for own in settings)
 
 
 def _at_least(key: str, value: float | None, least: float) -> None:

@@ -30,7 +30,7 @@ from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
 from msff_timm.labels import describe_matches, match_labels, stored_names
 from msff_timm.predict import check_finite
-from report import describe, environment, replace_file, results, write_json
+from report import describe, describe_top, environment, replace_file, results, top_of, write_json
 
 
 def main() -> None:
@@ -62,10 +62,12 @@ def main() -> None:
     if labels.left_out:  # what `score` compares with
         samples.targets = samples.targets[:, labels.rows]
         samples.areas = None if samples.areas is None else samples.areas[:, labels.rows]
+    samples.targets = data.without_ignored(samples.targets, labels.names)
     if config.fit_thresholds and len(dataset) < FOLDS:
         raise InputError(f'fit_thresholds is true: {len(dataset)} images are too few; give at least {FOLDS}.')
     if not config.submission:
-        counts = LabelCounts.of(samples.targets, labels.names, data.masking)
+        kept = data.kept_labels(labels.names)
+        counts = LabelCounts.of(samples.targets[:, kept], [labels.names[k] for k in kept], data.masking)
         counts.check(f'{data.root or data.name}: {data.split}', 'data.split')
         if line := counts.warning(data.split, trains=False):
             accelerator.print(f'warning: {line}')
@@ -85,8 +87,10 @@ def main() -> None:
         return
 
     # Measures
-    measures = measure(scored, len(dataset), ap=config.ap, threshold=threshold, bootstrap=config.bootstrap)
+    options = {'ap': config.ap, 'threshold': threshold, 'bootstrap': config.bootstrap, 'top_k': config.top_k}
+    measures = measure(scored, len(dataset), **options)
     accelerator.print(f'{config.model} on {data.name} {data.split}: {describe(measures, threshold)}')
+    accelerator.print(describe_top(top_of(measures)))
     fitted = fit_thresholds(scored, data.definition(data.split)) if config.fit_thresholds else None
     if accelerator.is_main_process:
         if fitted:

@@ -23,7 +23,6 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from evaluate import share_labels, some, written
-from grad_cam import grad_cam
 from scipy.stats import binomtest
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -31,6 +30,7 @@ from tqdm import tqdm
 import msff_timm.data
 from config import EvalDataConfig, parse
 from engine import make_loader, run_command, share_cores
+from grad_cam import grad_cam
 from msff_timm import hub
 from msff_timm.data.samples import Samples
 from msff_timm.data.transforms import eval_transform

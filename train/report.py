@@ -30,9 +30,11 @@ from msff_timm.data.sheet import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, 
 from msff_timm.metrics import FEW, SIZES
 
 __all__ = [
+    'ANNOTATION',
     'basis_of',
     'command_line',
     'describe',
+    'describe_top',
     'environment',
     'markdown_table',
     'mistakes',
@@ -41,11 +43,13 @@ __all__ = [
     'results',
     'save_figure',
     'summary',
+    'top_of',
     'write_json',
     'write_report',
 ]
 
 SUMMARY = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
+ANNOTATION = ('P', 'R', 'F1', 'N+')
 BANDS = {'small': 'under 1 %', 'medium': 'from 1 % to under 10 %', 'large': 'from 10 %'}  # of the image
 PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'datasets', 'numpy', 'pillow')
 MOST_MISTAKES = 12  # of each kind
@@ -66,7 +70,7 @@ def results(measures: dict, label_names: list[str], threshold: float | list[floa
     return {
         **context,
         'measures': summary(measures),
-        'top3': {name: measures[f'{name}_top3'] for name in SUMMARY[1:]},
+        'top': top_of(measures),
         **optional(measures),
         'definitions': {
             'mAP': measures['ap'],
@@ -123,6 +127,19 @@ def describe(measures: dict, threshold: float | list[float] = 0.5) -> str:
         values = f'{values}  mAP 95 % interval {low:.2f} to {high:.2f}'
     counts = measures['num_positives'], measures['num_negatives']
     return f'{values}  ({_basis(measures["num_images"], *counts, measures["ap"], threshold)})'
+
+
+def top_of(measures: dict) -> dict:
+    """Picks the metrics of the k labels of highest probability, with `k` and the number of labels with a positive."""
+    k, num_labels = measures['top_k'], int((measures['num_positives'] > 0).sum())
+    values = {name: measures[f'{name}_top{k}'] for name in (*SUMMARY[1:], *ANNOTATION)}
+    return {'k': k, 'num_labels': num_labels, **values}
+
+
+def describe_top(top: dict) -> str:
+    """Puts what `top_of` picks into one line."""
+    values = '  '.join(f'{name} {top[name]:.2f}' for name in ('CF1', 'OF1', 'P', 'R', 'F1'))
+    return f'top {top["k"]}: {values}  N+ {top["N+"]}  (P, R and N+ over {top["num_labels"]} labels with a positive)'
 
 
 def _basis(
@@ -322,10 +339,12 @@ def _lines(run: dict) -> Iterator[str]:
     if run.get('raw_weights'):
         epoch = run['raw_weights'].get('epoch')
         rows.append(('raw weights' + (f' of epoch {epoch}' if epoch else ''), run['raw_weights']))
-    rows.append((f'{weights}, top 3', run['top3']))
+    rows.append((f'{weights}, top {run["top"]["k"]}', run['top']))
     yield from markdown_table(
         ['percent', *SUMMARY], [[name, *(_figure(values.get(key)) for key in SUMMARY)] for name, values in rows]
     )
+    yield f'The {describe_top(run["top"])}.'
+    yield ''
     if 'mAP_interval_95' in run:
         low, high = run['mAP_interval_95']
         yield f'95 % interval of mAP, by resampling the images: {low:.2f} to {high:.2f}.'

@@ -19,12 +19,13 @@ from msff_timm.card import escape
 from msff_timm.data.sheet import ends, short
 from msff_timm.errors import InputError
 from msff_timm.metrics import SIZES
-from report import BANDS, basis_of, command_line, markdown_table, replace_file, save_figure, write_json
+from report import ANNOTATION, BANDS, basis_of, command_line, markdown_table, replace_file, save_figure, write_json
 
-__all__ = ['Variant', 'paired_interval', 'read_paper', 'tabulate', 'write_table']
+__all__ = ['Variant', 'paired_interval', 'read_paper', 'read_published', 'tabulate', 'write_table']
 
-PAPER = Path(__file__).parents[1] / 'hub_cards' / 'paper.yaml'
+HUB_CARDS = Path(__file__).parents[1] / 'hub_cards'
 MEASURES = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
+TOP = ('CF1', 'OF1', *ANNOTATION)  # of the labels of highest probability in each image
 BY_SIZE = {size: f'mAP_{size}' for size in SIZES}
 PAPER_COLUMNS = {
     'mAP': ("the paper's mAP (COCO 2014)", '{:.2f}'),
@@ -39,7 +40,12 @@ MARKERS = 'osD^vP*XhH<>'
 
 def read_paper() -> dict:
     """Reads the paper's figures: `table1`, ..., `fig5`, each with `where` it stands and `rows`."""
-    return yaml.safe_load(PAPER.read_text(encoding='utf-8'))
+    return yaml.safe_load((HUB_CARDS / 'paper.yaml').read_text(encoding='utf-8'))
+
+
+def read_published() -> dict:
+    """Reads figures that others than the paper have published, by data set: `source`, `columns`, `rows` and so on."""
+    return yaml.safe_load((HUB_CARDS / 'published.yaml').read_text(encoding='utf-8'))
 
 
 @dataclass(frozen=True)
@@ -51,17 +57,20 @@ class Variant:
         model: Registered name.
         args: Further arguments of the model.
         paper: The paper's figures of the same row, where it has some: `mAP`, `million_parameters`.
+        settings: Settings of its training in place of those that all rows share, `{'optim.lr': 0.002}`.
     """
 
     name: str
     model: str
     args: dict = field(default_factory=dict)
     paper: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
         """Names the folder of its runs: the same for the same model, whichever table asks for it."""
-        args = [f'{key}={json.dumps(value, separators=(",", ":"))}' for key, value in sorted(self.args.items())]
+        own = [*sorted(self.args.items()), *sorted(self.settings.items())]
+        args = [f'{key}={json.dumps(value, separators=(",", ":"))}' for key, value in own]
         return re.sub(r'[^\w.,=-]', '', '-'.join([self.model, *args]))
 
 
@@ -101,10 +110,9 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
     """
     every = [run for _, runs in variants for run in runs]
     _check_alike(every)
-    values = {
-        variant.name: {key: [_measure(run, key) for run in runs] for key in (*MEASURES, *BY_SIZE.values())}
-        for variant, runs in variants
-    }
+    top_k = every[0]['top']['k']
+    keys = (*MEASURES, *(f'{key}_top{top_k}' for key in TOP), *BY_SIZE.values())
+    values = {variant.name: {key: [_measure(run, key) for run in runs] for key in keys} for variant, runs in variants}
     rows = []
     for (variant, runs), cost in zip(variants, speed['rows'], strict=True):
         known = {key: found for key, found in values[variant.name].items() if None not in found}
@@ -114,6 +122,7 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
                 'name': variant.name,
                 'model': variant.model,
                 'args': variant.args,
+                'settings': variant.settings,
                 **cost,
                 'train_peak_bytes': max(run['peak_bytes'] for run in runs),
                 'train_seconds': [run['seconds'] for run in runs],
@@ -134,6 +143,8 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
         'data': first['data'],
         **{key: first[key] for key in ('num_images', 'num_classes', 'num_labels_counted', 'definitions')},
         'basis': basis_of(first),
+        'top_k': top_k,
+        'num_labels_with_a_positive': first['top']['num_labels'],
         'num_positives': {label: found['num_positives'] for label, found in first['labels'].items()},
         'num_positives_by_size': first['num_positives_by_size'],
         'weights': first['weights'],
@@ -161,6 +172,8 @@ def start_of(models: Sequence[dict]) -> str:
 
 
 def _measure(run: dict, key: str) -> float | None:
+    if '_top' in key:
+        return run['top'][key.partition('_')[0]]
     size = key.removeprefix('mAP_')
     return run['mAP_by_size'][size] if size in SIZES else run['measures'][key]
 
@@ -172,7 +185,8 @@ def _distinct(values: Sequence[object]) -> list:
 def _check_alike(runs: Sequence[dict]) -> None:
     def basis_of(run: dict) -> dict:
         counts = {name: (label['num_positives'], label['num_negatives']) for name, label in run['labels'].items()}
-        return {**{key: run[key] for key in ('data', 'num_images', 'definitions', 'weights')}, 'counts': counts}
+        same = {key: run[key] for key in ('data', 'num_images', 'definitions', 'weights')}
+        return {**same, 'counts': counts, 'top_k': run['top']['k']}
 
     for run in runs:
         if basis_of(run) != basis_of(runs[0]):
@@ -200,8 +214,8 @@ def write_table(table: dict, output: Path, name: str) -> None:
 
 
 def _csv(table: dict) -> Iterator[str]:
-    """Gives a line for each row, those of the paper last."""
-    keys = [key for key in (*MEASURES, *BY_SIZE.values()) if key in table['rows'][0]['values']]
+    """Gives a line for each row, those that others have published last."""
+    keys = list(table['rows'][0]['values'])
     lines = []
     for row in table['rows']:
         line = {
@@ -209,6 +223,7 @@ def _csv(table: dict) -> Iterator[str]:
             'name': row['name'],
             'model': row['model'],
             'args': json.dumps(row['args']),
+            'settings': json.dumps(row['settings']),
         }
         line |= {'data': f'{table["data"]["name"]} {table["data"]["split"]}', 'num_images': table['num_images']}
         line['seeds'] = len(table['seeds'])
@@ -217,11 +232,12 @@ def _csv(table: dict) -> Iterator[str]:
             line |= {f'{key}_difference_{end}': (row['difference'] or {}).get(key, {}).get(end) for end in INTERVAL}
         line |= {key: row[key] for key in COST if key in row}
         lines.append(line | {f'paper_{key}': value for key, value in row['paper'].items()})
-    for part in table.get('paper', {}).values():
+    for part in (*table.get('paper', {}).values(), *table.get('published', {}).values()):
+        origin = f'published, {part["source"]}' if 'source' in part else f'the paper, {part["where"]}'
         for name, *values in part['rows']:
             figures = dict(zip(part['columns'], values, strict=True))
-            line = {'figures_of': f'the paper, {part["where"]}', 'name': name, 'data': part['data']}
-            lines.append(line | {key: figures[key] for key in MEASURES if key in figures})
+            line = {'figures_of': origin, 'name': name, 'data': part['data']}
+            lines.append(line | {key: figures[key] for key in (*MEASURES, *keys) if key in figures})
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), lineterminator='\n')
     writer.writeheader()
@@ -248,6 +264,10 @@ def _lines(table: dict, name: str) -> Iterator[str]:
         f'"Difference" is that of mAP from {escape(table["reference"])}, seed by seed: its mean'
         + (f", and its 95 % interval by Student's t with {len(seeds) - 1} degree(s) of freedom." if seeds[1:] else '.')
     )
+    for row in table['rows']:
+        if row['settings']:
+            own = ', '.join(f'{key} {value}' for key, value in row['settings'].items())
+            yield f'{escape(row["name"])} has settings of its own: {escape(own)}.'
     yield ''
     yield from _main_table(table)
     if 'paper_of' in table:
@@ -258,6 +278,7 @@ def _lines(table: dict, name: str) -> Iterator[str]:
         yield ''
     if any(key in row['mean'] for row in table['rows'] for key in BY_SIZE.values()):
         yield from _size_table(table)
+    yield from _top_table(table)
     yield from _cost_table(table)
     yield f'![mAP over cost.]({name}_cost.png)'
     yield ''
@@ -325,6 +346,21 @@ def _size_table(table: dict) -> Iterator[str]:
     yield from markdown_table(['', *(text for size in SIZES for text in (size, 'difference'))], body)
 
 
+def _top_table(table: dict) -> Iterator[str]:
+    k = table['top_k']
+    yield (
+        f'With the {k} labels of highest probability in each image; P and R are means of precision and recall over the'
+        f' {table["num_labels_with_a_positive"]} labels with a positive, F1 is their harmonic mean, and N+ is the'
+        ' number of labels with a recall above 0:'
+    )
+    yield ''
+    body = [
+        [escape(row['name']), *(spread(row, f'{key}_top{k}') for key in TOP), difference(row, f'F1_top{k}')]
+        for row in table['rows']
+    ]
+    yield from markdown_table(['', *TOP, 'difference of F1'], body)
+
+
 def _cost_table(table: dict) -> Iterator[str]:
     speed = table['speed']
     yield '## Cost'
@@ -365,28 +401,37 @@ def _paper_tables(table: dict) -> Iterator[str]:
         if not is_same:
             yield f'They are of other data than {escape(table["data"]["name"])}: not to be compared with those above.'
         yield ''
-        body = []
-        if is_same:
-            body = [
-                [f'**{escape(row["name"])}, measured here**', *_as_the_paper(table, row, columns)]
-                for row in table['rows']
-            ]
-        for name, *values in part['rows']:
-            figures = dict(zip(part['columns'], values, strict=True))
-            body.append([f'{escape(name)} (paper)', *('–' if figures[c] is None else f'{figures[c]}' for c in columns)])
-        yield from markdown_table(['', *map(escape, columns)], body)
+        yield from _beside(table, part, columns, 'paper', is_same)
+    for part in table.get('published', {}).values():
+        yield f'## Published figures: {escape(part["data"])}'
+        yield ''
+        yield f'From {escape(part["source"])}: figures of others; none was measured here ({escape(part["note"])}).'
+        yield ''
+        yield from _beside(table, part, part['columns'], 'published', True)
 
 
-def _as_the_paper(table: dict, row: dict, columns: Sequence[str]) -> Iterator[str]:
-    """Gives a row of ours in the columns of a table of the paper."""
+def _beside(table: dict, part: dict, columns: Sequence[str], origin: str, is_same: bool) -> Iterator[str]:
+    """Gives rows of ours, where they are of the same data, and those of others, which are marked."""
+    body = []
+    if is_same:
+        for row in table['rows']:
+            body.append([f'**{escape(row["name"])}, measured here**', *_in_columns(table, row, columns)])
+    for name, *values in part['rows']:
+        figures = dict(zip(part['columns'], values, strict=True))
+        body.append([f'{escape(name)} ({origin})', *('–' if figures[c] is None else f'{figures[c]}' for c in columns)])
+    yield from markdown_table(['', *(escape(column.replace('_top', ', top ')) for column in columns)], body)
+
+
+def _in_columns(table: dict, row: dict, columns: Sequence[str]) -> Iterator[str]:
+    """Gives a row of ours in the columns of a table of others."""
     for column in columns:
         if column == 'pixels':
             yield str(table['recipe']['data']['image_size'])
-        elif column in MEASURES:
-            yield spread(row, column)
-        else:
-            found = [value for value in row['AP'].get(column, []) if value is not None]
+        elif column in row['AP']:
+            found = [value for value in row['AP'][column] if value is not None]
             yield f'{np.mean(found):.1f}' if found else '–'
+        else:
+            yield spread(row, column)
 
 
 def _draw_cost(table: dict) -> Figure:

@@ -250,6 +250,7 @@ class Run:
         # Where the run is
         self.checkpoints.register(model, ema.module, optimizer, schedule)
         eval_samples = Samples(self.eval_set, eval_transform(self.data_config, as_bytes=True))
+        eval_samples.targets = data.without_ignored(eval_samples.targets, self.label_names)
         self.check_labels(eval_samples, data.eval_split, trains=False)
         prints = {'eval': fingerprint(eval_samples.targets, self.eval_set['image_id'][:])}
         self.transform = train_transform(self.data_config, **data.augmentation)
@@ -339,7 +340,8 @@ class Run:
             InputError: None counts in the split that is evaluated on.
         """
         data = self.config.data
-        counts = LabelCounts.of(samples.targets, self.label_names, data.masking)
+        kept = data.kept_labels(self.label_names)
+        counts = LabelCounts.of(samples.targets[:, kept], [self.label_names[k] for k in kept], data.masking)
         if not trains:
             counts.check(f'{data.root or data.name}: {split}', 'data.eval_split')
         if line := counts.warning(split, trains):
@@ -538,7 +540,7 @@ class Run:
         scored = score(
             accelerator, nn.Sequential(learner.normalize, OnMaps(learner.ema.module)), self.eval_loader, self.stop
         )
-        measures = measure(scored, len(self.eval_set))
+        measures = measure(scored, len(self.eval_set), top_k=config.top_k)
         loss, grad_norm = (total / self.steps for total in progress.losses)
         trained = {'epoch': progress.epoch, 'loss': loss, 'grad_norm': grad_norm}
         progress.history.append({**trained, 'lr': learner.schedule.get_last_lr()[-1], **summary(measures)})

@@ -118,6 +118,8 @@ def compare(
     size, num_classes = runs[-1].config.data.image_size, found[0][1][0]['num_classes']
     speed = measure_speed(variants, num_classes, size, config.batch_size, config.turns, reference, stop)
     table = {'title': title, **tabulate(found, reference, speed)}
+    if config.data_name:
+        table['data'] = {**table['data'], 'name': config.data_name}
     if more is not None:
         more(table)
     write_table(table, Path(config.output), name)
@@ -151,7 +153,8 @@ def plan(config: VariantsConfig, variants: Sequence[Variant]) -> list[Run]:
             if recipe.model.backbone_pretrained and variant.model not in hub.list_models():
                 # A plain model is all backbone: it starts from the weights that the others' backbones start from.
                 own['model'] |= {'backbone_pretrained': False, 'init_from': variant.model}
-            argv = [*shared, *start, *_arguments(own), f'--model.args={json.dumps(variant.args)}']
+            argv = [*shared, *start, *_arguments(variant.settings), *_arguments(own)]
+            argv.append(f'--model.args={json.dumps(variant.args)}')
             runs.append(Run(variant, parse(TrainConfig, argv), argv))
             runs[-1].results()
     return runs
