@@ -40,7 +40,7 @@ DATASETS = {
 }
 # The settings of a run that are its recipe. None of them is a path, a command or an address.
 RECIPE = {
-    'model': 'args drop_rate batch_norm',
+    'model': 'args drop_rate batch_norm freeze unfreeze_epochs',
     'data': 'train_size eval_size keep_unlabelled difficult missing minus_one blank image_size hflip crop_scale'
     ' crop_ratio rand_augment color_jitter cutout mixup cutmix',
     'optim': 'epochs batch_size lr schedule warmup backbone_lr layer_decay weight_decay clip_grad loss gamma_pos'

@@ -136,8 +136,8 @@ def test_the_weights_of_a_cached_run_give_its_results_from_pixels(undisturbed):
     ['msff_test_resnet', *(pytest.param(n, marks=pytest.mark.slow) for n in ('mldecoder_test_resnet', 'test_resnet'))],
 )
 def test_a_cached_run_is_as_one_that_computes_the_maps_in_each_step(tmp_path, monkeypatch, capsys, name):
-    """In float32, with dropout in the head, which draws the same random numbers in both."""
-    settings = {'model.name': name, 'optim.epochs': 2, 'model.channels_last': name != 'test_resnet'}
+    """In float32, with mirror images and with dropout in the head, which draw the same random numbers in both."""
+    settings = {'model.name': name, 'optim.epochs': 2, 'data.hflip': 0.5, 'model.channels_last': name != 'test_resnet'}
     monkeypatch.setattr(features, 'DTYPES', ('float32',))
     run(tmp_path / 'cached', **settings)
     assert 'MB of float32, computed in ' in capsys.readouterr().out
@@ -201,6 +201,9 @@ def test_a_signal_while_features_are_computed_stops_the_run(tmp_path):
         ({'data.rand_augment': 'rand-m9'}, ['data.rand_augment rand-m9']),
         ({'data.cutout': 0.5, 'data.mixup': 0.2}, ['data.cutout 0.5', 'data.mixup 0.2']),
         ({'data.cutmix': 1.0}, ['data.cutmix 1.0']),
+        ({'data.hflip': 0.5}, []),
+        ({'data.crop_scale': '[0.5, 1.0]'}, ['data.crop_scale [0.5, 1.0]']),
+        ({'data.color_jitter': 0.4}, ['data.color_jitter 0.4']),
         ({'data.streaming': 'true'}, ['data.streaming true']),
         ({'distill.teacher': 'msff_test_resnet'}, ['distill.teacher']),
     ],

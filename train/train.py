@@ -264,7 +264,7 @@ class Run:
         self.about = about_run(config, self.label_names, prints)
         self.caches = config.model.freeze == 'backbone' and not obstacles(config)
         if self.caches:
-            share_cores(accelerator, 0)  # no loader works beside the training
+            share_cores(accelerator, 0)  # no loader works beside the training, and little beside the caching
         self.progress = self.checkpoints.load(found, self.about, config.force) if found else Progress()
         self.seconds_before = self.progress.seconds
 
@@ -416,7 +416,6 @@ class Run:
         )
         about = {key: self.data_config[key] for key in ('input_size', 'interpolation', 'mean', 'std')}
         about |= {'model': config.model.name, 'args': config.model.args, 'data': self.about['data']}
-        share_cores(accelerator, data.workers)
         try:
             accelerator.print(cache.fill(2 * self.per_pass, data.workers, self.stop, about))
         except NotCached as e:
@@ -425,7 +424,6 @@ class Run:
                 f"{cache.folder}: the frozen backbone's maps are not cached ({e}): it computes them in each step."
             )
             return None
-        share_cores(accelerator, 0)
         Unreadable(self.num_pictures, self.progress.unreadable).add(cache.unreadable)
         learner.normalize, learner.channels_last = cache.to_maps, False
         train_samples = cache.samples('training', hflip, config.seed)
