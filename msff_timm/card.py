@@ -305,7 +305,7 @@ def _top(top: dict) -> dict:
     """Picks what the card tells of the labels of highest probability in each image, apart from the table."""
     found = {'k': _whole(top.get('k', 3), 'k')}
     if 'N+' in top:
-        found |= {key: _percent(top[key], key) for key in ('P', 'R', 'F1')}
+        found |= {key: _number(top[key], key, 100) for key in ('P', 'R', 'F1')}
         found |= {'num_found': _whole(top['N+'], 'N+'), 'num_labels': _whole(top['num_labels'], 'num_labels')}
     return found
 
