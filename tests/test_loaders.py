@@ -1,3 +1,4 @@
+import platform
 import random
 import subprocess
 import sys
@@ -119,3 +120,21 @@ def test_threads_that_wait_sleep_unless_the_user_has_it_otherwise():
     for environment, policy in (({}, 'passive'), ({'OMP_WAIT_POLICY': 'active'}, 'active')):
         ended = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
         assert ended.stdout == f'{policy} False\n'
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='sets how glibc keeps memory')
+def test_freed_memory_is_used_again_unless_the_user_has_it_otherwise():
+    script = f'import sys; sys.path.insert(0, {str(Path(train.__file__).parent)!r}); import interruption\n'
+    script += """
+import numpy as np, resource
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(2**21)
+before = faults()
+for _ in range(50): np.ones(2**21)
+print(faults() - before)
+"""
+    kept, given_back = (
+        int(subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True).stdout)
+        for environment in ({}, {'MALLOC_MMAP_THRESHOLD_': '131072'})
+    )
+    assert given_back >= 50 * 8 > 20 > kept  # pages of the system, of at most 2 MB, in each 16 MB
