@@ -35,7 +35,7 @@ __all__ = [
     'set_thresholds',
 ]
 
-DEFAULT_MODEL = 'msff_test_resnet'  # whose weights the package brings
+DEFAULT_MODEL = 'msff_efficientnet_lite0'  # whose weights the package brings
 LONGEST = 600  # characters of a reason: PyTorch names each tensor that does not fit
 
 

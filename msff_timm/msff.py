@@ -362,11 +362,8 @@ def _cfg(url: str = '', **kwargs) -> dict:
     }
 
 
-def _lite_cfg(**kwargs) -> dict:
-    """Configures a model on EfficientNet-Lite."""
-    of_backbone = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
-    small = dict(input_size=(3, 224, 224), pool_size=(14, 14), first_conv='backbone.conv_stem')
-    return _cfg(**{**of_backbone, **small, **kwargs})
+# What a backbone of EfficientNet-Lite expects
+LITE = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic', first_conv='backbone.conv_stem')
 
 
 def _published(name: str, label_names: Sequence[str], **kwargs) -> dict:
@@ -391,8 +388,15 @@ default_cfgs = generate_default_cfgs(
         'msff_convnext_tiny.untrained': _cfg(first_conv='backbone.stem_0'),
         'msff_davit_tiny.untrained': _cfg(first_conv='backbone.stem.conv'),
         'msff_efficientnet_b0.untrained': _cfg(first_conv='backbone.conv_stem'),
-        'msff_efficientnet_lite2.untrained': _lite_cfg(input_size=(3, 320, 320), pool_size=(20, 20)),
-        'msff_efficientnet_lite0.untrained': _lite_cfg(),
+        'msff_efficientnet_lite2.untrained': _cfg(input_size=(3, 320, 320), pool_size=(20, 20), **LITE),
+        'msff_efficientnet_lite0.voc2012_subset': _published(
+            'msff_efficientnet_lite0.voc2012_subset',
+            VOC_LABELS,
+            file=str(WEIGHTS / 'msff_efficientnet_lite0.voc2012_subset' / 'model.safetensors'),
+            input_size=(3, 320, 320),
+            pool_size=(20, 20),
+            **LITE,
+        ),
         'msff_mobilenetv4_small.untrained': _cfg(
             input_size=(3, 224, 224), pool_size=(14, 14), first_conv='backbone.conv_stem'
         ),

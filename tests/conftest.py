@@ -29,6 +29,15 @@ def coco_root() -> Path:
 
 
 @pytest.fixture(scope='session')
+def voc_root() -> Path:
+    """The folder VOCdevkit of 3,985 real photos of VOC 2012, where it is at hand."""
+    root = Path(os.environ.get('MSFF_VOC_ROOT', ROOT.parent / 'shared' / 'data' / 'voc2012_subset' / 'VOCdevkit'))
+    if not root.is_dir():
+        pytest.skip(f'no photos at {root}; set MSFF_VOC_ROOT')
+    return root
+
+
+@pytest.fixture(scope='session')
 def cases() -> Path:
     """The folder of small files that users of such tools have, where it is at hand."""
     root = Path(os.environ.get('MSFF_CASES_ROOT', ROOT.parent / 'shared' / 'cases'))

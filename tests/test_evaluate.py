@@ -48,7 +48,7 @@ def run(monkeypatch, **settings):
 
 
 @pytest.fixture
-def voc_root(tmp_path, monkeypatch):
+def drawn_voc(tmp_path, monkeypatch):
     """VOC2012's layout: a split val with a dog that is difficult only, and a test split without labels."""
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     base, rng = tmp_path / 'VOCdevkit' / 'VOC2012', np.random.default_rng(0)
@@ -90,9 +90,9 @@ def probabilities(folder, base, ids):
         ]
 
 
-def test_coco_weights_are_measured_on_voc_by_two_processes(script, voc_root, tmp_path, monkeypatch):
+def test_coco_weights_are_measured_on_voc_by_two_processes(script, drawn_voc, tmp_path, monkeypatch):
     """Against scikit-learn, and F1 by hand: mapped labels, difficult ones, mirror images, own thresholds, scores."""
-    base, ids, states = voc_root
+    base, ids, states = drawn_voc
     label_names = [name for name in COCO if name not in ('sheep', 'tv')]
     per_class = np.linspace(0.3, 0.7, len(label_names)).tolist()
     model = make_model(tmp_path / 'model', label_names, own_thresholds={'per_class': per_class})
@@ -133,8 +133,8 @@ def test_coco_weights_are_measured_on_voc_by_two_processes(script, voc_root, tmp
     assert len(measured['devices']) == 2
 
 
-def test_a_submission_needs_all_of_vocs_classes(voc_root, tmp_path, monkeypatch, capsys):
-    base, ids, _ = voc_root
+def test_a_submission_needs_all_of_vocs_classes(drawn_voc, tmp_path, monkeypatch, capsys):
+    base, ids, _ = drawn_voc
     settings = {'data__name': 'voc2012', 'data__root': base, 'data__split': 'test'}
     settings |= {'submission': tmp_path / 'results.tar', 'image_size': 48}
     lacking = make_model(tmp_path / 'lacking', [name for name in COCO if name != 'couch'])

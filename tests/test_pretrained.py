@@ -30,11 +30,13 @@ TAGS = {
     'msff_resnet101.coco2014_576': (COCO_LABELS, 576),
     'msff_resnet101.voc2007_448': (VOC_LABELS, 448),
     'msff_resnet101.voc2012_448': (VOC_LABELS, 448),
+    'msff_efficientnet_lite0.voc2012_subset': (VOC_LABELS, 320),
     'msff_test_resnet.scenes': (scenes.LABEL_NAMES, 96),
 }
 TAG = 'msff_test_resnet.scenes'  # brings its weights along; without them, what the Hub has is small enough for tests
 ON_HUB = {'file': None}
 THRESHOLDS = [k / 16 for k in range(12)]
+PHOTOS = 'msff_efficientnet_lite0.voc2012_subset'  # brings its weights, too
 RESULTS = Path(__file__).parents[1] / 'hub_cards' / 'results' / f'{TAG}.json'
 
 
@@ -61,8 +63,11 @@ def test_a_tag_tells_labels_preprocessing_licence_and_origin(name):
     assert cfg.hf_hub_id == f'{msff.HUB_NAMESPACE}/{name}' and cfg.label_names == label_names
     assert cfg.num_classes == len(label_names) and cfg.input_size == (3, side, side)
     assert cfg.pool_size == (side // 16, side // 16)
-    assert (cfg.crop_mode, cfg.crop_pct, cfg.interpolation) == ('squash', 1.0, 'bilinear')
-    backbone = timm.get_pretrained_cfg('test_resnet' if 'test' in name else 'resnet101')
+    is_lite = 'lite0' in name
+    interpolation = 'bicubic' if is_lite else 'bilinear'
+    assert (cfg.crop_mode, cfg.crop_pct, cfg.interpolation) == ('squash', 1.0, interpolation)
+    backbone = 'test_resnet' if 'test' in name else 'tf_efficientnet_lite0' if is_lite else 'resnet101'
+    backbone = timm.get_pretrained_cfg(backbone)
     assert (cfg.mean, cfg.std) == (backbone.mean, backbone.std)
     assert cfg.license == 'apache-2.0' and cfg.paper_ids == 'doi:10.32604/cmc.2025.059102'
     assert timm.is_model_pretrained(name) and name in timm.list_pretrained('msff_*')
@@ -247,3 +252,45 @@ def test_what_the_package_brings_is_used_and_trained_on_like_any_other(tmp_path,
         assert fine(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
     hub.save(fine, tmp_path, ['a', 'b', 'c'], timm.data.resolve_model_data_config(fine))
     assert 'weights' not in (tmp_path / 'config.json').read_text()
+
+
+@pytest.mark.parametrize(('image_id', 'labels'), [('2008_003607', {'dog', 'sofa'}), ('2008_004774', {'dog', 'person'})])
+def test_the_model_of_no_name_labels_photos_without_network(image_id, labels, voc_root, monkeypatch, capsys):
+    monkeypatch.setattr('socket.socket.connect', None)
+    photo = str(voc_root / 'VOC2012' / 'JPEGImages' / f'{image_id}.jpg')
+    assert main(['predict', photo, '--json']) == 0
+    printed = capsys.readouterr()
+    line = 'model: msff_efficientnet_lite0 (20 labels of PASCAL VOC; --model for others)'
+    assert printed.err.splitlines()[0] == line
+    assert json.loads(printed.out)[0]['labels'].keys() == labels
+
+
+@pytest.mark.slow
+def test_the_weights_for_photos_give_the_recorded_metrics(voc_root):
+    """Computed anew from the files, with timm's transform and scikit-learn; the weights are stored in float16."""
+    recorded = json.loads(RESULTS.with_name(f'{PHOTOS}.json').read_text())
+    model = hub.load(PHOTOS)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    base = voc_root / 'VOC2012'
+    states = {}  # of VOC's class files: 1 present, -1 absent, 0 difficult only
+    for name in VOC_LABELS:
+        for line in (base / 'ImageSets' / 'Main' / f'{name}_val.txt').read_text().splitlines():
+            image_id, state = line.split()
+            states.setdefault(image_id, {})[name] = int(state)
+    with torch.inference_mode():
+        scores = np.concatenate(
+            [
+                model(transform(Image.open(base / 'JPEGImages' / f'{image_id}.jpg'))[None]).sigmoid().numpy()
+                for image_id in states
+            ]
+        )
+    target = np.array([[state[name] for name in VOC_LABELS] for state in states.values()])
+    AP = [
+        100 * average_precision_score(target[kept, k] == 1, scores[kept, k])
+        for k in range(len(VOC_LABELS))
+        if len(kept := np.flatnonzero(target[:, k]))
+    ]
+    assert len(states) == recorded['num_images'] == 2001 and recorded['data']['name'] == 'voc2012'
+    assert np.mean(AP) == pytest.approx(recorded['measures']['mAP'], abs=0.1)
+    assert [recorded['labels'][name]['AP'] for name in VOC_LABELS] == pytest.approx(AP, abs=0.5)
+    assert recorded['command'].startswith('accelerate launch train/train.py --config') and not recorded['git_dirty']
