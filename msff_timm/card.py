@@ -446,6 +446,8 @@ def _metadata(results: dict, measured: dict) -> tuple[list[EvalResult], dict]:
 def _title(data: dict) -> str:
     """Names data as people do; of a folder or table its last name alone, as results have it."""
     name, root = _text(data['name'], 'the name of the data', True), _text(data.get('root'), 'the root of the data')
+    if title := _text(data.get('title'), 'the title of the data'):
+        return title
     if name in DATASETS:
         return DATASETS[name]
     if root is None:

@@ -53,7 +53,7 @@ RESULTS = frozenset(
     mAP_interval_95 input_size flip
     labels_left_out label_map pos_weights
     top top_k k num_labels P R F1 N+ ignore_labels
-    name split trained_on root keep_unlabelled difficult missing minus_one blank
+    name title split trained_on root keep_unlabelled difficult missing minus_one blank
     per_class overall out_of_fold default macro_F1 folds num_fitted
     output overwrite resume force seed trackers log_every push_to push_private args backbone_pretrained backbone_from
     keep_labels drop_rate batch_norm freeze unfreeze_epochs channels_last compile image_root image_column label_columns

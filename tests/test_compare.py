@@ -38,7 +38,8 @@ MODELS = ['msff_test_resnet', 'test_resnet']
 
 def settings(output: Path, *more: str) -> CompareConfig:
     own = [f'--output={output}', f'--train={RECIPE}', '--models=[msff_test_resnet, test_resnet]', '--seeds=[0]']
-    return parse(CompareConfig, [*own, *TINY, '--settings.top_k=2', '--backbone=null', '--turns=2', *more], DEMO)
+    shared = ['--settings.top_k=2', '--settings.data.title=a few scenes', '--backbone=null', '--turns=2']
+    return parse(CompareConfig, [*own, *TINY, *shared, *more], DEMO)
 
 
 def plan(config: CompareConfig) -> list[variants.Run]:
@@ -50,7 +51,7 @@ def compared(script, tmp_path_factory) -> Path:
     """The folder of a comparison of two models that have hardly been trained."""
     folder = tmp_path_factory.mktemp('compared')
     arguments = [f'--output={folder}', f'--train={RECIPE}', '--models', '[msff_test_resnet, test_resnet]']
-    arguments += ['--settings.top_k=2', '--data_name=a few scenes']
+    arguments += ['--settings.top_k=2', '--settings.data.title=a few scenes']
     printed = script('compare.py', *arguments, '--seeds=[0]', *TINY, '--backbone=null', '--turns=2').stdout
     assert '0 of 2 runs are at their end.' in printed and '| msff\\_test\\_resnet |' in printed
     return folder
@@ -179,7 +180,7 @@ def test_every_config_is_valid_and_shares_what_both_need(path, monkeypatch):
     if path.stem == 'corel5k':  # the paper has no ablation on it
         return
     other = yaml.safe_load(path.parents[1].joinpath('compare' if is_ablation else 'ablate', path.name).read_text())
-    shared = ('train', 'settings', 'backbone', 'data_name')
+    shared = ('train', 'settings', 'backbone')
     assert {key: other.get(key) for key in shared} == {key: getattr(config, key) or None for key in shared}
 
 

@@ -145,6 +145,8 @@ class SourceConfig:
     Args:
         name: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
         root: Folder of a data set that lies on disk, a table, or the id of a data set on the Hub.
+        title: Name of the data in results, cards and tables where `name` is that of a larger set, or of none; null for
+            `name`.
         keep_unlabelled: Keep COCO's pictures without a label; null keeps them in training only.
         difficult: VOC's labels that are difficult only: ignore, negative or positive.
         missing: Images of COCO and VOC that are not there, and annotations of none: skip, with a warning, or error;
@@ -163,6 +165,7 @@ class SourceConfig:
 
     name: str = 'scenes'
     root: str | None = None
+    title: str | None = None
     keep_unlabelled: bool | None = None
     difficult: str = 'ignore'
     missing: str | None = None
@@ -257,6 +260,8 @@ class SourceConfig:
         if self.name in ('table', 'folder', 'hub'):
             readings = {'minus_one': self.minus_one, 'blank': self.blank}
             choices |= {key: value for key, value in readings.items() if value != 'unannotated'}
+        if self.title is not None:
+            choices['title'] = self.title
         if self.ignore_labels:
             choices['ignore_labels'] = self.ignore_labels
         return choices
@@ -670,8 +675,6 @@ class VariantsConfig:
         settings: Settings of training in place of that file's, `{optim: {epochs: 3}}` say.
         backbone: Plain model that is trained first with each seed, by the settings of that file alone: all backbones of
             that seed's runs start from its weights. Null for none.
-        data_name: Name of the data in tables and figures where `data.name` is that of a larger set, or of none; null
-            for `data.name`.
         seeds: Of the runs of each.
         launch: Arguments of `accelerate launch`, to train in several processes; null to train in one, without it.
         batch_size: Pictures at once where the time of inference is measured.
@@ -682,7 +685,6 @@ class VariantsConfig:
     train: str
     settings: dict[str, Any] = field(default_factory=dict)
     backbone: str | None = None
-    data_name: str | None = None
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     launch: list[str] | None = None
     batch_size: int = 8

@@ -89,7 +89,7 @@ def main() -> None:
     # Measures
     options = {'ap': config.ap, 'threshold': threshold, 'bootstrap': config.bootstrap, 'top_k': config.top_k}
     measures = measure(scored, len(dataset), **options)
-    accelerator.print(f'{config.model} on {data.name} {data.split}: {describe(measures, threshold)}')
+    accelerator.print(f'{config.model} on {data.title or data.name} {data.split}: {describe(measures, threshold)}')
     accelerator.print(describe_top(top_of(measures)))
     fitted = fit_thresholds(scored, data.definition(data.split)) if config.fit_thresholds else None
     if accelerator.is_main_process:

@@ -166,7 +166,8 @@ def main() -> None:
         for name, outcome in outcomes.items()
         if name != ALL
     }
-    print(f'{config.model} on {data.name} {data.split}: {len(boxes)} images, {num_pairs} pairs of image and label.')
+    title = data.title or data.name
+    print(f'{config.model} on {title} {data.split}: {len(boxes)} images, {num_pairs} pairs of image and label.')
     print('\n'.join(table(games, labels)))
     if config.output:
         run = {

@@ -683,7 +683,7 @@ class Run:
             raise InputError(f'{self.output}: cannot be written to ({e.strerror or e}); {mend}') from None
         print(
             f'\n{self.output}: {best["line"]}\n'
-            f'Measured on {data.name} {data.eval_split}, averaged weights of epoch {best["epoch"]};'
+            f'Measured on {data.title or data.name} {data.eval_split}, averaged weights of epoch {best["epoch"]};'
             f' {self.seconds():.0f} s in all. Load it and use it:\n\n'
             f"    import timm, msff_timm; model = timm.create_model('{name}', pretrained=True).eval()\n"
             f'    msff-timm predict PHOTO... --model {name}'

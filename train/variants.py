@@ -118,8 +118,8 @@ def compare(
     size, num_classes = runs[-1].config.data.image_size, found[0][1][0]['num_classes']
     speed = measure_speed(variants, num_classes, size, config.batch_size, config.turns, reference, stop)
     table = {'title': title, **tabulate(found, reference, speed)}
-    if config.data_name:
-        table['data'] = {**table['data'], 'name': config.data_name}
+    if 'title' in table['data']:
+        table['data'] = {**table['data'], 'name': table['data']['title']}
     if more is not None:
         more(table)
     write_table(table, Path(config.output), name)
