@@ -157,7 +157,7 @@ def test_loading_is_measured_beside_creating_and_reading(script, tmp_path):
 
 def test_models_are_measured_beside_each_other_in_every_case(measured, one_thread):
     models = ['test_resnet', 'msff_test_resnet']
-    options = ['--image_size', 64, '--num_classes', 5, '--batch_sizes', 1, 3, '--passes', 'forward', 'train']
+    options = ['--image_size', 96, '--num_classes', 5, '--batch_sizes', 1, 3, '--passes', 'forward', 'train']
     printed, found = measured('model', '--models', *models, *options, '--dtypes', 'bfloat16', '--turns', 3)
     assert [(case['batch_size'], case['kind']) for case in found['cases']] == [
         (1, 'forward'), (1, 'train'), (3, 'forward'), (3, 'train')
@@ -176,7 +176,7 @@ def test_models_are_measured_beside_each_other_in_every_case(measured, one_threa
             assert f'| {row["model"]} | {1000 * row["seconds"]:.4g} |' in printed
     flops = [case['rows'][0]['flops'] for case in found['cases']]
     assert flops[2] == 3 * flops[0] and flops[1] > 2.5 * flops[0]  # a backward pass is about two forward passes
-    assert 'train, batch 3, 64 x 64, bfloat16, channels_last, eager, 5 labels' in printed
+    assert 'train, batch 3, 96 x 96, bfloat16, channels_last, eager, 5 labels' in printed
 
 
 def test_the_profile_of_a_training_step_is_told(measured, one_thread):

@@ -497,7 +497,7 @@ ODD_VALUES = st.one_of(
     st.text(max_size=9),
     st.lists(st.none() | st.text(max_size=3) | st.floats(), max_size=3),
     st.dictionaries(st.text(max_size=3), st.none() | st.floats() | st.text(max_size=3), max_size=2),
-    st.integers(100, 2000).map(nested),
+    st.integers(100, 1500).map(nested),
     st.just(10**400),
 )
 

@@ -99,7 +99,7 @@ def test_a_file_gives_the_logits_of_the_model_at_any_batch_size(format, model, e
         image = torch.randn(batch_size, 3, 72, 72, generator=torch.Generator().manual_seed(batch_size))
         with torch.no_grad():
             logits = model(image)
-        torch.testing.assert_close(run(format, path, image), logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(run(format, path, image), logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('format', FORMATS)

@@ -173,10 +173,10 @@ def curve(folder: Path, tag: str) -> list[float]:
 
 @pytest.mark.parametrize('several', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_curves_do_not_depend_on_the_number_of_processes_or_passes(script, tmp_path, several):
-    """50 steps; BatchNorm is frozen and dropout off, since either would differ from process to process."""
+    """50 steps; BatchNorm is frozen or left out and dropout off, since either would differ from process to process."""
     settings = ['--data.train_size=400', '--data.eval_size=8', '--data.image_size=32', '--data.workers=1']
     settings += ['--data.rand_augment=rand-m5', '--data.cutout=0.5', '--optim.batch_size=8', '--optim.epochs=1']
-    settings += ['--model.batch_norm=frozen', '--log_every=1', '--optim.lr=1e-3']
+    settings += ['--model.batch_norm=frozen', '--model.args.fusion_norm=false', '--log_every=1', '--optim.lr=1e-3']
     for processes, most, folder in ((1, 8, tmp_path / 'one'), (several, 2, tmp_path / 'several')):
         arguments = [*settings, f'--output={folder}', f'--optim.max_per_process={most}']
         script('train.py', *arguments, processes=processes)
