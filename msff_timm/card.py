@@ -302,7 +302,7 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
 
 
 def _top(top: dict) -> dict:
-    """Picks what the card tells of the labels of highest probability in each image, apart from the table."""
+    """Picks what the card adds to the table about the labels of highest probability in each image."""
     found = {'k': _whole(top.get('k', 3), 'k')}
     if 'N+' in top:
         found |= {key: _number(top[key], key, 100) for key in ('P', 'R', 'F1')}

@@ -21,7 +21,7 @@ from .predict import check_finite
 __all__ = ['Halved', 'halve']
 
 # Small tensors (norms and their statistics, which float16 may not hold, biases, depthwise convolutions) are few of the
-# bytes; rounding them as well triples the error of an EfficientNet-Lite's logits.
+# bytes; rounding them as well adds to the error of the logits.
 KEEP_BELOW = 32_768
 TOLERANCE = 1e-2  # of logits
 BATCH = 16

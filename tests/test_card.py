@@ -523,6 +523,14 @@ def test_results_of_any_values_make_a_card_or_one_line(copied, quick, folder, da
         assert set(re.findall(r'<(?!/)[^>]*>', text.split('\n---\n', 1)[1])) <= {'<details>', '<summary>'}
 
 
+def test_data_with_a_title_are_named_by_it(copied):
+    run = results_of(copied)
+    _change(copied, data={**run['data'], 'title': 'a part of the scenes'})
+    text = card.render(copied, 'org/name')
+    assert 'on a part of the scenes validation, 60 images' in text
+    assert ModelCard(text).data.eval_results[0].dataset_name == 'a part of the scenes'
+
+
 def _change(folder: Path, **values) -> None:
     (folder / 'results.json').write_text(json.dumps({**results_of(folder), **values}))
 

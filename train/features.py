@@ -187,8 +187,8 @@ class FeatureCache:
         Args:
             batch_size: Images in one pass of each process.
             workers: Processes that load images, for each process.
-            stop: Whether the run has been asked to stop.
-            about: What decides the maps, besides the backbone's weights.
+            stop: Request to stop the run.
+            about: Settings that decide the maps, besides the backbone's weights.
 
         Raises:
             Stopped: The run was asked to stop.

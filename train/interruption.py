@@ -24,8 +24,8 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
 def keep_memory() -> None:
     """Lets glibc keep what is freed for what is needed next.
 
-    As it is set, it gives each large tensor back to the system, which clears the memory anew for the next one: of a
-    training step on a CPU that takes half of the time.
+    By default it returns each large tensor to the system, which clears the memory again for the next one. That can take
+    much of a training step on a CPU.
     """
     with suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

@@ -55,7 +55,7 @@ def share(cores: int, load: float, step: float, is_gpu: bool) -> Shares:
         cores: Number of cores of this process.
         load: Seconds of a core to load an image.
         step: Seconds of a core, or of the GPU, that a step takes for an image.
-        is_gpu: Whether it is the GPU that computes.
+        is_gpu: True where a GPU computes.
     """
     if is_gpu:
         return Shares(min(cores, max(1, math.ceil(MARGIN * load / step))), None, load, step)
@@ -73,7 +73,7 @@ def measure_shares(
     Args:
         accelerator: Its processes have the same number of cores.
         samples: Images that are to be loaded.
-        step: What is done with images (B, C, H, W) on the device; it must leave no trace.
+        step: Function of images (B, C, H, W) on the device; it must leave no trace.
         batch_size: Number of images at once.
 
     Raises:

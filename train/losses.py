@@ -76,8 +76,8 @@ def known_sum(loss_fn: LossFn, logits: torch.Tensor, target: torch.Tensor) -> to
     """Sums a loss over the labels that are annotated.
 
     Args:
-        loss_fn: As `make_loss` gives it.
-        logits: (B, K).
-        target: (B, K), 1 present, 0 absent, in between where images are mixed, -1 masked.
+        loss_fn: Loss as `make_loss` gives it.
+        logits: Logits (B, K).
+        target: Targets (B, K): 1 present, 0 absent, in between where images are mixed, -1 masked.
     """
     return torch.where(target >= 0, loss_fn(logits, target.clamp(min=0)), 0).sum()

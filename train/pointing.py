@@ -309,8 +309,8 @@ def summarize(outcomes: np.ndarray, labels: Sequence[str], draws: np.ndarray, co
     Args:
         outcomes: Outcomes (N, K).
         labels: Names of the K labels.
-        draws: How often each resample has each image (R, N).
-        counts: Whether the outcomes are hits and misses, and no expected values.
+        draws: Number of times that each resample has each image (R, N).
+        counts: True where the outcomes are hits and misses, not expected values.
     """
     number, hits = np.isfinite(outcomes).sum(0), np.nansum(outcomes, 0)
     per_label = {}

@@ -22,7 +22,7 @@ class Samples(Dataset):
 
     Args:
         dataset: Rows of `image`, `labels`, `ignore` and `area`.
-        transform: From a PIL picture to a tensor (C, H, W); where it has a `decode_size`, no more than that is decoded.
+        transform: Map from a PIL image to a tensor (C, H, W); its `decode_size`, if any, bounds what is decoded.
         skip_unreadable: Give the next picture that can be read in the place of one that cannot, instead of an error.
         seed: Of the transform, together with the key of the sample: how a picture is augmented then depends neither on
             the process that does it nor on what was done before. None for whatever the random states are.
