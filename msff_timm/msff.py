@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import SelectAdaptivePool2d, get_device_dtype, trunc_normal_
+from timm.layers import SelectAdaptivePool2d, get_device_dtype
 from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 
@@ -151,8 +151,8 @@ class MSFF(BackboneModel):
 
     def _init_label_embed(self) -> None:
         if self.label_embed is not None:
-            # Small beside what attention brings, so that the features speak of the picture from the first step on.
-            trunc_normal_(self.label_embed.weight, std=0.02)
+            # As Query2Label draws them. Small ones would all ask for the same regions, and hardly learn otherwise.
+            nn.init.normal_(self.label_embed.weight)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
