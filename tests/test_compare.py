@@ -23,7 +23,7 @@ import ablate
 import compare
 import tables
 import variants
-from config import AblateConfig, CompareConfig, TrainConfig, parse
+from config import AblateConfig, CompareConfig, ModelConfig, TrainConfig, parse
 from made_up import RECIPE, TINY, made_up
 from msff_timm import hub
 from msff_timm.errors import InputError
@@ -211,6 +211,16 @@ def test_all_rows_start_from_one_backbone_without_network(tmp_path, monkeypatch)
         theirs = {name: tensor for name, tensor in source.state_dict().items() if name in ours}
         theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith('fc.')}
         assert len(theirs) > 50 and all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
+
+
+def test_a_plain_models_new_classifier_starts_as_pytorch_draws_it(tmp_path):
+    """timm's EfficientNet would draw it within 20 ** -0.5, eight times as wide."""
+    source = timm.create_model('tf_efficientnet_lite0')
+    hub.save(source, tmp_path, [str(k) for k in range(1000)], timm.data.resolve_model_data_config(source))
+    config = ModelConfig('tf_efficientnet_lite0', backbone_pretrained=False, backbone_from=f'local-dir:{tmp_path}')
+    model, _ = make_model(config, [str(k) for k in range(20)], resumed=False)
+    largest = model.classifier.weight.abs().max().item()
+    assert model.classifier.weight.shape == (20, 1280) and 0.99 < largest * 1280**0.5 <= 1
 
 
 def test_rows_have_arguments_and_settings_of_their_own(tmp_path):

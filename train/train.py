@@ -727,6 +727,10 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
         model = hub.create(config.name, **model_args)
         if config.backbone_from and not resumed:
             hub.load_backbone(model, config.backbone_from)
+            if not hasattr(model, 'backbone'):
+                # timm's EfficientNet draws its classifier for training from scratch: its first logits of 20 labels
+                # spread by 2, and a short fine-tuning spends its epochs on undoing that.
+                model.reset_classifier(len(label_names))
         return model, {}
     model, kept_labels = hub.load_for(
         config.init_from, label_names, config.keep_labels, drop_rate=config.drop_rate, **config.args
