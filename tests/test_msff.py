@@ -169,7 +169,8 @@ def test_the_labels_of_a_new_model_look_at_different_regions():
     torch.manual_seed(0)
     model = timm.create_model('msff_test_resnet', num_classes=8)
     regions = torch.randn(4, 100, model.embed_dim)  # as layer norms leave them
-    attention = model.selection.branches[0][0].attn.attention(model.label_embed.weight.expand(4, -1, -1), regions).mean(1)
+    attn = model.selection.branches[0][0].attn
+    attention = attn.attention(model.label_embed.weight.expand(4, -1, -1), regions).mean(1)
     differences = torch.cdist(attention, attention, p=1) / 2  # total variation, from 0 to 1
     assert differences.sum() / (4 * 8 * 7) > 0.1  # with embeddings of 0.02 it is 0.004
 
