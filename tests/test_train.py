@@ -218,7 +218,8 @@ def test_a_trained_model_goes_on_with_a_table_of_photos(script, trained, coco_ro
         (tmp_path / f'{split}.csv').write_text('\n'.join(rows))
     arguments = [f'--config={ROOT / "train" / "configs" / "finetune.yaml"}', f'--data.root={tmp_path}']
     arguments += [f'--data.image_root={coco_root}', '--model.name=msff_test_resnet', '--data.image_size=96']
-    arguments += [f'--model.init_from=local-dir:{trained}', '--optim.epochs=1', '--optim.batch_size=8']
+    arguments += [f'--model.init_from=local-dir:{trained}', '--model.backbone_from=null']
+    arguments += ['--model.keep_labels=true', '--optim.epochs=1', '--optim.batch_size=8']
     printed = script('train.py', *arguments, '--data.workers=0', f'--output={tmp_path / "run"}').stdout
     assert printed.startswith("labels: column 'labels', delimited by '|', as ")
     run = results(tmp_path / 'run')
