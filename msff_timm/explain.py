@@ -41,6 +41,7 @@ LAYERS = ('all', 'last')
 COLORMAP = 'inferno'  # perceptually even
 STRONGEST = 0.7  # opacity of the smooth map at its peak: the image stays visible below it
 WARMEST = 0.9  # of the colours, at its peak: their pale end would look grey over an image
+FAINTEST = 1e-6  # of a scale's peak, so that no scale rules out what others see
 FADED = 0.5  # share of grey in the image below the smooth map, so that its colours stand out
 
 NEEDS_MATPLOTLIB = "drawing needs matplotlib: pip install 'msff-timm[explain]'"
@@ -229,10 +230,10 @@ def _shares(calls: list[Call], queries: list[int], grid: tuple[int, int]) -> tor
 
 
 def smooth_map(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """Lays the maps of all scales over an image as one smooth map.
+    """Lays the maps of all scales over an image as one smooth map: where all scales look.
 
-    Each scale is resized bilinearly, so that its cells run into one another, and the sum is taken. All scales count
-    alike: a label has as much attention at each of them, however many cells share it.
+    Each scale is resized bilinearly, so that its cells run into one another, and the geometric mean is taken. The finest
+    scale has single cells of much attention all over an image, which a sum would show as its peaks.
 
     Args:
         maps: Map of each scale, (..., H_i, W_i), as `explain` and `attention_maps` give them.
@@ -241,12 +242,13 @@ def smooth_map(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Ten
     Returns:
         Map (..., height, width) on the device of the maps, from 0 to 1, its maximum.
     """
-    total = 0
+    mean = 1
     for shares in maps:
         rows = shares.reshape(1, -1, *shares.shape[-2:])
         resized = F.interpolate(rows, size, mode='bilinear', antialias=True)
-        total = total + resized / resized.sum((-1, -2), keepdim=True)
-    return (total / total.amax((-1, -2), keepdim=True)).reshape(*maps[0].shape[:-2], *size)
+        resized = (resized / resized.amax((-1, -2), keepdim=True)).clamp(min=FAINTEST)
+        mean = mean * resized ** (1 / len(maps))
+    return (mean / mean.amax((-1, -2), keepdim=True)).reshape(*maps[0].shape[:-2], *size)
 
 
 def smooth_overlay(photo: Image.Image, maps: Sequence[torch.Tensor]) -> Image.Image:

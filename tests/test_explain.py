@@ -253,15 +253,26 @@ def smooth_by_hand(shares: np.ndarray, y: float, x: float, size: tuple[int, int]
     return (1 - down) * top + down * bottom
 
 
-def test_smooth_map_interpolates_each_scale_and_counts_all_alike():
+def test_smooth_map_is_the_geometric_mean_of_the_interpolated_scales():
     rng, size = np.random.default_rng(0), (30, 40)
     maps = [rng.random((2, *grid)) for grid in ((6, 8), (3, 4), (2, 2))]
     smooth = smooth_map([torch.from_numpy(m / m.sum((1, 2), keepdims=True)) for m in maps], size)
     assert smooth.shape == (2, 30, 40)
     for k in range(2):
         by_scale = np.array([[[smooth_by_hand(m[k], y, x, size) for x in range(40)] for y in range(30)] for m in maps])
-        expected = (by_scale / by_scale.sum((1, 2), keepdims=True)).sum(0)
+        expected = np.cbrt(by_scale.prod(0))
         np.testing.assert_allclose(smooth[k], expected / expected.max(), atol=1e-6)
+
+
+def test_smooth_map_shows_where_all_scales_look():
+    """A single bright cell of the finest scale is not the peak, nor do scales that exclude each other give none."""
+    fine, coarse = torch.ones(8, 8), torch.ones(2, 2)
+    fine[0, 0], fine[6, 6], coarse[1, 1] = 20, 10, 8
+    smooth = smooth_map([fine, coarse], (80, 80))
+    y, x = divmod(smooth.argmax().item(), 80)
+    assert (y // 10, x // 10) == (6, 6)
+    apart = smooth_map([torch.eye(2)[0].repeat(2, 1), torch.eye(2)[1].repeat(2, 1)], (8, 8))
+    assert apart.isfinite().all() and apart.max() == 1
 
 
 @pytest.mark.parametrize('shape', [(), (3,), (2, 3)], ids=str)
