@@ -232,8 +232,8 @@ def _shares(calls: list[Call], queries: list[int], grid: tuple[int, int]) -> tor
 def smooth_map(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     """Lays the maps of all scales over an image as one smooth map: where all scales look.
 
-    Each scale is resized bilinearly, so that its cells run into one another, and the geometric mean is taken. The finest
-    scale has single cells of much attention all over an image, which a sum would show as its peaks.
+    Each scale is resized bilinearly, so that its cells run into one another, and the geometric mean is taken. The
+    finest scale has single cells of much attention all over an image, which a sum would show as its peaks.
 
     Args:
         maps: Map of each scale, (..., H_i, W_i), as `explain` and `attention_maps` give them.
