@@ -56,6 +56,23 @@ def test_labels_of_coco_are_present_from_a_three_hundredth_of_the_image_on(table
     assert counts['1'] > 20
 
 
+def test_a_coco_without_vocs_labels_is_refused(voc_root, coco_root, tmp_path, monkeypatch):
+    for split in ('train2014', 'val2014'):
+        file = f'annotations/instances_{split}.json'
+        content = json.loads((coco_root / file).read_text())
+        kept = [category for category in content['categories'] if category['name'] != 'couch']
+        ids = {category['id'] for category in kept}
+        annotations = [annotation for annotation in content['annotations'] if annotation['category_id'] in ids]
+        (tmp_path / split).symlink_to(coco_root / split)
+        (tmp_path / 'annotations').mkdir(exist_ok=True)
+        (tmp_path / file).write_text(json.dumps(content | {'categories': kept, 'annotations': annotations}))
+    argv = ['photos.py', f'--voc={voc_root}', f'--coco={tmp_path}', f'--output={tmp_path / "out"}']
+    monkeypatch.setattr('sys.argv', argv)
+    with pytest.raises(InputError, match='its categories lack sofa;'):
+        photos.main()
+    assert not (tmp_path / 'out').exists()
+
+
 def test_the_output_is_a_folder(tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     monkeypatch.setattr('sys.argv', ['photos.py', '--voc=v', '--coco=c', f'--output={tmp_path / "file"}'])

@@ -50,7 +50,11 @@ class PhotosConfig:
 def main() -> None:
     config = parse(PhotosConfig, sys.argv[1:])
     parts = [msff_timm.data.load('coco2014', split, config.coco) for split in ('train', 'validation')]
-    print('\n'.join(describe_matches(match_labels(msff_timm.data.label_names(parts[0]), VOC_LABELS))))
+    matched = match_labels(msff_timm.data.label_names(parts[0]), VOC_LABELS)
+    missing = [name for name in VOC_LABELS if name not in matched]
+    if missing:
+        raise InputError(f'{config.coco}: its categories lack {", ".join(missing)}; give COCO 2014 as it is published.')
+    print('\n'.join(describe_matches(matched)))
     train = msff_timm.data.load('voc2012', 'train', config.voc)
     validation = msff_timm.data.load('voc2012', 'validation', config.voc)
     above = os.path.commonpath([os.path.abspath(config.voc), os.path.abspath(config.coco)])
