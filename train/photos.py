@@ -49,40 +49,47 @@ class PhotosConfig:
 
 def main() -> None:
     config = parse(PhotosConfig, sys.argv[1:])
-    parts = [msff_timm.data.load('coco2014', split, config.coco) for split in ('train', 'validation')]
-    matched = match_labels(msff_timm.data.label_names(parts[0]), VOC_LABELS)
-    missing = [name for name in VOC_LABELS if name not in matched]
-    if missing:
-        raise InputError(f'{config.coco}: its categories lack {", ".join(missing)}; give COCO 2014 as it is published.')
+    of_coco = [
+        msff_timm.data.load('coco2014', split, config.coco, keep_unlabelled=True) for split in ('train', 'validation')
+    ]
+    for part in of_coco:
+        matched = match_labels(msff_timm.data.label_names(part), VOC_LABELS)
+        if missing := [name for name in VOC_LABELS if name not in matched]:
+            lacking = ', '.join(missing)
+            raise InputError(f'{config.coco}: its categories lack {lacking}; give COCO 2014 as it is published.')
     print('\n'.join(describe_matches(matched)))
-    train = msff_timm.data.load('voc2012', 'train', config.voc)
-    validation = msff_timm.data.load('voc2012', 'validation', config.voc)
+    train, validation = (msff_timm.data.load('voc2012', split, config.voc) for split in ('train', 'validation'))
     above = os.path.commonpath([os.path.abspath(config.voc), os.path.abspath(config.coco)])
-    write(Path(config.output, 'train.csv'), [train, *parts], above)
-    write(Path(config.output, 'validation.csv'), [validation], above)
+    write(Path(config.output, 'train.csv'), [(train, 0), *((part, SMALLEST) for part in of_coco)], above)
+    write(Path(config.output, 'validation.csv'), [(validation, 0)], above)
     print(f'Give train.py --data.root {config.output} --data.image_root {os.path.relpath(above)}')
 
 
-def write(path: Path, parts: list[Dataset], above: str) -> None:
-    """Writes the table of some data sets, whose images lie below a folder."""
+def write(path: Path, parts: list[tuple[Dataset, float]], above: str) -> None:
+    """Writes the table of some data sets, each with its least share of the image for `rows`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('w', newline='', encoding='utf-8') as file:
             writer = csv.writer(file)
             writer.writerow(['image', *VOC_LABELS])
-            for part in parts:
-                writer.writerows(rows(part, above))
+            for dataset, smallest in parts:
+                writer.writerows(rows(dataset, smallest, above))
     except OSError as e:
         raise InputError(f'{path}: cannot be written ({e.strerror or e}).') from None
-    print(f'{path}: {" + ".join(str(len(part)) for part in parts)} images.')
+    print(f'{path}: {" + ".join(str(len(dataset)) for dataset, _ in parts)} images.')
 
 
-def rows(dataset: Dataset, above: str) -> Iterator[list]:
-    """Gives the path of each image below a folder, and its states of VOC's labels."""
+def rows(dataset: Dataset, smallest: float, above: str) -> Iterator[list]:
+    """Gives the path of each image and its states of VOC's labels.
+
+    Args:
+        dataset: Images with labels of any names that match VOC's.
+        smallest: Share of the image below which a label is unannotated.
+        above: Folder that the paths start from.
+    """
     names = msff_timm.data.label_names(dataset)
     theirs = match_labels(names, VOC_LABELS)
     columns = [names.index(theirs[name]) for name in VOC_LABELS]
-    smallest = 0 if names == list(VOC_LABELS) else SMALLEST
     for row in dataset.cast_column('image', Image(decode=False)):
         states = dict.fromkeys(row['ignore'], -1)
         states |= {k: 1 if area >= smallest else -1 for k, area in zip(row['labels'], row['area'], strict=True)}

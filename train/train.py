@@ -728,8 +728,8 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
         if config.backbone_from and not resumed:
             hub.load_backbone(model, config.backbone_from)
             if not hasattr(model, 'backbone'):
-                # timm's EfficientNet draws its classifier for training from scratch: its first logits of 20 labels
-                # spread by 2, and a short fine-tuning spends its epochs on undoing that.
+                # timm draws EfficientNet's classifier for training from scratch, for 20 labels eight times as wide as
+                # PyTorch would: a short fine-tuning spends its epochs on undoing that.
                 model.reset_classifier(len(label_names))
         return model, {}
     model, kept_labels = hub.load_for(
