@@ -267,7 +267,7 @@ def test_smooth_map_is_the_geometric_mean_of_the_interpolated_scales():
 def test_smooth_map_shows_where_all_scales_look():
     """A single bright cell of the finest scale is not the peak, nor do scales that exclude each other give none."""
     fine, coarse = torch.ones(8, 8), torch.ones(2, 2)
-    fine[0, 0], fine[6, 6], coarse[1, 1] = 20, 10, 8
+    fine[0, 0], fine[6, 6], coarse[1, 1] = 40, 20, 4
     smooth = smooth_map([fine, coarse], (80, 80))
     y, x = divmod(smooth.argmax().item(), 80)
     assert (y // 10, x // 10) == (6, 6)

@@ -40,20 +40,20 @@ def test_labels_of_coco_are_present_from_a_three_hundredth_of_the_image_on(table
     for split in ('train2014', 'val2014'):
         content = json.loads((coco_root / 'annotations' / f'instances_{split}.json').read_text())
         images = {image['id']: image for image in content['images']}
-        category = next(c['id'] for c in content['categories'] if c['name'] == 'dining table')
+        category = next(c['id'] for c in content['categories'] if c['name'] == 'car')
         largest = {}
         for annotation in content['annotations']:
             if annotation['category_id'] == category:
                 image = images[annotation['image_id']]
                 share = annotation['area'] / (image['width'] * image['height'])
                 largest[image['file_name']] = max(share, largest.get(image['file_name'], 0))
-        states = states_of(tables['train'], 'diningtable')
+        states = states_of(tables['train'], 'car')
         for image in images.values():
             share = largest.get(image['file_name'])
             expected = '0' if share is None else '1' if share >= 1 / 300 else '-1'
             assert states[image['file_name']] == expected
             counts[expected] += 1
-    assert counts['1'] > 20
+    assert all(counts[state] > 5 for state in ('1', '0', '-1'))
 
 
 def test_a_coco_without_vocs_labels_is_refused(voc_root, coco_root, tmp_path, monkeypatch):
