@@ -3,7 +3,6 @@
 Importing this package registers its models with `timm.create_model`; it downloads nothing.
 """
 
-from . import msff as msff
-from . import peers as peers
-
 __version__ = '0.1.0'
+
+from . import models as models

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-import variants
-from config import TrainConfig, parse
 from msff_timm import metrics
 from msff_timm.labels import VOC_LABELS
-from report import results
+from msff_timm.training.config import TrainConfig, parse
+from msff_timm.training.report import results
+from msff_timm.training.studies import variants
 
 RECIPE = Path(__file__).parents[1] / 'train' / 'configs' / 'demo.yaml'
 TINY = {

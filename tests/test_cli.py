@@ -13,10 +13,13 @@ import pytest
 import timm
 from PIL import Image
 
-import engine
-from msff_timm import card, cli, hub, space
+from msff_timm import hub
 from msff_timm.data import scenes
-from msff_timm.export import read_metadata
+from msff_timm.hub import card
+from msff_timm.inference import app
+from msff_timm.inference.export import read_metadata
+from msff_timm.training import engine
+from msff_timm_cli import commands as cli
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_without_a_model_commands_use_the_one_that_the_package_brings_and_name_i
         assert asked.err == '' and default.err.startswith(line) and default.err.endswith('; --model for others)\n')
         assert default.err.count('\n') == 1
     served = []
-    monkeypatch.setattr(space, 'serve', lambda *args: served.append(args))
+    monkeypatch.setattr(app, 'serve', lambda *args: served.append(args))
     assert cli.main(['space']) == cli.main(['space', '--model', 'local-dir:x']) == 0
     assert served == [(hub.DEFAULT_MODEL, None, None), ('local-dir:x', None, None)]
     assert capsys.readouterr().err.startswith(line)

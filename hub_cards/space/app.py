@@ -2,13 +2,14 @@
 
 import os
 
-from msff_timm import hub, space
+from msff_timm import hub
 from msff_timm.errors import InputError
+from msff_timm.inference import app
 
 MODEL = os.environ.get('MSFF_MODEL') or hub.DEFAULT_MODEL
 
 if __name__ == '__main__':
     try:
-        space.serve(MODEL)
+        app.serve(MODEL)
     except InputError as e:
         raise SystemExit(f'MSFF_MODEL={MODEL}: {e}') from None

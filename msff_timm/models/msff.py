@@ -1,0 +1,508 @@
+"""MSFF: multi-scale feature fusion for multi-label image classification
+
+Paper: Multi-Scale Feature Fusion and Advanced Representation Learning for Multi Label Image Classification
+    - https://doi.org/10.32604/cmc.2025.059102
+
+A `features_only` backbone gives two maps, F1 (reduction 16) and F2 (reduction 32). They become three scales that
+exchange what they share; a Transformer, shared by the three branches, then finds for each label the regions that
+speak of it, and a class-wise linear layer scores each label. The files in `layers/` are the sections of the
+paper.
+"""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import SelectAdaptivePool2d, get_device_dtype
+from timm.models import generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+
+from ..labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS, forget_names
+from .backbone import check_size, group_backbone
+from .base import BackboneModel, create_on_backbone
+from .layers import (
+    FUSION_MODES,
+    INTERPOLATIONS,
+    ClassWiseLinear,
+    GlobalFeatureEnhancement,
+    GroupLinear,
+    HierarchicalScaleAttention,
+    MultiScaleProjection,
+    PositionEncoding,
+    RegionSelection,
+    split_scales,
+    stack_scales,
+)
+
+__all__ = ['MSFF']
+
+# Who publishes the weights of the tags below on the Hub: `msff_resnet101.coco2014_448` lies in NAMESPACE/that name.
+HUB_NAMESPACE = os.environ.get('MSFF_HUB_NAMESPACE') or 'msff-timm'
+# Those that the package itself brings, so that they are there without network
+WEIGHTS = Path(__file__).parents[1] / 'weights'
+
+
+class MSFF(BackboneModel):
+    """Three-branch multi-label classifier on a `features_only` backbone.
+
+    The defaults are the paper's choices; the rows of its ablations (Tables 4 to 7, Figure 5) are arguments.
+
+    Args:
+        backbone: Any timm model with stages of reduction 16 and 32.
+        backbone_pretrained: Fetch timm's own weights for the backbone.
+        backbone_args: Further arguments of the backbone, `{'drop_path_rate': 0.1}` say.
+        num_classes: Number of labels K; 0 for an image embedding instead of logits.
+        in_chans: Channels of the picture.
+        global_pool: How the embedding is pooled, as timm names it: `avg`, `max`, ... or '' for none.
+        embed_dim: Width d of the three branches.
+        num_heads: Attention heads in every layer; divides `embed_dim`.
+        ffn_dim: Width of the feed-forward networks.
+        fusion_mode: Where the three scales come from: 1, 2 or 3 (Table 5).
+        scale_attention: Use the hierarchical scale attention (Table 4).
+        interpolation: Within it: `nearest`, `bilinear`, `bicubic` or `area` (Table 6).
+        fusion_norm: BatchNorm after the convolutions of Eq. 1, of which the paper says nothing.
+        fusion_gate: Learnt factor of the product in Eq. 4, 0 at the start, of which the paper says nothing; without
+            both, the equations are taken literally, which learns far more slowly from few images.
+        encoder_depth: Layers of the global feature enhancement (Figure 5); 0 leaves it out (Table 4).
+        decoder_depth: Layers of the region selection (Figure 5); 0 pools the branches instead (Table 4).
+        decoder_self_attn: Self-attention of the labels, in every decoder layer or for each layer (Table 7).
+        share_branches: Let the three branches share position table, layers and label embeddings (section 3).
+        drop_rate: Dropout in the Transformer layers.
+        max_queries: With more labels than that, one label embedding serves a group of labels, as in ML-Decoder: the
+            paper's one for each is much work for thousands. None for no such limit.
+
+    Raises:
+        ValueError: An argument is none of what is allowed, or the backbone lacks a stage.
+    """
+
+    def __init__(
+        self,
+        backbone: str = 'resnet101',
+        backbone_pretrained: bool = False,
+        backbone_args: dict | None = None,
+        num_classes: int = 80,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        embed_dim: int = 512,
+        num_heads: int = 8,
+        ffn_dim: int = 2048,
+        fusion_mode: int = 3,
+        scale_attention: bool = True,
+        interpolation: str = 'bilinear',
+        fusion_norm: bool = True,
+        fusion_gate: bool = True,
+        encoder_depth: int = 2,
+        decoder_depth: int = 3,
+        decoder_self_attn: bool | Sequence[bool] = False,
+        share_branches: bool = True,
+        drop_rate: float = 0.1,
+        max_queries: int | None = None,
+        device=None,
+        dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        _check_choice('fusion_mode', fusion_mode, FUSION_MODES)
+        _check_choice('interpolation', interpolation, INTERPOLATIONS)
+        _check_depth('encoder_depth', encoder_depth)
+        _check_depth('decoder_depth', decoder_depth)
+        if max_queries is not None and (not isinstance(max_queries, int) or max_queries < 1):
+            raise ValueError(f'max_queries={max_queries!r} must be a number of label embeddings, 1 or more, or None.')
+        if isinstance(decoder_self_attn, bool):
+            decoder_self_attn = [decoder_self_attn] * decoder_depth
+        if len(decoder_self_attn) != decoder_depth:
+            raise ValueError(f'decoder_self_attn={decoder_self_attn} must be one bool, or one for each decoder layer.')
+
+        # Section 3.1
+        reductions = sorted({reduction for reduction, _ in FUSION_MODES[fusion_mode]})
+        super().__init__(backbone, backbone_pretrained, backbone_args, in_chans, reductions, **dd)
+        self.embed_dim = embed_dim
+        self.num_branches = 1 if share_branches else 3  # sets of weights for the three branches
+        self.num_features = 3 * embed_dim
+        in_chans_of = dict(zip(reductions, self.backbone.feature_info.channels(), strict=True))
+        self.projection = MultiScaleProjection(in_chans_of, embed_dim, fusion_mode, fusion_norm, **dd)
+        # Section 3.2
+        self.scale_attention = None
+        if scale_attention:
+            self.scale_attention = HierarchicalScaleAttention(embed_dim, interpolation, fusion_gate, **dd)
+        # Section 3.3
+        self.position = PositionEncoding(embed_dim, self.num_branches, **dd)
+        # Sections 3.4 and 3.5
+        layer_args = dict(embed_dim=embed_dim, num_heads=num_heads, ffn_dim=ffn_dim, drop_rate=drop_rate, **dd)
+        self.enhancement = GlobalFeatureEnhancement(encoder_depth, self.num_branches, **layer_args)
+        self.selection = None
+        if decoder_depth:
+            self.selection = RegionSelection(decoder_depth, self.num_branches, decoder_self_attn, **layer_args)
+        # Section 3.6
+        self.max_queries = max_queries
+        self.reset_classifier(num_classes, global_pool)
+
+        backbone_maps = [dict(num_chs=c, reduction=r, module='backbone') for r, c in in_chans_of.items()]
+        branch_maps = [dict(num_chs=embed_dim, reduction=r, module='enhancement') for r in (16, 32, 64)]
+        self.feature_info = sorted(backbone_maps + branch_maps, key=lambda info: info['reduction'])
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        self._init_label_embed()
+
+    def _init_label_embed(self) -> None:
+        if self.label_embed is not None:
+            # As Query2Label draws them. Small ones would all ask for the same regions, and hardly learn otherwise.
+            nn.init.normal_(self.label_embed.weight)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return {'scale_attention.gate', 'position.table', 'label_embed.weight', *super().no_weight_decay()}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Orders the parameters for layer-wise learning rates: the backbone's layers, then each step of the head."""
+        of_backbone = group_backbone(self.backbone, self.backbone_name, coarse, self.backbone_args['backbone_args'])
+        encoders = len(self.enhancement.branches[0])
+        decoders = 0 if self.selection is None else len(self.selection.branches[0])
+        first = max(of_backbone.values()) + 1  # projection, scale attention and position
+        last = first + (3 if coarse else 1 + encoders + decoders)
+
+        def layer_of(name: str) -> int:
+            part, *rest = name.split('.')
+            if part == 'backbone':
+                return of_backbone['.'.join(rest)]
+            if part in ('projection', 'scale_attention', 'position'):
+                return first
+            if part in ('enhancement', 'selection'):
+                depth = int(rest[2])  # below 'branches' and the branch's number
+                if coarse:
+                    return first + (1 if part == 'enhancement' else 2)
+                return first + 1 + depth + (0 if part == 'enhancement' else encoders)
+            return last
+
+        return layer_of
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        super().set_grad_checkpointing(enable)
+        for part in (self.enhancement, self.selection):
+            if part is not None:
+                part.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def shares_queries(self, num_classes: int) -> bool:
+        """Returns whether some of so many labels would share a label embedding."""
+        return self.selection is not None and num_classes > (self.max_queries or num_classes)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Makes new label embeddings and a new classifier for another set of labels.
+
+        Args:
+            num_classes: 0 removes both, so that the model gives an image embedding.
+            global_pool: How the embedding is pooled; None for as before.
+        """
+        dd = get_device_dtype(self)
+        forget_names(self)
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        # None and not Identity: TorchScript then leaves out what needs label embeddings.
+        self.label_embed, self.classifier = None, nn.Identity()
+        if num_classes and self.selection is None:
+            self.classifier = nn.Linear(self.head_hidden_size, num_classes, **dd)
+        elif num_classes:
+            self.labels_per_query = math.ceil(num_classes / (self.max_queries or num_classes))
+            num_queries = math.ceil(num_classes / self.labels_per_query)
+            self.label_embed = nn.Embedding(num_queries, self.num_branches * self.embed_dim, **dd)
+            if num_queries == num_classes:
+                self.classifier = ClassWiseLinear(num_classes, self.num_features, **dd)
+            else:
+                self.classifier = GroupLinear(num_classes, num_queries, self.num_features, **dd)
+            self.label_embed.train(self.training)
+            self._init_label_embed()
+        for part in (self.global_pool, self.classifier):
+            part.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Returns the maps that `feature_info` lists: those of the backbone and, enhanced, those of the branches.
+
+        Args:
+            x: Pictures (B, C, H, W).
+            indices: Which of them: the last n, or those listed; None for all.
+            norm: Of no effect: the branches' maps are normalised, the backbone's are not.
+            stop_early: Of no effect: the branches are left out whenever nothing of them is asked for.
+            output_fmt: `NCHW`.
+            intermediates_only: Leave out the final features.
+
+        Returns:
+            The maps, after the final features (B, 3*d, H/16, W/16) unless `intermediates_only`.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f'output_fmt={output_fmt!r} must be NCHW.')
+        take_indices, _ = feature_take_indices(len(self.feature_info), indices)
+        check_size(x)
+        maps = list(self.backbone(x))
+        wanted = [self.feature_info[i]['module'] for i in take_indices]
+        tokens, features = [], None
+        if not intermediates_only or 'enhancement' in wanted:
+            scales = self.projection(maps)
+            sizes = [scale.shape[-2:] for scale in scales]
+            tokens = self._enhance(scales)
+            features = stack_scales(tokens, *sizes[0])
+            tokens = [y.transpose(1, 2).unflatten(2, size) for y, size in zip(tokens, sizes, strict=True)]
+        by_module = {'backbone': iter(maps), 'enhancement': iter(tokens)}
+        every = [next(by_module[info['module']], None) for info in self.feature_info]
+        intermediates = [every[i] for i in take_indices]
+        return intermediates if intermediates_only else (features, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Removes what `forward_intermediates` does not need: the region selection and the classifier, and where only
+        maps of the backbone are needed all that comes after them.
+
+        Args:
+            indices: Which maps are needed: the last n, or those listed.
+            prune_norm: Of no effect: the norms belong to the layers.
+            prune_head: Remove them.
+
+        Returns:
+            The indices of the maps that are needed.
+        """
+        take_indices, _ = feature_take_indices(len(self.feature_info), indices)
+        if prune_head:
+            self.selection = None
+            self.reset_classifier(0, '')
+            needed = [self.feature_info[i] for i in take_indices]
+            if all(info['module'] == 'backbone' for info in needed):
+                self.projection = self.scale_attention = self.position = self.enhancement = None
+                last = max(info['reduction'] for info in needed)
+                self.prune_backbone(self.backbone_args['reductions'].index(last) + 1)
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps pictures (B, C, H, W) to features (B, 3*d, H/16, W/16): the enhanced scales on the finest one's grid."""
+        check_size(x)
+        scales = self.projection(self.backbone(x))
+        return stack_scales(self._enhance(scales), scales[0].shape[-2], scales[0].shape[-1])
+
+    def _enhance(self, scales: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps x1, x2, x3 (B, d, H_i, W_i) to enhanced tokens (B, H_i*W_i, d): 784, 196 and 49 at 448 pixels."""
+        if self.scale_attention is not None:
+            scales = self.scale_attention(scales)
+        return self.enhancement(self.position(scales))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Maps features (B, 3*d, H/16, W/16) to logits (B, K), or with `pre_logits` to an embedding (B, 3*d)."""
+        if not pre_logits and self.label_embed is not None:
+            return self._select(split_scales(x))
+        x = self.global_pool(x)
+        return x if pre_logits else self.classifier(x)
+
+    def _select(self, tokens: list[torch.Tensor]) -> torch.Tensor:
+        """Maps the enhanced tokens of the three scales (B, L_i, d) to logits (B, K)."""
+        assert self.label_embed is not None and self.selection is not None
+        query = self.label_embed.weight.unflatten(1, (self.num_branches, self.embed_dim)).transpose(0, 1)
+        z = torch.cat(self.selection(query, tokens), dim=-1)  # Eq. 11
+        return self.classifier(z)
+
+    def forward_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Maps the backbone's maps (B, C_i, H_i, W_i) to logits (B, K)."""
+        scales = self.projection(maps)
+        tokens = self._enhance(scales)
+        if self.label_embed is not None:
+            # `forward_head` of the features without laying the scales onto one grid and taking them off again.
+            return self._select(tokens)
+        return self.forward_head(stack_scales(tokens, scales[0].shape[-2], scales[0].shape[-1]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps pictures (B, C, H, W) to logits (B, K)."""
+        check_size(x)
+        return self.forward_maps(self.backbone(x))
+
+
+def _check_choice(argument: str, value: object, choices: Sequence) -> None:
+    if value not in choices:
+        raise ValueError(f'{argument}={value!r} must be one of {", ".join(map(str, choices))}.')
+
+
+def _check_depth(argument: str, value: int) -> None:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f'{argument}={value!r} must be a number of layers, 0 or more.')
+
+
+def _cfg(url: str = '', **kwargs) -> dict:
+    return {
+        'url': url,
+        'num_classes': 80,
+        'input_size': (3, 448, 448),
+        'pool_size': (28, 28),
+        'crop_pct': 1.0,
+        'crop_mode': 'squash',
+        'interpolation': 'bilinear',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'backbone.conv1',
+        'classifier': ('label_embed', 'classifier'),
+        'license': 'apache-2.0',
+        'paper_name': 'Multi-Scale Feature Fusion and Advanced Representation Learning'
+        ' for Multi Label Image Classification',
+        'paper_ids': 'doi:10.32604/cmc.2025.059102',
+        'origin_url': 'https://doi.org/10.32604/cmc.2025.059102',
+        **kwargs,
+    }
+
+
+# What a backbone of EfficientNet-Lite expects
+LITE = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic', first_conv='backbone.conv_stem')
+
+
+def _published(name: str, label_names: Sequence[str], **kwargs) -> dict:
+    """Configures a tag: weights on the Hub, in the repository of its name."""
+    return _cfg(
+        hf_hub_id=f'{HUB_NAMESPACE}/{name}', num_classes=len(label_names), label_names=tuple(label_names), **kwargs
+    )
+
+
+# Of an architecture with several tags, the first that has weights is the one that `pretrained=True` takes.
+default_cfgs = generate_default_cfgs(
+    {
+        'msff_resnet101.coco2014_448': _published('msff_resnet101.coco2014_448', COCO_LABELS),
+        'msff_resnet101.coco2014_576': _published(
+            'msff_resnet101.coco2014_576', COCO_LABELS, input_size=(3, 576, 576), pool_size=(36, 36)
+        ),
+        'msff_resnet101.voc2007_448': _published('msff_resnet101.voc2007_448', VOC_LABELS),
+        'msff_resnet101.voc2012_448': _published('msff_resnet101.voc2012_448', VOC_LABELS),
+        'msff_resnet50.untrained': _cfg(),
+        'msff_resnet34.untrained': _cfg(),
+        'msff_resnet18.untrained': _cfg(),
+        'msff_convnext_tiny.untrained': _cfg(first_conv='backbone.stem_0'),
+        'msff_davit_tiny.untrained': _cfg(first_conv='backbone.stem.conv'),
+        'msff_efficientnet_b0.untrained': _cfg(first_conv='backbone.conv_stem'),
+        'msff_efficientnet_lite2.untrained': _cfg(input_size=(3, 320, 320), pool_size=(20, 20), **LITE),
+        'msff_efficientnet_lite0.voc2012_subset': _published(
+            'msff_efficientnet_lite0.voc2012_subset',
+            VOC_LABELS,
+            file=str(WEIGHTS / 'msff_efficientnet_lite0.voc2012_subset' / 'model.safetensors'),
+            input_size=(3, 320, 320),
+            pool_size=(20, 20),
+            **LITE,
+        ),
+        'msff_mobilenetv4_small.untrained': _cfg(
+            input_size=(3, 224, 224), pool_size=(14, 14), first_conv='backbone.conv_stem'
+        ),
+        'msff_test_resnet.scenes': _published(
+            'msff_test_resnet.scenes',
+            SCENES_LABELS,
+            file=str(WEIGHTS / 'msff_test_resnet.scenes' / 'model.safetensors'),
+            input_size=(3, 96, 96),
+            pool_size=(6, 6),
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            first_conv='backbone.conv1.0',
+        ),
+    }
+)
+
+
+def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
+    return create_on_backbone(MSFF, variant, pretrained, num_maps=5, pretrained_filter_fn=_check_fusion, **kwargs)
+
+
+def _check_fusion(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str, torch.Tensor]:
+    """Refuses weights of the literal equations, which were the default before `fusion_norm` and `fusion_gate`."""
+    needed = {'fusion_norm': 'projection.norm1.weight', 'fusion_gate': 'scale_attention.gate'}
+    missing = [name for name, key in needed.items() if key in model.state_dict() and key not in state_dict]
+    if missing:
+        asked = ', '.join(f'{name}=False' for name in missing)
+        in_json = ', '.join(f'"{name}": false' for name in missing)
+        raise ValueError(
+            f'the weights were trained without {" and ".join(missing)}: create the model with {asked}, or add'
+            f' {in_json} to model_args in their config.json.'
+        )
+    return state_dict
+
+
+@register_model
+def msff_resnet101(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on ResNet-101, the paper's model."""
+    model_args = dict(backbone='resnet101')
+    return _create_msff('msff_resnet101', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_resnet50(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on ResNet-50."""
+    model_args = dict(backbone='resnet50')
+    return _create_msff('msff_resnet50', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_resnet34(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on ResNet-34."""
+    model_args = dict(backbone='resnet34')
+    return _create_msff('msff_resnet34', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_resnet18(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on ResNet-18."""
+    model_args = dict(backbone='resnet18')
+    return _create_msff('msff_resnet18', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_convnext_tiny(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on ConvNeXt-T."""
+    model_args = dict(backbone='convnext_tiny')
+    return _create_msff('msff_convnext_tiny', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_davit_tiny(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on DaViT-T, a hierarchical Transformer with windows as in Swin."""
+    model_args = dict(backbone='davit_tiny')
+    return _create_msff('msff_davit_tiny', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_efficientnet_b0(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on EfficientNet-B0, with a head of half the width."""
+    model_args = dict(backbone='efficientnet_b0', embed_dim=256, ffn_dim=1024)
+    return _create_msff('msff_efficientnet_b0', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_efficientnet_lite2(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on EfficientNet-Lite2, for CPUs and phones, with a head of a quarter of the width."""
+    model_args = dict(backbone='tf_efficientnet_lite2', embed_dim=128, num_heads=4, ffn_dim=512)
+    return _create_msff('msff_efficientnet_lite2', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_efficientnet_lite0(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on EfficientNet-Lite0, for CPUs and phones, with a head of a quarter of the width."""
+    model_args = dict(backbone='tf_efficientnet_lite0', embed_dim=128, num_heads=4, ffn_dim=512)
+    return _create_msff('msff_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_mobilenetv4_small(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on MobileNetV4-Conv-S, with a head of a quarter of the width."""
+    model_args = dict(backbone='mobilenetv4_conv_small', embed_dim=128, num_heads=4, ffn_dim=512)
+    return _create_msff('msff_mobilenetv4_small', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def msff_test_resnet(pretrained: bool = False, **kwargs) -> MSFF:
+    """MSFF on timm's tiny test ResNet, for tests and the demo."""
+    model_args = dict(backbone='test_resnet', embed_dim=96, num_heads=4, ffn_dim=384)
+    return _create_msff('msff_test_resnet', pretrained, **dict(model_args, **kwargs))

@@ -1,0 +1,319 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch.nn as nn
+
+import benchmark
+import msff_timm  # noqa: F401  registers the models
+from benchmark import RESULTS, main, write_annotations
+from msff_timm.errors import InputError
+from msff_timm.training.engine import run_command
+
+
+@pytest.fixture
+def photos(coco_root, tmp_path):
+    """A folder of 5 photos, 2 of them in a subfolder, and of what is none."""
+    (tmp_path / 'photos' / 'inner').mkdir(parents=True)
+    (tmp_path / 'photos' / 'notes.txt').write_text('no photo')
+    for i, path in enumerate(sorted((coco_root / 'val2014').iterdir())[:5]):
+        shutil.copy(path, tmp_path / 'photos' / ('inner' if i < 2 else '') / path.name)
+    return tmp_path / 'photos'
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the script in this process, which has to end with code 2; gives what it printed as its error."""
+
+    def run(*arguments):
+        monkeypatch.setattr('sys.argv', ['train/benchmarks/benchmark.py', *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            run_command(main)
+        printed = capsys.readouterr()
+        assert ended.value.code == 2 and not printed.out
+        return printed.err
+
+    return run
+
+
+@pytest.fixture
+def measured(monkeypatch, capsys, tmp_path):
+    """Runs the script in this process; gives what it printed and what its file holds."""
+
+    def measured(*arguments):
+        file = tmp_path / 'measured.json'
+        monkeypatch.setattr('sys.argv', ['train/benchmarks/benchmark.py', *map(str, arguments), '--output', str(file)])
+        run_command(main)
+        return capsys.readouterr().out, json.loads(file.read_text())
+
+    return measured
+
+
+def test_data_prints_what_its_file_holds(script, photos, tmp_path):
+    output = tmp_path / 'out' / 'data.json'
+    arguments = ('data', '--root', photos, '--image_size', 64, '--seconds', 0.01, '--output', output)
+    printed = script('benchmarks/benchmark.py', *arguments).stdout
+    measured = json.loads(output.read_text())
+    turns = measured['turns']
+    assert measured['command'] == 'data' and measured['num_photos'] == 5 and measured['image_size'] == 64
+    assert set(turns) == {'plain', 'default', 'every_operation'} and {len(rates) for rates in turns.values()} == {3}
+    for name, rates in turns.items():
+        assert min(rates) > 0 and measured['pictures_per_second'][name] == pytest.approx(sorted(rates)[1])
+        assert f'{sorted(rates)[1]:.1f} pictures/s' in printed
+    for name in ('default', 'every_operation'):
+        ratios = sorted(ours / plain for ours, plain in zip(turns[name], turns['plain'], strict=True))
+        assert measured['ratio'][name] == pytest.approx(ratios[1])
+        low, high = measured['ratio_10_to_90_percent'][name]
+        assert ratios[0] <= low <= ratios[1] <= high <= ratios[2]
+        assert f'{ratios[1]:.3f} times plain' in printed
+    assert f'torch {measured["machine"]["torch"]}' in printed and measured['machine']['cpu']
+
+
+@pytest.mark.slow
+def test_annotations_are_loaded_twice(script, tmp_path):
+    output = tmp_path / 'annotations.json'
+    arguments = ('annotations', '--num_images', 50, '--num_boxes', 200, '--output', output)
+    printed = script('benchmarks/benchmark.py', *arguments).stdout
+    measured = json.loads(output.read_text())
+    assert '50 pictures, 200 boxes' in printed
+    for turn in ('first', 'second'):
+        assert measured[turn]['rows'] == 50
+        assert measured[turn]['seconds'] > 0 and measured[turn]['peak_mib'] >= measured[turn]['peak_mib_before'] > 50
+        assert f'{measured[turn]["seconds"]:.3f} s, peak {measured[turn]["peak_mib"]:.0f} MiB' in printed
+
+
+def test_made_up_annotations_have_the_size_and_the_keys_of_coco(coco_root, tmp_path):
+    real = json.loads(next((coco_root / 'annotations').glob('instances_train2014.json')).read_text())
+    (tmp_path / 'made').mkdir()
+    made = json.loads(write_annotations(tmp_path / 'made', 50, 2000).read_text())
+    assert len(made['images']) == 50 and len(made['annotations']) == 2000 and len(made['categories']) == 80
+    assert {a['category_id'] for a in made['annotations']} == {c['id'] for c in made['categories']}
+    assert {a['image_id'] for a in made['annotations']} <= {i['id'] for i in made['images']}
+    for part in ('images', 'annotations', 'categories'):
+        assert set(real[part][0]) <= set(made[part][0])
+    per_box = len(json.dumps(made['annotations'])) / 2000
+    assert 400 < per_box < 700  # 332 MB for 604,907 boxes and 82,783 pictures of COCO 2014
+
+
+@pytest.mark.slow
+def test_metrics_measures_each_shape(script, tmp_path):
+    output = tmp_path / 'metrics.json'
+    printed = script('benchmarks/benchmark.py', 'metrics', '--shapes', '60x5', '2000x300', '--output', output).stdout
+    shapes = json.loads(output.read_text())['shapes']
+    assert list(shapes) == ['60x5', '2000x300']
+    for shape, measured in shapes.items():
+        assert f'{shape:14} {measured["seconds"]:8.3f} s, peak {measured["peak_mib"]:.0f} MiB' in printed
+        assert np.isfinite(measured['mAP']) and measured['peak_mib'] >= measured['peak_mib_before']
+
+
+def test_training_is_measured_with_a_recipes_own_settings(script, tmp_path):
+    output = tmp_path / 'train.json'
+    settings = ['--data.train_size=16', '--data.eval_size=4', '--data.image_size=32', '--data.workers=1']
+    arguments = [
+        'train',
+        '--steps',
+        3,
+        '--output',
+        output,
+        *settings,
+        '--optim.batch_size=4',
+        '--optim.max_per_process=2',
+    ]
+    printed = script('benchmarks/benchmark.py', *arguments).stdout
+    measured = json.loads(output.read_text())
+    assert (measured['model'], measured['batch_size'], measured['passes']) == ('msff_test_resnet', 4, 2)
+    turns = measured['turns']
+    assert {name: len(seconds) for name, seconds in turns.items()} == {'run': 3, 'fed': 3, 'bare': 3}
+    for name, seconds in turns.items():
+        assert measured['pictures_per_second'][name] == pytest.approx(4 / sorted(seconds)[1])
+    ratios = sorted(fed / bare for fed, bare in zip(turns['fed'], turns['bare'], strict=True))
+    assert measured['overhead'] == pytest.approx(ratios[1] - 1) and 0 <= measured['waiting_share'] < 1
+    # Convolutions alone, by hand: the first of the backbone, 3 x 3 from 3 to 32 channels at stride 2, and its gradient
+    # for the weights, on 4 pictures; all others come on top.
+    assert measured['flops_per_step'] > 2 * 4 * 2 * 3 * 9 * 32 * 16 * 16
+    assert 'waiting for data' in printed and measured['peak_bytes'] > 50e6
+
+
+@pytest.mark.slow
+def test_loading_is_measured_beside_creating_and_reading(script, tmp_path):
+    output = tmp_path / 'load.json'
+    printed = script(
+        'benchmarks/benchmark.py', 'load', '--model', 'msff_test_resnet', '--turns', 2, '--output', output
+    ).stdout
+    measured = json.loads(output.read_text())
+    turns = measured['turns']
+    assert {name: len(seconds) for name, seconds in turns.items()} == dict.fromkeys(
+        ('create', 'read', 'pretrained', 'hub.load'), 2
+    )
+    parameters = sum(p.numel() for p in timm.create_model('msff_test_resnet').parameters())
+    assert measured['num_parameters'] == parameters and measured['file_mib'] * 2**20 > 4 * parameters
+    for way in ('pretrained', 'hub.load'):
+        ratios = [a / (b + c) for a, b, c in zip(turns[way], turns['create'], turns['read'], strict=True)]
+        assert measured['ratio'][way] == pytest.approx(np.median(ratios))
+        assert f'{way:10} {measured["ratio"][way]:7.3f} times create and read' in printed
+        assert measured['peak_mib'][way] > 100
+    assert len(measured['import_turns']) == 2 and measured['import_seconds']['timm'] > 0
+
+
+def test_models_are_measured_beside_each_other_in_every_case(measured, one_thread):
+    models = ['test_resnet', 'msff_test_resnet']
+    options = ['--image_size', 96, '--num_classes', 5, '--batch_sizes', 1, 3, '--passes', 'forward', 'train']
+    printed, found = measured('model', '--models', *models, *options, '--dtypes', 'bfloat16', '--turns', 3)
+    assert [(case['batch_size'], case['kind']) for case in found['cases']] == [
+        (1, 'forward'), (1, 'train'), (3, 'forward'), (3, 'train')
+    ]  # fmt: skip
+    for case in found['cases']:
+        assert (case['dtype'], case['format'], case['mode']) == ('bfloat16', 'channels_last', 'eager')
+        turns = case['turns']
+        assert {name: len(seconds) for name, seconds in turns.items()} == dict.fromkeys(models, 3)
+        for row in case['rows']:
+            seconds = sorted(turns[row['model']])[1]
+            assert row['seconds'] == pytest.approx(seconds)
+            assert row['pictures_per_second'] == pytest.approx(case['batch_size'] / seconds)
+            assert row['flops_per_second'] == pytest.approx(row['flops'] / seconds)
+            ratios = [a / b for a, b in zip(turns[row['model']], turns['test_resnet'], strict=True)]
+            assert row['time_to_reference']['median'] == pytest.approx(sorted(ratios)[1])
+            assert f'| {row["model"]} | {1000 * row["seconds"]:.4g} |' in printed
+    flops = [case['rows'][0]['flops'] for case in found['cases']]
+    assert flops[2] == 3 * flops[0] and flops[1] > 2.5 * flops[0]  # a backward pass is about two forward passes
+    assert 'train, batch 3, 96 x 96, bfloat16, channels_last, eager, 5 labels' in printed
+
+
+def test_the_profile_of_a_training_step_is_told(measured, one_thread):
+    options = ['--image_size', 32, '--passes', 'train', '--turns', 1, '--profile']
+    printed, found = measured('model', '--models', 'test_resnet', *options)
+    operations = found['cases'][0]['rows'][0]['profile']['operations']
+    assert {'aten::convolution_backward', 'aten::mkldnn_convolution'} <= {operation['name'] for operation in operations}
+    assert f'test_resnet: {operations[0]["name"]} {operations[0]["share"]:.1%}, ' in printed
+
+
+class Grouped(nn.Module):
+    """A model of which `labels` is to find out that it takes `max_queries`."""
+
+    def __init__(self, num_classes, max_queries=None):
+        super().__init__()
+        self.head = nn.Linear(3 * 32 * 32, min(num_classes, max_queries or num_classes))
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+def test_labels_are_measured_alone_and_beside_each_other(measured, monkeypatch):
+    """With what the processes measure made up: alone seconds and peaks, together in turns."""
+    asked = []
+
+    def in_subprocess(code, argument):
+        variants = json.loads(argument)['variants']
+        asked.append(variants)
+        if variants == [{'num_classes': 70, 'max_queries': 10}]:
+            raise InputError('the measurement ended with code -9')
+        turns = [[turn * (number + 1.0) for number in range(len(variants))] for turn in (1, 2, 4)]
+        return {'turns': turns, 'peak_mib': 300.0, 'peak_mib_before': 200.0, 'gpu_peak_mib': None}
+
+    monkeypatch.setattr(benchmark, 'in_subprocess', in_subprocess)
+    monkeypatch.setattr(
+        benchmark.timm, 'create_model', lambda name, num_classes=1, **more: Grouped(num_classes, **more)
+    )
+    options = ['--num_classes', 20, 70, '--max_queries', 10, '--image_size', 32, '--turns', 3]
+    printed, found = measured('labels', '--model', 'msff_test_resnet', *options)
+    variants = [{'num_classes': k, **more} for k in (20, 70) for more in ({}, {'max_queries': 10})]
+    assert asked == [*([variant] for variant in variants), variants]
+    rows = found['rows']
+    # 10 or 70 x 3072 weights, of which each is multiplied and added once
+    assert rows[2]['num_parameters'] == 70 * 3073 and rows[1]['gflops'] == pytest.approx(2 * 10 * 3072 / 1e9)
+    assert rows[0]['seconds'] == 2 and rows[0]['peak_mib'] == 300 and 'seconds' not in rows[3]
+    assert [row['time_to_first']['median'] for row in rows] == [1, 2, 3, 4]
+    assert rows[1]['time_to_all_queries']['median'] == 2 and 'time_to_all_queries' not in rows[2]
+    assert "| 70 | the model's own | 0.2 M | 0.0 | 2.000 | 300 MiB | 200 MiB | – | 3.000" in printed
+    assert 'ended with code -9' in printed
+
+
+@pytest.mark.slow
+def test_labels_are_measured_in_processes_of_their_own(measured, monkeypatch):
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    options = ['--image_size', 64, '--num_classes', 10, 300, '--max_queries', 50, '--turns', 2]
+    _, found = measured('labels', '--model', 'msff_test_resnet', *options)
+    _, few, all_queries, groups = found['rows']
+    for row, max_queries in ((all_queries, None), (groups, 50)):
+        model = timm.create_model('msff_test_resnet', num_classes=300, max_queries=max_queries)
+        assert row['num_parameters'] == sum(p.numel() for p in model.parameters())
+    assert all_queries['gflops'] > groups['gflops'] > few['gflops']  # 300, 50 and 10 queries
+    for row in found['rows']:
+        assert row['peak_mib'] >= row['peak_mib_before'] > 100 and row['seconds'] > 0
+    turns = np.array(found['in_one_process']['turns'])
+    assert turns.shape == (2, 4)
+    assert groups['time_to_first']['median'] == pytest.approx(np.median(turns[:, 3] / turns[:, 0]))
+    assert groups['time_to_all_queries']['median'] == pytest.approx(np.median(turns[:, 3] / turns[:, 2]))
+
+
+def test_training_at_many_devices_is_predicted_from_one(measured):
+    options = ['--pictures_per_second', 100, '--batch_size', 4, '--devices', 4, 16, '--picture_bytes', 1e5]
+    printed, found = measured('scale', '--model', 'msff_test_resnet', '--num_classes', 5, *options)
+    parameters = sum(p.numel() for p in timm.create_model('msff_test_resnet', num_classes=5).parameters())
+    assert found['gradient_bytes'] == 4 * parameters == sum(bucket['num_bytes'] for bucket in found['buckets'])
+    assert found['step']['seconds'] == 0.04 and 'an assumption, not measured' in printed
+    # Four devices are in one node, whatever joins nodes; sixteen are in two, joined by each of two networks.
+    assert [(row['devices'], row['nodes'], row['between']) for row in found['rows']] == [
+        (4, 1, 400e9), (16, 2, 400e9), (16, 2, 3.125e9)
+    ]  # fmt: skip
+    for row in found['rows']:
+        rate = row['pictures_per_second'] / row['devices']
+        assert row['efficiency'] == pytest.approx(rate / 100) and 0 < rate < 100
+        assert f'| {row["efficiency"]:.1%} |' in printed
+        # One core loads 165.9 pictures a second: one worker for each process, so one shard.
+        assert (row['workers'], row['shards']) == (1, row['devices'])
+        assert row['node_bytes_per_second'] == 1e5 * 100 * min(8, row['devices'])
+        assert row['steps_per_epoch'] == 82783 // (4 * row['devices'])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ((), 'the following arguments are required: command'),
+        (('other',), "invalid choice: 'other'"),
+        (('data',), 'the following arguments are required: --root'),
+        (('data', '--root', 'nowhere'), '--root is nowhere: there is no such folder.'),
+        (('data', '--root', '.', '--image_size', 'big'), "argument --image_size: invalid int value: 'big'"),
+        (('data', '--root', '.', '--image_size', 8), '--image_size is 8: must be at least 32.'),
+        (('data', '--root', '.', '--seconds', 0), '--seconds is 0.0: must be above 0.'),
+        (('annotations', '--num_boxes', 3), '--num_boxes is 3: must be at least 80.'),
+        (('load', '--turns', 0), '--turns is 0: must be at least 1.'),
+        (('train', '--steps', 0), '--steps is 0: must be at least 1.'),
+        (('train', '--optim.lrr', 1), 'did you mean --optim.lr?'),
+        (('metrics', '--optim.lr', 1), 'unrecognized arguments: --optim.lr 1'),
+        (
+            ('model', '--models', 'msf_test_resnet'),
+            "unknown --models 'msf_test_resnet': did you mean msff_test_resnet?",
+        ),
+        (('model', '--models', 'test_resnet', 'test_resnet'), 'must be one or more, each once.'),
+        (('model', '--models'), 'argument --models: expected at least one argument'),
+        (('model', '--batch_sizes', 2, 0), '--batch_sizes is 0: must be at least 1.'),
+        (('model', '--dtypes', 'float16'), "argument --dtypes: invalid choice: 'float16'"),
+        (('labels', '--model', 'msf_test_resnet'), "unknown --model 'msf_test_resnet'"),
+        (('labels', '--max_queries', 0), '--max_queries is 0: must be at least 1.'),
+        (('scale',), 'one of the arguments --step --pictures_per_second is required'),
+        (('scale', '--pictures_per_second', 0), '--pictures_per_second is 0.0: must be above 0.'),
+        (('scale', '--pictures_per_second', 1, '--between', 1, 0), '--between is 0.0: must be above 0.'),
+        (('scale', '--pictures_per_second', 1, '--devices', 12), '--devices is 12: must be whole nodes of 8'),
+        (('scale', '--pictures_per_second', 1, '--data', 'nowhere'), '--data is nowhere: there is no such file.'),
+        (('scale', '--pictures_per_second', 1, '--data', RESULTS / 'memorise.json'), 'was not written by benchmark.py'),
+        (('scale', '--pictures_per_second', 1, '--image_size', 64), 'was measured at 448 pixels, not 64.'),
+        (('scale', '--step', 'nowhere'), '--step is nowhere: there is no such file.'),
+        (('scale', '--step', RESULTS / 'benchmark_data.json'), 'was not written by benchmark.py model or train'),
+        (('scale', '--step', RESULTS / 'benchmark_train_cpu.json', '--image_size', 64), 'holds no training step of'),
+        (('metrics', '--shapes', '10x'), "--shapes has '10x': must be pictures x labels"),
+    ],
+)
+def test_bad_input_ends_with_one_line(run, arguments, message):
+    error = run(*arguments)
+    assert error.startswith('benchmark.py: error: ') and message in error and len(error.splitlines()) == 1
+
+
+def test_photos_that_are_missing_or_broken_are_named(run, tmp_path):
+    (tmp_path / 'none').mkdir()
+    assert run('data', '--root', tmp_path / 'none').endswith('none: no photo is there.\n')
+    (tmp_path / 'none' / 'broken.jpg').write_text('no photo')
+    error = run('data', '--root', tmp_path / 'none')
+    assert 'broken.jpg: cannot be read as a picture' in error and len(error.splitlines()) == 1

@@ -1,0 +1,729 @@
+import contextlib
+import dataclasses
+import html
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from unittest.mock import patch
+from urllib.parse import quote
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import timm
+import torch
+from hub_server import Fault, HubServer, User
+
+from msff_timm import hub
+from msff_timm.errors import InputError
+from msff_timm.hub.card import escape
+from msff_timm.hub.publish import CONFIG, RESULTS, gather
+from msff_timm.training.config import EvaluateConfig, TrainConfig
+from msff_timm_cli.commands import main
+
+ROOT = Path(__file__).parents[2]
+LABELS = ['cat', '/m/01g317', 'chair']
+OWNER, STRANGER, READER = (f'hf_{name}{"x" * 30}' for name in ('owner', 'stranger', 'reader'))
+SENT = {'model.safetensors', 'config.json', 'results.json', 'README.md', 'ap.png', 'curves.png'}
+FOREVER = 10**6
+NUMBERS = itertools.count()
+
+
+def command(*arguments, token=OWNER, **environment):
+    """Runs `msff-timm` with a token, without pauses; returns exit code, both outputs and the pauses."""
+    out, err, pauses = io.StringIO(), io.StringIO(), []
+    environment |= {'HF_TOKEN': token} if token else {}
+    with (
+        patch.dict(os.environ, environment),
+        patch('time.sleep', pauses.append),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        code = main(list(map(str, arguments)))
+    return code, out.getvalue(), err.getvalue(), pauses
+
+
+def pulled_logits(name, cache):
+    """Loads with timm alone; returns its labels and its logits as bytes."""
+    with patch.dict(os.environ, {'HF_TOKEN': OWNER}):
+        model = timm.create_model(name, pretrained=True, cache_dir=cache).eval()
+    return model.pretrained_cfg['label_names'], logits(model)
+
+
+def logits(model):
+    torch.manual_seed(3)
+    with torch.inference_mode():
+        return model(torch.randn(2, 3, 64, 64)).numpy().tobytes()
+
+
+@pytest.fixture(scope='module')
+def server(tmp_path_factory):
+    with HubServer(tmp_path_factory.mktemp('hub')) as server:
+        server.users |= {OWNER: User('ann', ('org',)), STRANGER: User('eve'), READER: User('ann', ('org',), 'read')}
+        yield server
+        assert not [path for path, token, _ in server.received if path.startswith('/storage') and token]
+
+
+@pytest.fixture(scope='module')
+def environment(server, tmp_path_factory):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith('HF_')}
+    return clean | server.environment(tmp_path_factory.mktemp('home')) | {'HF_HUB_DOWNLOAD_TIMEOUT': '2'}
+
+
+@pytest.fixture(scope='module')
+def client(environment):
+    """Runs functions in another process: the Hub's address is read when huggingface_hub is imported."""
+    with patch.dict(os.environ, environment, clear=True):
+        # One thread: two in each of several processes wait for each other longer than they compute.
+        context = multiprocessing.get_context('spawn')
+        pool = ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(1,))
+        pool.submit(os.getpid).result()
+    with pool:
+        yield lambda function, *arguments, **named: pool.submit(function, *arguments, **named).result(120)
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    model = timm.create_model('msff_test_resnet', num_classes=3, ffn_dim=64, encoder_depth=1, decoder_depth=1).eval()
+    folder = tmp_path_factory.mktemp('weights')
+    hub.save(model, folder, LABELS, timm.data.resolve_model_data_config(model) | {'input_size': (3, 64, 64)})
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def run(weights, tmp_path):
+    """A folder as training leaves it, and some things that others might put there."""
+    folder = tmp_path / 'my runs' / 'photos'
+    folder.mkdir(parents=True)
+    for name, content in weights.items():
+        (folder / name).write_bytes(content)
+    results = json.loads((ROOT / 'hub_cards/results/msff_test_resnet.scenes.json').read_text())
+    results['config'] |= {'output': str(folder)}
+    results['config']['data'] |= {'root': f'{tmp_path}/all photos', 'label_columns': ['/m/01g317']}
+    results |= {'init_from': {'model': f'local-dir:{tmp_path}/older', 'kept_labels': {'/m/01g317': '/m/01g317'}}}
+    results['labels'] = {name: {'AP': 50.0, 'num_positives': 7} for name in LABELS}
+    results['command'] = f"{sys.executable} {tmp_path}/train.py '--data.root={tmp_path}/all photos' --key {OWNER}"
+    results['mistakes'] = {'misses': [{'image_id': f'{tmp_path}/1.jpg', 'label': '/m/01g317', 'row': 0}]}
+    (folder / 'results.json').write_text(json.dumps(results, indent=2))
+    (folder / 'README.md').write_text(
+        '---\nlicense: apache-2.0\n---\n`train.py --data.root=/data/x`\n/m/01g317 https://a.b/c {"seconds": 4096}\n'
+    )
+    for name in ('curves.png', 'ap.png'):
+        (folder / name).write_bytes(b'\x89PNG\0' + name.encode() * 50)
+    (folder / '.ap.png.saving.png').write_bytes(b'half')
+    (folder / 'link.png').symlink_to('/etc/hostname')
+    for name in (
+        'mistakes.png',
+        'checkpoints/step/model.bin',
+        'tensorboard/events',
+        'pytorch_model.bin',
+        'report.md',
+        'pictures/a.png',
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b'not to be sent')
+    return folder
+
+
+@pytest.fixture
+def repo_id(server):
+    """A name that no other test has."""
+    server.faults.clear()
+    server.quota = None
+    yield f'org/run-{next(NUMBERS)}'
+    server.faults.clear()
+    server.quota = None
+
+
+def error_of(result):
+    """Checks that a command ended with one clear line; returns it."""
+    code, _, err, _ = result
+    lines = [line for line in err.splitlines() if line.startswith('msff-timm: error: ')]
+    assert code == 2 and len(lines) == 1 and err.endswith(f'{lines[0]}\n'), err
+    assert not any(token in err for token in (OWNER, STRANGER, READER)) and 'Traceback' not in err
+    return lines[0].removeprefix('msff-timm: error: ')
+
+
+def puts(server):
+    return sum(count for (method, _), count in server.requests.items() if method == 'PUT')
+
+
+def test_a_run_is_published_in_one_commit_and_gives_the_same_logits(server, client, run, repo_id, tmp_path):
+    before = len(server.received)
+    code, out, err, pauses = client(command, 'push', run, repo_id, WANDB_API_KEY='wandb-key-1234')
+    assert (code, err, pauses) == (0, '', [])
+    repository = server.repository(repo_id)
+    commit = repository.refs['main']
+    assert f'hf-hub:{repo_id}@{commit}' in out and f'{server.url}/{repo_id}/commit/{commit}' in out
+    assert len(repository.commits) == 2 and not repository.private  # the Hub's own, and ours
+    files = repository.files()
+    assert set(files) == SENT | {'.gitattributes'}
+    for name in SENT - {'results.json', 'README.md'}:
+        assert files[name] == (run / name).read_bytes(), name
+
+    # By timm alone: from an empty cache as from the folder.
+    local = client(pulled_logits, f'local-dir:{run}', None)
+    assert client(pulled_logits, f'hf-hub:{repo_id}', tmp_path / 'cache') == local and local[0] == LABELS
+
+    # Nothing that was sent speaks of this machine, and only the Hub itself was told the token.
+    for path, _, content in server.received[before:]:
+        for secret in (str(tmp_path), str(Path.home()), sys.prefix, OWNER, 'wandb-key-1234'):
+            assert secret.encode() not in content, (path, secret)
+    for content in files.values():
+        assert not any(secret.encode() in content for secret in (str(tmp_path), OWNER, 'wandb-key-1234'))
+    assert files['README.md'] == (run / 'README.md').read_bytes()
+    results, original = (json.loads(text) for text in (files['results.json'], (run / 'results.json').read_text()))
+    assert results['config']['data']['root'] == 'all photos' and results['config']['output'] == 'photos'
+    assert results['config']['data']['label_columns'] == ['/m/01g317']
+    assert results['init_from'] == {'model': 'local-dir:older', 'kept_labels': {'/m/01g317': '/m/01g317'}}
+    left_out = {'command', 'mistakes'}
+    assert {key for key in original if key not in results} == left_out
+    changed = {'config', 'init_from'}
+    assert {key for key in original if original[key] != results.get(key)} == changed | left_out
+    assert results['config']['optim'] == original['config']['optim']
+
+
+HOSTILE = 'a"b\\c/d e<f>&%_*'  # what JSON, Markdown, HTML and addresses each write otherwise
+
+
+@pytest.mark.parametrize('name', ['config.json', 'results.json'])
+@pytest.mark.parametrize(
+    'secret', ['/home/ann-e/photos', '//home/ann-e/photos', 'C:\\ann-e\\photos', f'key {HOSTILE}', 'hf_' + 'a' * 30]
+)
+def test_only_known_fields_are_sent(run, monkeypatch, name, secret):
+    monkeypatch.setenv('AWS_ACCESS_KEY_ID', f'key {HOSTILE}')
+    value, before = json.loads((run / name).read_text()), gather(run, 'org/x')[name]
+    deep = {'pretrained_cfg': {'file': secret, 'url': secret}, 'thresholds': {'per_class': [0.5] * 3, 'path': secret}}
+    deep |= {
+        'measures': {**value.get('measures', {}), 'notes': {secret: 1}},
+        'labels': {**value.get('labels', {}), secret: {'AP': 1}},
+    }
+    for key, inner in (
+        deep if name == 'results.json' else {'pretrained_cfg': value.get('pretrained_cfg', {}) | deep['pretrained_cfg']}
+    ).items():
+        value[key] = inner
+    value |= {secret: 1, 'path': secret, 'MAX_TOKENS': 4096, 'command': secret, 'mistakes': [{'image_id': secret}]}
+    (run / name).write_text(json.dumps(value))
+    sent = gather(run, 'org/x')[name]
+    for part in {secret, json.dumps(secret)[1:-1]}:
+        assert part.encode() not in sent
+    added = {'thresholds': {'per_class': [0.5] * 3}} if name == 'results.json' else {}
+    assert json.loads(sent) == json.loads(before) | added
+
+
+@pytest.mark.parametrize(
+    'folder',
+    [
+        '/home/ann-e/my photos',
+        '//home/ann-e/my photos',
+        '///home/ann-e/my photos',
+        '~/my photos',
+        '../../ann-e/my photos',
+        'C:\\ann-e\\my photos',
+        '\\\\server\\ann-e\\my photos',
+        'file:///ann-e/my photos',
+        'runs/ann-e/my photos/',
+    ],
+)
+@pytest.mark.parametrize('key', ['output', 'root', 'image_root', 'init_from'])
+def test_of_a_folder_its_last_name_is_sent(run, key, folder):
+    value = json.loads((run / 'results.json').read_text())
+    prefix = 'local-dir:' if key == 'init_from' else ''
+    value['config'][key] = prefix + folder
+    (run / 'results.json').write_text(json.dumps(value))
+    sent = gather(run, 'org/x')['results.json']
+    assert (
+        json.loads(sent)['config'][key].removeprefix(prefix).removeprefix('file:') == 'my photos'
+        and b'ann-e' not in sent
+    )
+
+
+def test_what_is_no_folder_is_sent_as_it_is(run):
+    value = json.loads((run / 'results.json').read_text())
+    value['config']['data'] |= {'root': 'org/shop@v1', 'label_names': ['/m/01g317', 'a/b', '~'], 'label_delimiter': ';'}
+    value |= {'devices': ['1 / 2', 'a/b'], 'model': 'hf-hub:org/name@v1', 'seconds': 1e-7, 'peak_bytes': 10**30}
+    (run / 'results.json').write_text(json.dumps(value))
+    sent = json.loads(gather(run, 'org/x')['results.json'])
+    assert sent['config']['data'] == {**value['config']['data']}
+    assert all(sent[key] == value[key] for key in ('devices', 'model', 'seconds', 'peak_bytes', 'measures', 'history'))
+
+
+@pytest.mark.parametrize('variable', ['MAX_TOKENS', 'TOKEN_LIMIT', 'TOKENIZERS_PARALLELISM'])
+def test_a_variable_named_like_a_secret_alters_no_number(run, monkeypatch, variable):
+    value = json.loads((run / 'results.json').read_text())
+    value['seconds'], value['peak_bytes'] = 12345678.5, 123456789
+    (run / 'results.json').write_text(json.dumps(value))
+    (run / 'README.md').write_text('It took 12345678.5 s and 123456789 bytes.')
+    before = gather(run, 'org/x')
+    for number in ('12345678.5', '123456789', '4096', '0.5'):
+        monkeypatch.setenv(variable, number)
+        assert gather(run, 'org/x') == before
+
+
+@pytest.mark.parametrize(
+    'variable',
+    ['HF_TOKEN', 'WANDB_API_KEY', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'DB_PASS', 'PGPASSWORD', 'x_auth'],
+)
+@pytest.mark.parametrize('value', [HOSTILE, 'plain-secret-1234', 'pässword 猫'])
+def test_a_card_that_holds_a_secret_is_refused(run, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    before = (run / 'README.md').read_text()
+    for written in (
+        value,
+        json.dumps(value),
+        json.dumps(value, ensure_ascii=False),
+        html.escape(value),
+        quote(value),
+        escape(value),
+        re.sub(r'([\\`*_<>&"])', r'\\\1', value),
+    ):
+        (run / 'README.md').write_text(f'{before}\n- {written}.\n', encoding='utf-8')
+        with pytest.raises(InputError) as caught:
+            gather(run, 'org/x')
+        message = str(caught.value)
+        assert variable in message and 'README.md' in message and value not in message and '\n' not in message
+    (run / 'README.md').write_text(before)
+    assert gather(run, 'org/x')['README.md'].decode() == before
+
+
+@pytest.mark.parametrize('text', ['hf_' + 'aB3' * 11, 'https://me:secret@x.y/z', 'postgres://u:p@host/db'])
+def test_a_card_with_a_token_or_password_of_anybody_is_refused(run, text):
+    (run / 'README.md').write_text(f'see {text} there')
+    with pytest.raises(InputError, match='README.md: holds a .*, which must not be published: take it out.$'):
+        gather(run, 'org/x')
+    (run / 'README.md').write_text('see hf_hub_download_and_many_more_words, https://x.y/a:b@c, a user:pass@word there')
+    gather(run, 'org/x')
+
+
+def test_a_secret_in_a_known_field_is_refused(run, monkeypatch):
+    monkeypatch.setenv('DB_PASS', HOSTILE)
+    value = json.loads((run / 'results.json').read_text())
+    (run / 'results.json').write_text(json.dumps(value | {'devices': [f'x {HOSTILE}']}))
+    with pytest.raises(InputError, match='results.json: holds the value of DB_PASS'):
+        gather(run, 'org/x')
+
+
+@pytest.mark.parametrize('name', sorted(SENT))
+@pytest.mark.parametrize('kind', ['outside', 'inside', 'broken', 'fifo', 'folder'])
+def test_a_link_or_what_is_no_file_is_refused_by_name(client, run, tmp_path, name, kind):
+    content = (run / name).read_bytes()
+    (run / name).unlink()
+    if kind == 'fifo':
+        os.mkfifo(run / name)
+    elif kind == 'folder':
+        (run / name).mkdir()
+    else:
+        target = (run if kind == 'inside' else tmp_path) / 'target'
+        if kind != 'broken':
+            target.write_bytes(content)
+        (run / name).symlink_to(target)
+    message = error_of(client(command, 'push', run, 'org/x', '--dry-run'))
+    assert f'{run / name}: is ' in message and ('a link' in message or 'no regular file' in message)
+
+
+def rewritten(path, change):
+    """Changes the header of a safetensors file."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], 'little')
+    text = change(content[8 : 8 + length])
+    path.write_bytes(len(text).to_bytes(8, 'little') + text + content[8 + length :])
+
+
+def with_fields(header, **fields):
+    return json.dumps(json.loads(header) | fields).encode()
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda header: with_fields(header, __metadata__={'format': 'pt', 'ss_path': '/home/ann-e/secret'}),
+        lambda header: with_fields(header, __metadata__={'/home/ann-e/secret': ''}),
+        lambda header: header.replace(b'"shape":', b'"note":"/home/ann-e/secret","shape":', 1),
+    ],
+)
+def test_of_the_weights_metadata_the_format_alone_is_sent(run, tmp_path, change):
+    before = safetensors.torch.load((run / 'model.safetensors').read_bytes())
+    rewritten(run / 'model.safetensors', change)
+    sent = gather(run, 'org/x')['model.safetensors']
+    assert isinstance(sent, bytes) and b'ann-e' not in sent
+    (tmp_path / 'sent').write_bytes(sent)
+    with safetensors.safe_open(tmp_path / 'sent', 'pt') as file:
+        assert file.metadata() == {'format': 'pt'}
+    after = safetensors.torch.load_file(tmp_path / 'sent')
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_header_that_names_something_twice_is_refused(run):
+    twice = b'{"__metadata__":{"path":"/home/ann-e"},"__metadata__":{"format":"pt"},'
+    rewritten(run / 'model.safetensors', lambda header: twice + header[1:])
+    with pytest.raises(ValueError, match='twice'):
+        gather(run, 'org/x')
+
+
+def test_each_setting_of_a_run_is_published_or_left_out_on_purpose():
+    def names(kind):
+        for field in dataclasses.fields(kind):
+            yield field.name
+            if dataclasses.is_dataclass(field.default_factory):
+                yield from names(field.default_factory)
+
+    assert {*names(TrainConfig), *names(EvaluateConfig)} <= RESULTS
+    known = {field.name for field in dataclasses.fields(timm.models.PretrainedCfg)}
+    assert known - CONFIG == {'url', 'file', 'state_dict', 'source'}
+
+
+def test_pictures_go_where_the_card_shows_them(run):
+    (run / 'own.png').write_bytes(b'x')
+    assert set(gather(run, 'org/x')) == SENT
+    (run / 'README.md').write_text('![](own.png) ![](architecture.svg)')
+    assert set(gather(run, 'org/x')) == SENT | {'own.png', 'architecture.svg'}
+
+
+def test_a_run_without_a_card_gets_one_of_what_is_published(run, tmp_path):
+    (run / 'README.md').unlink()
+    files = gather(run, 'org/x')
+    card = files['README.md'].decode()
+    assert set(files) == SENT | {'architecture.svg'} and 'org/x' in card
+    assert all(name in card for name in ('architecture.svg', 'ap.png', 'chair'))
+    assert str(tmp_path) not in card and OWNER not in card
+    assert {path.name for path in run.iterdir()} >= {'results.json', 'checkpoints'}
+
+
+def test_what_is_there_is_not_sent_again(server, client, run, repo_id):
+    assert client(command, 'push', run, repo_id)[0] == 0
+    sent, commits = puts(server), len(server.repository(repo_id).commits)
+    assert client(command, 'push', run, repo_id)[0] == 0
+    assert (puts(server), len(server.repository(repo_id).commits)) == (sent, commits)
+    (run / 'README.md').write_text('---\nlicense: mit\n---\nnew\n')
+    assert client(command, 'push', run, repo_id, '--message', 'Another licence')[0] == 0
+    repository = server.repository(repo_id)
+    assert puts(server) == sent and repository.messages[repository.refs['main']] == 'Another licence'
+    assert b'license: mit' in repository.files()['README.md'] and set(repository.files()) > SENT
+    body = [content for path, _, content in server.received if path == f'/api/models/{repo_id}/commit/main'][-1]
+    paths = [json.loads(line)['value'].get('path') for line in body.splitlines()]
+    # Before 1.0, huggingface_hub names all files in a commit when one is new, the small ones with their content.
+    assert paths == [None, 'README.md'] or huggingface_hub.__version__ < '1'
+
+
+def test_a_dry_run_lists_what_would_go_and_asks_nobody(server, client, run, repo_id):
+    before = server.requests.total()
+    code, out, err, _ = client(command, 'push', run, repo_id, '--dry-run', token=None)
+    assert (code, err, server.requests.total()) == (0, '', before)
+    rows = {name: size for size, name in re.findall(r'^ +([\d,]+)  (\S+)$', out, re.M)}
+    assert set(rows) == SENT and rows['ap.png'] == '305'
+    assert rows['model.safetensors'] == f'{(run / "model.safetensors").stat().st_size:,}'
+
+
+def test_branches_pull_requests_and_private_repositories(server, client, run, repo_id):
+    assert client(command, 'push', run, repo_id, '--private', '--branch', 'try/1')[0] == 0
+    repository = server.repository(repo_id)
+    assert repository.private and set(repository.files()) == {'.gitattributes'}
+    assert set(repository.files('try/1')) > SENT
+    code, out, _, _ = client(command, 'push', run, repo_id, '--create-pr')
+    assert code == 0 and f'{repo_id}/discussions/1' in out
+    assert set(repository.files('refs/pr/1')) > SENT and set(repository.files()) == {'.gitattributes'}
+    (run / 'ap.png').unlink()
+    (run / 'README.md').write_text('---\nlicense: mit\n---\n')
+    assert client(command, 'push', run, repo_id, '--revision', 'refs/pr/1')[0] == 0
+    assert repository.files('refs/pr/1')['README.md'] == b'---\nlicense: mit\n---\n'
+    message = error_of(client(command, 'push', run, repo_id, '--revision', 'refs/pr/9'))
+    assert 'there is no such repository or revision' in message and 'refs/pr/9' in message
+
+
+def test_a_pull_request_to_a_repository_of_others(server, client, run, repo_id):
+    server.create(repo_id, {'README.md': b'theirs'})
+    message = error_of(client(command, 'push', run, repo_id, token=STRANGER))
+    assert repo_id in message and 'may not write' in message and '--create-pr' in message
+    assert client(command, 'push', run, repo_id, '--create-pr', token=STRANGER)[0] == 0
+    assert server.repository(repo_id).files() == {'README.md': b'theirs'}
+
+
+def test_private_is_not_promised_for_what_is_public(server, client, run, repo_id):
+    server.create(repo_id, {'README.md': b'public'})
+    assert 'is public' in error_of(client(command, 'push', run, repo_id, '--private'))
+    assert server.repository(repo_id).files() == {'README.md': b'public'}
+
+
+@pytest.mark.parametrize(
+    ('change', 'part'),
+    [
+        ({'label_names': ['cat', 'cat', 'chair']}, '2 of them distinct'),
+        ({'label_names': ['cat', 'chair']}, '2 label names for 3 logits'),
+        ({'label_names': [*LABELS, 'dog']}, '4 label names for 3 logits'),
+        ({'label_names': None}, 'no label_names'),
+        ({'label_names': 'cat'}, 'no list of text'),
+        ({'architecture': 'msff_nothing'}, 'Unknown model'),
+    ],
+)
+def test_a_model_that_is_not_sound_is_refused_before_anything_is_sent(server, client, run, repo_id, change, part):
+    config = json.loads((run / 'config.json').read_text()) | change
+    (run / 'config.json').write_text(json.dumps(config))
+    before = server.requests.total()
+    message = error_of(client(command, 'push', run, repo_id))
+    assert part in message and str(run) in message and server.requests.total() == before
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'part'),
+    [
+        (['org/a b'], "'org/a b' is no name"),
+        (['../evil'], 'no name'),
+        (['name'], 'ORGANISATION/NAME'),
+        (['org/x', '--create-pr', '--branch', 'b'], 'not both'),
+        (['org/x', '--branch', 'a' * 40], 'is a commit'),
+    ],
+)
+def test_targets_that_no_hub_takes(server, client, run, arguments, part):
+    before = server.requests.total()
+    assert part in error_of(client(command, 'push', run, *arguments))
+    assert server.requests.total() == before
+
+
+@pytest.mark.parametrize(
+    ('token', 'repo', 'part'),
+    [
+        (None, None, 'needs a token: set HF_TOKEN'),
+        ('hf_' + 'z' * 30, None, 'the token is not valid'),
+        (READER, None, 'may not write'),
+        (STRANGER, None, "don't have the rights"),
+        (OWNER, 'stranger/name', 'may not write to stranger/name'),
+    ],
+)
+def test_tokens_that_are_missing_or_do_not_suffice(server, client, run, repo_id, token, repo, part):
+    message = error_of(client(command, 'push', run, repo or repo_id, token=token))
+    assert part in message and 'settings/tokens' in message
+    assert server.repository(repo or repo_id) is None
+
+
+@pytest.mark.parametrize('how', [500, 'close'])
+def test_no_token_is_in_a_traceback(server, client, run, repo_id, how):
+    server.faults.append(Fault('/commit/', how, FOREVER))
+    text = client(traceback_of_a_push, run, repo_id)
+    assert 'Traceback' in text and 'InputError' in text and OWNER not in text
+
+
+def test_a_token_that_the_hub_repeats_is_not_printed(server, client, run, repo_id):
+    server.faults.append(Fault('/commit/', 400, FOREVER, message=f'What is {OWNER}?'))
+    assert 'What is <removed>?' in error_of(client(command, 'push', run, repo_id))
+
+
+def traceback_of_a_push(run, repo_id):
+    with patch.dict(os.environ, {'HF_TOKEN': OWNER}), patch('time.sleep'):
+        try:
+            hub.push(run, repo_id)
+        except InputError:
+            return traceback.format_exc()
+
+
+def test_the_server_is_a_hub_to_other_calls_of_the_client_too(server, client, repo_id):
+    server.create(repo_id, {'README.md': b'text', 'model.safetensors': b'0123456789'}, private=True)
+    got = client(other_calls, repo_id)
+    assert got['name'] == 'ann' and got['orgs'] == ['org'] and got['role'] == 'write'
+    assert got['refs'] == [['main'], ['refs/pr/1']]
+    assert got['lfs'] == ('84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882', 10)  # of sha256sum
+    assert got['files'] == ['README.md', 'model.safetensors'] and got['range'] == b'345'
+    assert got['stranger'] == 'RepositoryNotFoundError'
+
+
+def other_calls(repo_id):
+    api = huggingface_hub.HfApi(token=OWNER)
+    me = api.whoami()
+    operation = huggingface_hub.CommitOperationAdd('a.txt', b'a')
+    api.create_commit(repo_id, [operation], commit_message='a', create_pr=True)
+    refs = api.list_repo_refs(repo_id, include_pull_requests=True)
+    entry = api.get_paths_info(repo_id, ['model.safetensors'])[0]
+    with huggingface_hub.HfFileSystem(token=OWNER).open(f'{repo_id}/model.safetensors', block_size=3) as file:
+        file.seek(3)
+        part = file.read(3)
+    try:
+        huggingface_hub.HfApi(token=STRANGER).model_info(repo_id)
+        stranger = None
+    except huggingface_hub.errors.RepositoryNotFoundError as e:
+        stranger = type(e).__name__
+    return {
+        'name': me['name'],
+        'orgs': [org['name'] for org in me['orgs']],
+        'role': me['auth']['accessToken']['role'],
+        'refs': [[ref.name for ref in refs.branches], [ref.ref for ref in refs.pull_requests]],
+        'lfs': (entry.lfs.sha256, entry.lfs.size),
+        'files': api.list_repo_files(repo_id),
+        'range': part,
+        'stranger': stranger,
+    }
+
+
+def test_offline(client, run, repo_id):
+    assert 'HF_HUB_OFFLINE' in client(offline_message, run, repo_id)
+
+
+def offline_message(run, repo_id):
+    with patch('huggingface_hub.constants.HF_HUB_OFFLINE', True):
+        return error_of(command('push', run, repo_id))
+
+
+LIMIT = {'Retry-After': '7'}
+PASSING = {
+    'create fails': ([Fault('/repos/create', 500, 2)], [1, 2]),
+    'create is cut off': ([Fault('/repos/create', 'close')], [1]),
+    'branch fails': ([Fault('/branch/', 502)], [1]),
+    'commit is limited': ([Fault('/commit/', 429, 2, headers=LIMIT)], [7, 7]),
+    'commit is limited as the Hub says it': ([Fault('/commit/', 429, headers={'RateLimit': '"api";r=0;t=55'})], [56]),
+    'commit fails': ([Fault('/commit/', 503, 3)], [1, 2, 4]),
+    'preupload is limited': ([Fault('/preupload/', 429, headers=LIMIT)], [7]),
+    'batch fails': ([Fault('/objects/batch', 503)], [1]),
+    'storage is cut off': ([Fault('/storage/', 'close', method='PUT')], [1]),
+    'verification fails': ([Fault('/info/lfs/verify', 500)], [1]),
+    'what comes back is cut off': ([Fault('/storage/', 'truncate', method='GET')], None),
+    'what comes back is slow': ([Fault('/storage/', 'slow', method='GET', seconds=3.5)], None),
+    'what comes back fails': ([Fault('/resolve/', 503)], None),
+}
+
+
+@pytest.mark.parametrize(('faults', 'waits'), PASSING.values(), ids=PASSING)
+def test_what_passes_is_waited_for(server, client, run, weights, repo_id, faults, waits):
+    # Content of its own, or the storage would have it.
+    picture = repo_id.encode() * 9000 + b'\0'
+    (run / 'ap.png').write_bytes(b'\0' + picture)
+    server.faults += faults
+    branch = ['--branch', 'b'] if waits and faults[0].path == '/branch/' else []
+    code, _, err, pauses = client(command, 'push', run, repo_id, *branch)
+    assert code == 0, err
+    assert not any(fault.times for fault in faults), 'the fault did not happen'
+    # Where the client itself waits it may add a second.
+    assert waits is None or [round(pause) - wait for pause, wait in zip(pauses, waits, strict=True)] in (
+        [0] * len(waits),
+        [1],
+    )
+    repository = server.repository(repo_id)
+    assert repository.files('b' if branch else 'main')['ap.png'] == b'\0' + picture
+    assert len(repository.commits) == 2
+
+
+LASTING = {
+    'create': (Fault('/repos/create', 500, FOREVER), 'fails with status 500'),
+    'create is cut off': (Fault('/repos/create', 'close', FOREVER), 'the network fails'),
+    'preupload': (Fault('/preupload/', 404, FOREVER), 'no such repository or revision'),
+    'storage is full': (Fault('/objects/batch', 413, FOREVER, message='too large'), 'storage is full (too large)'),
+    'payment': (Fault('/objects/batch', 402, FOREVER, message='pay'), 'storage is full (pay)'),
+    'storage': (Fault('/storage/', 403, FOREVER, 'PUT'), 'may not write'),
+    'storage is cut off': (Fault('/storage/', 'close', FOREVER, 'PUT'), 'the network fails'),
+    'commit': (Fault('/commit/', 503, FOREVER), 'fails with status 503'),
+    'commit is cut off': (Fault('/commit/', 'close', FOREVER), 'the network fails'),
+    'commit conflicts': (Fault('/commit/', 409, FOREVER), 'the name is taken, or somebody else'),
+    'commit too early': (Fault('/commit/', 412, FOREVER), 'somebody else'),
+    'commit is limited for an hour': (Fault('/commit/', 429, FOREVER, headers={'Retry-After': '3600'}), 'in 3600 sec'),
+    'commit is unauthorized': (Fault('/commit/', 401, FOREVER), 'not valid'),
+}
+
+
+@pytest.mark.parametrize(('fault', 'part'), LASTING.values(), ids=LASTING)
+def test_what_lasts_is_one_line_and_leaves_the_repository_as_it_was(server, client, run, repo_id, fault, part):
+    (run / 'ap.png').write_bytes(b'\0' + repo_id.encode() * 100)
+    there = {'README.md': b'before'}
+    server.create(repo_id, there)
+    server.faults.append(fault)
+    result = client(command, 'push', run, repo_id)
+    message = error_of(result)
+    assert part in message and repo_id in message and server.url in message
+    assert max(result[3], default=0) <= 8  # seconds
+    assert server.repository(repo_id).files() == there and fault.times < FOREVER
+    server.faults.clear()
+    assert client(command, 'push', run, repo_id)[0] == 0
+    assert set(server.repository(repo_id).files()) == SENT
+
+
+def test_a_quota(server, client, run, repo_id):
+    (run / 'ap.png').write_bytes(b'\0' + repo_id.encode() * 100)
+    server.quota = 1000
+    message = error_of(client(command, 'push', run, repo_id))
+    assert 'storage is full' in message and 'upgrade your plan' in message
+    assert set(server.repository(repo_id).files()) == {'.gitattributes'}
+
+
+def test_a_card_that_the_hub_refuses(server, client, run, repo_id):
+    (run / 'README.md').write_text('---\nlicense: [\n---\n')
+    assert 'README.md' in error_of(client(command, 'push', run, repo_id))
+    assert set(server.repository(repo_id).files()) == {'.gitattributes'}
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(server, client, run, repo_id):
+    server.faults.append(Fault('/commit/', 'truncate'))
+    assert client(command, 'push', run, repo_id)[0] == 0
+    assert len(server.repository(repo_id).commits) == 2
+
+
+def test_a_pull_request_whose_answer_is_lost_is_not_made_twice(server, client, run, repo_id):
+    server.create(repo_id, {'README.md': b'before'})
+    server.faults.append(Fault('/commit/', 'truncate'))
+    assert 'network' in error_of(client(command, 'push', run, repo_id, '--create-pr'))
+    assert len(server.repository(repo_id).refs) == 2
+    server.faults.append(Fault('/commit/', 429, headers=LIMIT))  # surely not made
+    assert client(command, 'push', run, repo_id, '--create-pr')[0] == 0
+    assert len(server.repository(repo_id).refs) == 3
+
+
+@pytest.mark.parametrize('path', ['/storage/', '/resolve/.*/config.json'])
+def test_what_does_not_come_back_as_it_was_sent_is_a_failure(server, client, run, repo_id, path):
+    server.faults.append(Fault(path, 'corrupt', FOREVER, 'GET'))
+    message = error_of(client(command, 'push', run, repo_id))
+    assert 'another content than was sent' in message and server.repository(repo_id).refs['main'] in message
+
+
+def test_what_does_not_come_back_at_all_is_a_failure(server, client, run, repo_id):
+    server.faults.append(Fault('/resolve/', 500, FOREVER))
+    message = error_of(client(command, 'push', run, repo_id))
+    assert 'is published, but could not be pulled' in message and server.repository(repo_id).refs['main'] in message
+
+
+def test_a_push_that_is_killed_leaves_the_repository_and_goes_on(server, client, environment, run, repo_id):
+    there = {'README.md': b'before'}
+    server.create(repo_id, there)
+    (run / 'ap.png').write_bytes(b'\0' + repo_id.encode() * 100)
+    before = puts(server)
+    server.faults += [Fault('/info/lfs/verify', 'slow', seconds=30), Fault('/commit/', 'close', FOREVER)]
+    code = f'from msff_timm_cli.commands import main; main(["push", {str(run)!r}, {repo_id!r}])'
+    process = subprocess.Popen([sys.executable, '-c', code], env=environment | {'HF_TOKEN': OWNER})
+    try:
+        while server.faults[0].times and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
+    finally:
+        process.kill()
+    assert puts(server) == before + 1 and server.repository(repo_id).files() == there
+    server.faults.clear()
+    assert client(command, 'push', run, repo_id)[0] == 0
+    assert puts(server) == before + 1 and set(server.repository(repo_id).files()) == SENT
+
+
+def test_training_publishes_what_it_has_made(server, client, environment, script, repo_id, tmp_path, monkeypatch):
+    for name, value in (environment | {'HF_TOKEN': OWNER}).items():
+        monkeypatch.setenv(name, value)
+    settings = {'output': tmp_path / 'run', 'data.train_size': 16, 'data.eval_size': 8, 'data.image_size': 64}
+    settings |= {'data.workers': 0, 'optim.epochs': 1, 'optim.batch_size': 16, 'push-to': repo_id, 'push-private': True}
+    arguments = [f'--{key}={value}' for key, value in settings.items()]
+    server.faults.append(Fault('/commit/main', 403, FOREVER, message='not today'))
+    failed = script('train.py', *arguments, check=False)
+    assert failed.returncode == 2 and 'Traceback' not in failed.stderr and server.repository(repo_id).private
+    command = f'`msff-timm push {tmp_path}/run {repo_id} --private`'
+    assert (
+        'not today' in failed.stderr and f'The run in {tmp_path}/run is whole; {command} publishes it.' in failed.stderr
+    )
+    server.faults.clear()
+    again = script('train.py', *arguments, '--resume=auto')
+    commit = server.repository(repo_id).refs['main']
+    assert f'Published at {server.url}/{repo_id}/commit/{commit}' in again.stdout
+    local = client(pulled_logits, f'local-dir:{tmp_path}/run', None)
+    assert client(pulled_logits, f'hf-hub:{repo_id}', tmp_path / 'cache') == local
+    assert {'README.md', 'results.json', 'curves.png'} <= set(server.repository(repo_id).files())

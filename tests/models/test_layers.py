@@ -1,0 +1,267 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+from msff_timm.models.layers import (
+    ClassWiseLinear,
+    GlobalFeatureEnhancement,
+    HierarchicalScaleAttention,
+    MultiHeadAttention,
+    MultiScaleProjection,
+    PositionEncoding,
+    RegionSelection,
+    TransformerLayer,
+    split_scales,
+    stack_scales,
+)
+
+
+def tent(distance: float) -> float:
+    """Weight of a pixel in bilinear interpolation."""
+    return max(1 - abs(distance), 0)
+
+
+def cubic(distance: float, a: float = -0.75) -> float:
+    """Weight of a pixel in bicubic interpolation (Keys, 1981)."""
+    d = abs(distance)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0
+
+
+def weights(mode: str, old: int, new: int) -> np.ndarray:
+    """Interpolation of a line as a matrix (new, old): pixel i lies at i + 1/2, and edges are repeated."""
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        if mode == 'nearest':  # the pixel in which the left edge lies
+            matrix[i, math.floor(i * old / new)] = 1
+        elif mode == 'area':  # the mean of all pixels that are touched
+            touched = range(math.floor(i * old / new), math.ceil((i + 1) * old / new))
+            matrix[i, touched] = 1 / len(touched)
+        else:
+            kernel, reach = (tent, 1) if mode == 'bilinear' else (cubic, 2)
+            place = (i + 0.5) * old / new - 0.5
+            place = max(place, 0) if mode == 'bilinear' else place
+            for j in range(math.floor(place) - reach, math.floor(place) + reach + 1):
+                matrix[i, min(max(j, 0), old - 1)] += kernel(place - j)
+    return matrix
+
+
+def interpolate(x: np.ndarray, height: int, width: int, mode: str = 'bilinear') -> np.ndarray:
+    return weights(mode, x.shape[-2], height) @ x @ weights(mode, x.shape[-1], width).T
+
+
+@pytest.mark.parametrize('mode', ['nearest', 'bilinear', 'bicubic', 'area'])
+@pytest.mark.parametrize('grids', [((28, 28), (14, 14), (7, 7)), ((9, 12), (5, 6), (3, 3))])
+def test_scale_attention_is_equations_2_to_5(grids, mode):
+    x1, x2, x3 = (torch.randn(1, 4, *grid, dtype=torch.float64) for grid in grids)
+    a1, a2, a3 = (x[0].numpy() for x in (x1, x2, x3))
+    x2_up, x3_up = interpolate(a2, *grids[0], mode), interpolate(a3, *grids[0], mode)  # Eq. 2
+    gate = np.array([0.5, -2.0, 0.0, 1.0])
+    gated = HierarchicalScaleAttention(4, mode).double()
+    gated.gate.data[:] = torch.from_numpy(gate)[:, None, None]
+    for attention, factor in ((HierarchicalScaleAttention(4, mode, gate=False), 1), (gated, gate[:, None, None])):
+        m = factor * a1 * x2_up * x3_up  # Eq. 3
+        expected = [a1 + m, interpolate(x2_up + m, *grids[1], mode), interpolate(x3_up + m, *grids[2], mode)]  # 4, 5
+        for got, want in zip(attention([x1, x2, x3]), expected, strict=True):
+            np.testing.assert_allclose(got[0].detach().numpy(), want, rtol=0, atol=1e-12)
+
+
+def test_scale_attention_with_a_gate_starts_without_the_product():
+    scales = [torch.randn(1, 4, side, side) for side in (8, 4, 2)]
+    x1, x2, x3 = HierarchicalScaleAttention(4)(scales)
+    assert torch.equal(x1, scales[0])
+    for got, x, side in ((x2, scales[1], 4), (x3, scales[2], 2)):  # up and down again
+        expected = interpolate(interpolate(x[0].numpy(), 8, 8), side, side)
+        np.testing.assert_allclose(got[0].detach().numpy(), expected, rtol=0, atol=1e-6)
+
+
+# Table 5: layer of the ResNet (layer n has reduction 2^(n+1)) and side of the convolution that give x1, x2 and x3.
+TABLE_5 = {1: ((3, 1), (3, 3), (4, 3)), 2: ((2, 3), (3, 3), (4, 3)), 3: ((3, 1), (4, 1), (4, 3))}
+
+
+@pytest.mark.parametrize('mode', TABLE_5)
+def test_projection_takes_the_scales_from_where_table_5_says(mode):
+    layers = sorted({layer for layer, _ in TABLE_5[mode]})
+    maps = {layer: torch.randn(2, 6 + layer, 64 >> layer, 64 >> layer, dtype=torch.float64) for layer in layers}
+    projection = MultiScaleProjection({2 ** (layer + 1): 6 + layer for layer in layers}, 4, mode, norm=False).double()
+    scales = projection([maps[layer] for layer in layers])
+    convs = (projection.conv1, projection.conv2, projection.conv3)
+    assert [scale.shape for scale in scales] == [(2, 4, 8, 8), (2, 4, 4, 4), (2, 4, 2, 2)]
+    for (layer, side), conv, scale in zip(TABLE_5[mode], convs, scales, strict=True):
+        # By hand at cell (1, 1): one cell, or a window of 3 x 3 at stride 2 with a border of 1.
+        x = maps[layer]
+        window = x[1, :, 1:2, 1:2] if side == 1 else x[1, :, 1:4, 1:4]
+        assert conv.weight.shape == (4, x.shape[1], side, side)
+        torch.testing.assert_close(scale[1, :, 1, 1], (conv.weight * window).sum((1, 2, 3)) + conv.bias)
+
+
+def test_projection_normalizes_each_scale_over_images_and_cells():
+    maps = [3 + 5 * torch.randn(4, 6, 8, 8), -2 + 0.1 * torch.randn(4, 7, 4, 4)]
+    projection = MultiScaleProjection({16: 6, 32: 7}, 5)
+    for x in projection(maps):  # in training mode: zero mean, unit variance in each channel
+        torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(5), rtol=0, atol=1e-5)
+        torch.testing.assert_close(x.var((0, 2, 3), correction=0), torch.ones(5), rtol=0.02, atol=0)
+
+
+def test_projection_puts_a_backbone_that_rounds_down_onto_half_grids():
+    projection = MultiScaleProjection({16: 3, 32: 3}, 4, norm=False)
+    maps = [torch.randn(1, 3, 7, 9), torch.randn(1, 3, 3, 4)]  # a ResNet's second map would be 4 x 5
+    x1, x2, x3 = projection(maps)
+    assert (x1.shape[2:], x2.shape[2:], x3.shape[2:]) == ((7, 9), (4, 5), (2, 3))
+    expected = interpolate(projection.conv2(maps[1])[0].detach().numpy(), 4, 5)
+    np.testing.assert_allclose(x2[0].detach().numpy(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('grid', [(28, 28), (14, 14), (7, 7), (5, 9)])
+@pytest.mark.parametrize('num_branches', [1, 3])
+def test_position_resamples_its_table_and_flattens_row_by_row(grid, num_branches):
+    position = PositionEncoding(3, num_branches).double()
+    scales = [torch.randn(2, 3, *grid, dtype=torch.float64) for _ in range(3)]
+    for i, (x, tokens) in enumerate(zip(scales, position(scales), strict=True)):
+        table = interpolate(position.table[i % num_branches].detach().numpy(), *grid)
+        expected = (x.numpy() + table).reshape(2, 3, -1).transpose(0, 2, 1)
+        np.testing.assert_allclose(tokens.detach().numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_scales_are_stacked_cell_over_cell_and_found_again_on_every_grid():
+    for height, width in ((28, 28), (7, 9), (5, 4), (1, 3), (33, 2)):
+        grids = [(height, width)]
+        grids += [((height + 1) // 2, (width + 1) // 2)]
+        grids += [((grids[1][0] + 1) // 2, (grids[1][1] + 1) // 2)]
+        tokens = [torch.randn(2, h * w, 3) for h, w in grids]
+        stacked = stack_scales(tokens, height, width)
+        assert stacked.shape == (2, 9, height, width)
+        assert all(torch.equal(a, b) for a, b in zip(split_scales(stacked), tokens, strict=True))
+        # The cell of a coarse scale above the middle of a fine cell, in the first picture's first channel.
+        for i, (h, w) in enumerate(grids):
+            row, column = int((height - 0.5) * h / height), int(0.5 * w / width)
+            assert stacked[0, 3 * i, height - 1, 0] == tokens[i][0, row * w + column, 0]
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Gives every parameter a value that matters: a new layer's residual branches are 0."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module
+
+
+def copy_attention(ours: MultiHeadAttention, torchs: nn.MultiheadAttention) -> None:
+    torchs.in_proj_weight.data = torch.cat([ours.q.weight, ours.kv.weight]).detach()
+    torchs.in_proj_bias.data = torch.cat([ours.q.bias, ours.kv.bias]).detach()
+    torchs.out_proj.load_state_dict(ours.proj.state_dict())
+
+
+def test_attention_is_pytorchs():
+    ours, torchs = randomise(MultiHeadAttention(12, 3)), nn.MultiheadAttention(12, 3, batch_first=True)
+    copy_attention(ours, torchs)
+    query, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+    torch.testing.assert_close(ours(query, memory), torchs(query, memory, memory)[0])
+
+
+def test_layer_is_pytorchs_post_norm_encoder_layer():
+    ours = randomise(TransformerLayer(12, 3, 20, drop_rate=0.1)).eval()
+    torchs = nn.TransformerEncoderLayer(12, 3, 20, activation='relu', norm_first=False, batch_first=True).eval()
+    copy_attention(ours.attn, torchs.self_attn)
+    pairs = [(torchs.linear1, ours.ffn.fc1), (torchs.linear2, ours.ffn.fc2)]
+    for theirs, own in [*pairs, (torchs.norm1, ours.norm1), (torchs.norm2, ours.norm2)]:
+        theirs.load_state_dict(own.state_dict())
+    x = torch.randn(2, 7, 12)
+    torch.testing.assert_close(ours(x, x), torchs(x))
+
+
+def test_layer_with_self_attention_is_pytorchs_post_norm_decoder_layer():
+    ours = randomise(TransformerLayer(12, 3, 20, self_attn=True)).eval()
+    torchs = nn.TransformerDecoderLayer(12, 3, 20, activation='relu', norm_first=False, batch_first=True).eval()
+    copy_attention(ours.self_attn, torchs.self_attn)
+    copy_attention(ours.attn, torchs.multihead_attn)
+    pairs = [(torchs.linear1, ours.ffn.fc1), (torchs.linear2, ours.ffn.fc2), (torchs.norm1, ours.norm0)]
+    for theirs, own in [*pairs, (torchs.norm2, ours.norm1), (torchs.norm3, ours.norm2)]:
+        theirs.load_state_dict(own.state_dict())
+    query, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+    torch.testing.assert_close(ours(query, memory), torchs(query, memory))
+
+
+def test_attention_shares_are_pytorchs():
+    ours, torchs = randomise(MultiHeadAttention(12, 3)), nn.MultiheadAttention(12, 3, batch_first=True)
+    copy_attention(ours, torchs)
+    query, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
+    expected = torchs(query, memory, memory, average_attn_weights=False)[1]
+    torch.testing.assert_close(ours.attention(query, memory), expected)
+
+
+def test_dropout_acts_in_training_only():
+    layer = randomise(TransformerLayer(12, 3, 20, drop_rate=0.5))
+    x = torch.randn(2, 7, 12)
+    assert not torch.equal(layer(x, x), layer(x, x))
+    layer.eval()
+    assert torch.equal(layer(x, x), layer(x, x))
+
+
+LAYER_ARGS = dict(embed_dim=12, num_heads=3, ffn_dim=20)
+
+
+def test_a_new_layer_passes_its_input_on_and_a_new_decoder_passes_the_picture_on():
+    tokens, query = [torch.randn(2, length, 12) for length in (9, 4, 1)], torch.randn(1, 7, 12)
+    for got, x in zip(GlobalFeatureEnhancement(2, **LAYER_ARGS)(tokens), tokens, strict=True):
+        torch.testing.assert_close(got, nn.LayerNorm(12)(x), atol=1e-4, rtol=1e-4)
+    selection = RegionSelection(3, **LAYER_ARGS)
+    for one, other in zip(selection(query, tokens), selection(query, [2 * x for x in tokens]), strict=True):
+        assert (one - other).abs().amax(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize('num_branches', [1, 3])
+def test_branches_share_layers_or_have_their_own(num_branches):
+    """Changing the layers of one branch changes that branch alone, or all three where they are shared."""
+    tokens, query = [torch.randn(2, length, 12) for length in (9, 4, 1)], torch.randn(num_branches, 7, 12)
+    enhancement = randomise(GlobalFeatureEnhancement(2, num_branches, **LAYER_ARGS))
+    selection = randomise(RegionSelection(2, num_branches, **LAYER_ARGS))
+    for part, outputs in ((enhancement, lambda: enhancement(tokens)), (selection, lambda: selection(query, tokens))):
+        before = outputs()
+        randomise(part.branches[-1])
+        changed = [not torch.allclose(a, b) for a, b in zip(before, outputs(), strict=True)]
+        assert changed == ([True] * 3 if num_branches == 1 else [False, False, True])
+    for i, z in enumerate(selection(query, tokens)):  # each branch has its own queries and its own tokens
+        layers = selection.branches[i % num_branches]
+        expected = query[i % num_branches].expand(2, -1, -1)
+        for layer in layers:
+            expected = layer(expected, tokens[i])
+        torch.testing.assert_close(z, expected)
+
+
+@pytest.mark.parametrize('self_attn', [False, True])
+def test_what_depends_on_the_labels_alone_is_computed_once_for_all_pictures_and_scales(self_attn):
+    tokens, query, rows = [torch.randn(2, length, 12) for length in (9, 4, 1)], torch.randn(1, 7, 12), []
+    selection = RegionSelection(2, self_attn=2 * [self_attn], **LAYER_ARGS).eval()
+    for layer in selection.branches[0]:
+        for attn in (layer.self_attn, layer.attn) if self_attn else (layer.attn,):
+            attn.q.register_forward_hook(lambda module, args, output: rows.append(output[..., 0].numel()))
+    selection(query, tokens)
+    assert rows == ([7, 7, 2 * 3 * 7, 2 * 3 * 7] if self_attn else [7, 2 * 3 * 7])
+
+
+def test_dropout_among_the_labels_is_of_each_picture_and_scale():
+    """Without dropout the same tokens give the same: what differs is that of the self-attention, the only one here."""
+    tokens, query = [torch.randn(1, 4, 12).repeat(2, 1, 1)] * 3, torch.randn(1, 7, 12)
+    selection = randomise(RegionSelection(1, self_attn=[True], **LAYER_ARGS))
+    for drop_rate, same in ((0.0, True), (0.5, False)):
+        selection.branches[0][0].self_attn.drop_rate = drop_rate
+        z = torch.cat(selection(query, tokens))
+        assert [torch.allclose(z[0], other) for other in z[1:]] == 5 * [same]
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match='num_heads=5 does not divide embed_dim=12'):
+        MultiHeadAttention(12, 5)
+
+
+def test_classifier_scores_each_class_by_its_own_feature():
+    classifier = randomise(ClassWiseLinear(3, 4))
+    z = torch.randn(2, 3, 4)
+    for b in range(2):
+        for k in range(3):
+            expected = classifier.weight[k] @ z[b, k] + classifier.bias[k]
+            torch.testing.assert_close(classifier(z)[b, k], expected)

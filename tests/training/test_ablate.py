@@ -1,0 +1,158 @@
+"""The paper's ablations: which variants its tables compare, and how their runs are shared and told."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+
+from made_up import RECIPE, TINY, made_up
+from msff_timm import hub
+from msff_timm.errors import InputError
+from msff_timm.training.config import TABLES, AblateConfig, parse
+from msff_timm.training.studies import ablate, variants
+
+# Read in the paper by eye
+FIGURES = {
+    '4': {'all three modules': 85.14, 'without region selection': 84.03, 'without global feature enhancement': 84.89},
+    '5': {'mode 1': 84.37, 'mode 2': 84.76, 'mode 3': 85.14},
+    '6': {'nearest': 85.08, 'bilinear': 85.15, 'bicubic': 85.12, 'area': 85.11},
+    '7': {'in layers 1, 2, 3': 85.08, 'in layers 2, 3': 85.01, 'in layer 1': 85.14, 'in none': 85.15},
+    'fig5': {},
+}
+
+
+def model_of(variant, **more):
+    with torch.device('meta'):
+        return timm.create_model(variant.model, **variant.args, **more)
+
+
+@pytest.mark.parametrize('table', TABLES)
+def test_the_rows_are_the_papers(table):
+    rows, part = ablate.rows_of(table, 'msff_resnet101')
+    assert part['where'].startswith(f'Table {table},' if table != 'fig5' else 'Figure 5,')
+    assert len(rows) == {'4': 4, '5': 3, '6': 4, '7': 4, 'fig5': 9}[table]
+    assert len({row.name for row in rows}) == len({row.folder for row in rows}) == len(rows)
+    figures = {row.name: row.paper.get('mAP') for row in rows}
+    assert FIGURES[table].items() <= figures.items()
+    assert [row.args for row in rows].count({}) == 1  # the paper's choice, which every table shares
+
+
+def test_the_variants_are_what_their_rows_say():
+    def models(table):
+        return {row.name: model_of(row) for row in ablate.rows_of(table, 'msff_resnet101')[0]}
+
+    modules = models('4')
+    assert [name for name, m in modules.items() if m.scale_attention is None] == [
+        'without hierarchical scale attention'
+    ]
+    assert [name for name, m in modules.items() if m.selection is None] == ['without region selection']
+    assert [name for name, m in modules.items() if not len(m.enhancement.branches[0])] == [
+        'without global feature enhancement'
+    ]
+    assert {name: m.scale_attention.interpolation for name, m in models('6').items()} == {
+        name: name for name in ('nearest', 'bilinear', 'bicubic', 'area')
+    }
+    for name, m in models('fig5').items():
+        assert name == f'm = {len(m.enhancement.branches[0])}, n = {len(m.selection.branches[0])}'
+    # Table 5 by the strides of the maps: layers 2, 3 and 4 have 8, 16 and 32.
+    for name, m in models('5').items():
+        reductions = m.backbone.feature_info.reduction()
+        convs = (m.projection.conv1, m.projection.conv2, m.projection.conv3)
+        found = [
+            (reductions[source], conv.kernel_size[0]) for source, conv in zip(m.projection.sources, convs, strict=True)
+        ]
+        assert (
+            found
+            == {
+                'mode 1': [(16, 1), (16, 3), (32, 3)],
+                'mode 2': [(8, 3), (16, 3), (32, 3)],
+                'mode 3': [(16, 1), (32, 1), (32, 3)],
+            }[name]
+        )
+    for row in ablate.rows_of('7', 'msff_resnet101')[0]:
+        count = sum(p.numel() for p in model_of(row).parameters()) / 1e6
+        assert count == pytest.approx(row.paper['million_parameters'], abs=0.06)
+
+
+def test_tables_share_runs_and_tell_the_papers_figures_apart(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train(run, launch, stop):
+        run.output.mkdir(parents=True)
+        config = json.loads(json.dumps(variants.about_run(run.config, [], {})))['config']
+        # The same pictures; the seed adds its number to mAP, and each argument takes 1 away.
+        found = made_up(80 + run.config.seed - len(run.variant.args), 0, 'scenes') | {'config': config}
+        (run.output / 'results.json').write_text(json.dumps({**found, 'raw_weights': {}}))
+        for name in ('report.md', 'model.safetensors'):
+            (run.output / name).touch()
+        trained.append(run.variant.folder)
+        return 0
+
+    monkeypatch.setattr(variants, '_train', train)
+    monkeypatch.setattr(variants, 'StopRequest', lambda: SimpleNamespace(received=None))
+
+    def run(table, *more):
+        own = [f'--table={table}', f'--output={tmp_path}', f'--train={RECIPE}', '--seeds=[0, 1]', *TINY]
+        own += ['--backbone=null', *more]
+        monkeypatch.setattr(sys, 'argv', ['ablate.py', *own])
+        ablate.main()
+        name = f'table{table}' if table.isdigit() else table
+        return json.loads((tmp_path / f'{name}.json').read_text()), (tmp_path / f'{name}.md').read_text()
+
+    table, text = run('6', '--turns=2')
+    assert len(trained) == 8
+    assert len(set(trained)) == 4 and 'msff_test_resnet' in trained and table['reference'] == 'bilinear'
+    bilinear, bicubic = (next(row for row in table['rows'] if row['name'] == name) for name in ('bilinear', 'bicubic'))
+    assert (
+        bilinear['scale_attention_ratio'] == 1 and bicubic['scale_attention_ms'] > 0 < bicubic['scale_attention_ratio']
+    )
+    assert bicubic['difference']['mAP'] == {'mean': -1, 'low': -1, 'high': -1} and bilinear['mean']['mAP'] == 80.5
+    assert "the paper's mAP (COCO 2014)" in text and '85.12 |' in text and 'none of them was measured here' in text
+    assert 'bicubic takes 4 to 5 times' in text and 'scale attention of a picture' in text
+
+    trained.clear()
+    table, text = run('7', '--turns=0')
+    assert len(trained) == 6 and 'msff_test_resnet' not in trained  # which Table 6 has trained
+    assert 'msff_test_resnet-decoder_self_attn=true,false,false' in trained
+    assert table['reference'] == 'in none' and '| 72.7 M |' in text and 'scale attention of' not in text
+    counts = [row['num_parameters'] for row in table['rows']]
+    assert counts == sorted(counts, reverse=True) and len(set(counts)) == 4
+    assert '2 of 8 runs are at their end.' in capsys.readouterr().out
+
+
+def test_a_model_that_is_none_of_ours_is_refused(tmp_path):
+    with pytest.raises(InputError, match="unknown msff_. model 'q2l_test_resnet': did you mean msff_test_resnet?"):
+        parse(AblateConfig, ['--table=4', f'--output={tmp_path}', f'--train={RECIPE}', '--model=q2l_test_resnet'])
+
+
+def test_a_model_with_arguments_is_trained_saved_and_loaded_with_them(script, tmp_path):
+    folder = tmp_path / 'run'
+    settings = [argument.replace('settings.', '') for argument in TINY]
+    args = ['--model.args.fusion_mode', 2, '--model.args.decoder_self_attn=[true, false, false]']
+    script('train.py', f'--output={folder}', *args, *settings)
+    expected = {'fusion_mode': 2, 'decoder_self_attn': [True, False, False]}
+    run = json.loads((folder / 'results.json').read_text())
+    assert run['config']['model']['args'] == expected and run['peak_bytes'] > 100e6
+    assert expected.items() <= json.loads((folder / 'config.json').read_text())['model_args'].items()
+    model = hub.load(f'local-dir:{folder}')
+    assert model.projection.conv1.kernel_size == (3, 3)
+    assert [layer.self_attn is not None for layer in model.selection.branches[0]] == [True, False, False]
+
+
+@pytest.mark.slow
+def test_an_ablation_runs(script, tmp_path):
+    own = [f'--output={tmp_path}', f'--train={RECIPE}', '--seeds=[0, 1]', *TINY]
+    own += ['--backbone=null', '--turns=3']
+    script('ablate.py', '--table=5', *own)
+    table = json.loads((tmp_path / 'table5.json').read_text())
+    for row in table['rows']:
+        run = json.loads(
+            (
+                tmp_path / variants.Variant(row['name'], row['model'], row['args']).folder / 'seed-1' / 'results.json'
+            ).read_text()
+        )
+        assert row['values']['mAP'][1] == run['measures']['mAP'] and row['num_parameters'] == run['num_parameters']
+    assert '6 of 6 runs are at their end.' in script('ablate.py', '--table=5', *own).stdout

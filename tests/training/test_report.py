@@ -1,0 +1,263 @@
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import datasets
+import markdown
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from PIL import Image
+
+import msff_timm.data
+from msff_timm import metrics
+from msff_timm.data.records import features
+from msff_timm.data.samples import Samples
+from msff_timm.training import report
+
+MADE_WITH = {'command': 'train.py', 'git_commit': None, 'git_dirty': None, 'devices': ['cpu']}
+
+
+def scored_at_random(dataset):
+    """Scores of a model that knows something, as `Measures` holds them."""
+    samples = Samples(dataset, None)
+    rng = np.random.default_rng(0)
+    scores = (0.6 * rng.random(samples.targets.shape) + 0.35 * (samples.targets == 1)).astype(np.float32)
+    scored = metrics.Measures()
+    scored.update(np.arange(len(dataset)), scores, samples.targets == 1, samples.targets == -1, samples.areas)
+    return scored
+
+
+def make_run(dataset, **context):
+    scored, label_names = scored_at_random(dataset), msff_timm.data.label_names(dataset)
+    measures = scored.compute()
+    context = {
+        'model': 'msff_test_resnet',
+        'data': {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'},
+        'history': [{'epoch': epoch, 'loss': 1 / epoch, **report.summary(measures)} for epoch in (1, 2)],
+        'mistakes': report.mistakes(scored.arrays(), dataset, label_names),
+        **MADE_WITH,
+        **context,
+    }
+    return report.results(measures, label_names, **context), measures
+
+
+def make_dataset(folder, label_names, labels, ignore, image_ids):
+    images = []
+    for number in range(len(image_ids)):
+        images.append(str(folder / f'{number}.png'))
+        Image.new('RGB', (40, 30), (20 * number, 90, 90)).save(images[-1])
+    columns = {'image': images, 'labels': labels, 'ignore': ignore, 'area': [[]] * len(images), 'image_id': image_ids}
+    return datasets.Dataset.from_dict(columns, features=features(label_names))
+
+
+def test_the_worst_mistakes_by_hand(tmp_path):
+    dataset = make_dataset(tmp_path, list('abc'), [[0], [1, 2], []], [[], [], [0, 1]], ['one', 'two', 'three'])
+    scored = {
+        'scores': np.array([[0.2, 0.9, 0.8], [0.95, 0.4, 0.1], [0.99, 0.05, 0.3]], np.float32),
+        'targets': np.array([[1, 0, 0], [0, 1, 1], [0, 1, 0]], bool),
+        'ignore': np.array([[0, 0, 0], [0, 0, 0], [1, 1, 0]], bool),
+        'areas': None,
+    }
+    found = report.mistakes(scored, dataset, list('abc'))
+    named = {kind: [(m['row'], m['image_id'], m['label']) for m in entries] for kind, entries in found.items()}
+    assert named['false_positives'] == [
+        (1, 'two', 'a'), (0, 'one', 'b'), (0, 'one', 'c'), (2, 'three', 'c')
+    ]  # fmt: skip
+    assert named['misses'] == [(1, 'two', 'c'), (0, 'one', 'a'), (1, 'two', 'b')]
+    assert [m['probability'] for m in found['misses']] == pytest.approx([0.1, 0.2, 0.4])
+
+
+def test_mistakes_are_12_of_a_kind_and_2_of_an_image():
+    dataset = msff_timm.data.load('scenes', 'validation', size=50, image_size=32)
+    scored = scored_at_random(dataset).arrays()
+    scored['scores'][7] = 1 - scored['targets'][7] * 0.999  # all wrong
+    for kind, entries in report.mistakes(scored, dataset, msff_timm.data.label_names(dataset)).items():
+        wrong = scored['targets'] if kind == 'misses' else ~scored['targets']
+        ranked = sorted(
+            (1 if kind == 'misses' else -1) * scored['scores'][row, k] for row, k in np.argwhere(wrong) if row != 7
+        )
+        probabilities = [entry['probability'] for entry in entries if entry['row'] != 7]
+        assert len(entries) == 12 and sum(entry['row'] == 7 for entry in entries) == 2
+        assert max(sum(entry['row'] == row for entry in entries) for row in range(50)) == 2
+        assert probabilities[0] == abs(ranked[0]) and entries[0]['row'] == 7
+        assert probabilities == sorted(probabilities, reverse=kind == 'false_positives')
+
+
+def test_a_report_says_what_was_measured_and_all_of_it_is_in_the_results(tmp_path):
+    dataset = msff_timm.data.load('scenes', 'validation', size=40, image_size=48)
+    run, measures = make_run(dataset, epoch=2, raw_weights={name: 12.34 for name in report.SUMMARY})
+    report.write_json(run, tmp_path / 'results.json')
+    path = report.write_report(tmp_path, json.loads((tmp_path / 'results.json').read_text()), dataset)
+    text = path.read_text()
+    files = {'ap.png', 'curves.png', 'mistakes.png', 'report.md', 'results.json'}
+    assert {file.name for file in tmp_path.iterdir()} == files  # and no temporary one
+    assert set(re.findall(r'\]\((.*?\.png)\)', text)) == {file for file in files if file.endswith('.png')}
+    assert f'mAP {measures["mAP"]:.2f}, CF1 {measures["CF1"]:.2f}, OF1 {measures["OF1"]:.2f} percent' in text
+    assert 'averaged weights of epoch 2 on scenes validation (40 images, mAP all-points over 12 labels, ' in text
+    assert '| raw weights | 12.34 | 12.34 |' in text
+    assert f'top 3 | – | {measures["CP_top3"]:.2f} |' in text
+    assert (
+        f'The top 3: CF1 {measures["CF1_top3"]:.2f}  OF1 {measures["OF1_top3"]:.2f}  P {measures["P_top3"]:.2f}' in text
+    )
+    assert f'N+ {measures["N+_top3"]}  (P, R and N+ over 12 labels with a positive).' in text
+
+    areas = [area for row in dataset for area in row['area']]
+    bands = ('small', 0, 0.01), ('medium', 0.01, 0.1), ('large', 0.1, 2)
+    for size, low, high in bands:
+        positives = sum(low <= area < high for area in areas)
+        assert run['num_positives_by_size'][size] == positives > 0
+        assert re.search(rf'\| {size}: .* \| {measures[f"mAP_{size}"]:.2f} \| {positives} \|', text)
+    for entries in run['mistakes'].values():
+        for entry in entries:
+            assert f'| {entry["image_id"]} | {entry["label"]} | {entry["probability"]:.3f} |' in text
+
+
+def states(*columns):
+    """Scores, targets and ignore of columns of +, - and ? for masked."""
+    marks = np.array([list(column) for column in columns]).T
+    scores = np.linspace(0.9, 0.1, marks.size).reshape(marks.shape)
+    return scores, marks == '+', marks == '?'
+
+
+@pytest.mark.filterwarnings('ignore:.*have fewer than 5')
+@pytest.mark.parametrize(
+    ('columns', 'basis'),
+    [
+        (['+++++-----'], '10 images, mAP all-points over 1 label, threshold 0.5'),
+        (
+            ['+++++-----', '?+++++++?+', '++++++++++'],
+            '10 images, mAP all-points over 1 of 3 labels (2 without an absent entry, 0 without a positive),'
+            ' CP and CR over 3, threshold 0.5',
+        ),
+        (
+            ['+++++-----', '++++++++++', '----------', '??????????', '--------??', '?????????+'],
+            '10 images, mAP all-points over 1 of 6 labels (2 without an absent entry, 1 masked throughout, 2 without a'
+            ' positive), CP and CR over 5, threshold 0.5',
+        ),
+        (
+            ['+++++-----', '+?????????', '-++++++++?', '+++++++++-', '+---------'],
+            '10 images, mAP all-points over 4 of 5 labels (1 without an absent entry, 0 without a positive), 1 of them'
+            ' with fewer than 5 positives, 2 of them with fewer than 5 absent entries, CP and CR over 5, threshold 0.5',
+        ),
+    ],
+    ids=['all', 'no absent entry', 'each kind', 'few'],
+)
+def test_describe_counts_the_labels_that_are_left_out(columns, basis, tmp_path):
+    scores, targets, ignore = states(*columns)
+    measures = metrics.evaluate(scores, targets, ignore)
+    assert report.describe(measures).endswith(f'  ({basis})')
+    run = report.results(measures, [f'label {k}' for k in range(len(columns))])
+    report.write_json(run, tmp_path / 'results.json')
+    read = json.loads((tmp_path / 'results.json').read_text())
+    assert report.basis_of(read) == basis
+    counted = [label['AP'] is not None for label in read['labels'].values()]
+    assert counted == ['+' in column and '-' in column for column in columns]
+    assert read['num_labels_counted'] == sum(counted)
+    assert [label['num_negatives'] for label in read['labels'].values()] == [column.count('-') for column in columns]
+
+
+def test_an_interval_that_is_not_defined_is_left_out():
+    scores, targets, _ = states('+-')
+    bounds = [
+        report.results(metrics.evaluate(scores, targets, bootstrap=1, seed=seed), ['a']).get('mAP_interval_95')
+        for seed in range(10)
+    ]
+    assert set(bounds) == {None, (100, 100)}  # of resamples that drew one image twice, and both
+
+
+def test_text_of_the_data_is_shown_as_it_is(tmp_path):
+    names = ['a|b', '<img src=x onerror=alert(1)>', '[x](javascript:y) *z* `c` $m$ \\']
+    ids = ['one_two_three', '![i](http://h/p.png)', 'line\nbreak & more~~']
+    dataset = make_dataset(tmp_path, names, [[0], [1], [2]], [[], [], []], ids)
+    command = "train.py --output='```x'"
+    run, _ = make_run(dataset, command=command)
+    text = report.write_report(tmp_path / 'run', run, dataset).read_text()
+    shown = markdown.markdown(text, extensions=['tables', 'fenced_code'])
+    cells = [re.sub('<.*?>', '', row) for row in re.findall('<td.*?</td>', shown)]
+    for name in (*names, *(image_id.replace('\n', ' ') for image_id in ids)):
+        escaped = name.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
+        for character in ':~$@':
+            escaped = escaped.replace(character, f'&#{ord(character)};')
+        assert escaped in cells
+    assert shown.count('<img') == 3 and '<a ' not in shown and '<em>' not in shown
+    assert "train.py --output='```x'" in shown.replace('&#x27;', "'").replace('&#39;', "'")
+
+
+@pytest.mark.parametrize(('num_labels', 'num_shown'), [(12, 12), (80, 80), (1000, 100)])
+def test_the_chart_of_labels_is_cut(num_labels, num_shown):
+    labels = {f'label {k}': {'AP': k * 100 / num_labels, 'num_positives': k} for k in range(1, num_labels)}
+    labels['label 0'] = {'AP': None, 'num_positives': 0}
+    run = {'labels': labels, 'definitions': {'mAP': 'voc11'}, 'measures': {'mAP': 50.0}, 'num_classes': num_labels}
+    figure = report._draw_ap(run)
+    left, right = figure.axes
+    shown = [label.get_text() for label in left.get_yticklabels()]
+    assert len(shown) == min(num_shown, num_labels - 1) and shown[0] == f'label {num_labels - 1}'
+    assert shown[-1] == 'label 1' and 'voc11' in left.get_xlabel()
+    assert [bar.get_width() for bar in right.patches] == [int(name.split()[1]) for name in shown]
+    assert figure.get_suptitle().endswith('1 more have no positive or no absent entry')
+    assert ('highest' in figure.get_suptitle()) == (num_labels == 1000)
+
+
+def test_a_picture_that_is_gone_does_not_cost_the_report(tmp_path):
+    dataset = make_dataset(tmp_path, ['a', 'b'], [[0], [1]], [[], []], ['one', 'two'])
+    run, _ = make_run(dataset)
+    (tmp_path / '0.png').unlink()
+    assert report.write_report(tmp_path / 'run', run, dataset).exists()
+    assert (tmp_path / 'run' / 'mistakes.png').exists()
+
+
+def git(folder, *arguments):
+    command = ['git', '-C', folder, '-c', 'user.name=x', '-c', 'user.email=x@example.org', *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_of_the_checkout_is_recorded(tmp_path, monkeypatch):
+    file, none = tmp_path / 'report.py', {'git_commit': None, 'git_dirty': None}
+    file.write_text('a')
+    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
+    assert report._git_state(file) == none  # no checkout
+    git(tmp_path, 'init')
+    assert report._git_state(file) == none  # one that does not know the file
+    git(tmp_path, 'add', 'report.py')
+    git(tmp_path, 'commit', '-m', 'a')
+    (tmp_path / 'runs').write_text('not tracked')
+    commit = git(tmp_path, 'log', '--format=%H')
+    assert report._git_state(file) == {'git_commit': commit, 'git_dirty': False}
+    file.write_text('b')
+    assert report._git_state(file) == {'git_commit': commit, 'git_dirty': True}
+    monkeypatch.setenv('PATH', str(tmp_path))
+    assert report._git_state(file) == none  # no git
+
+
+def test_the_environment_names_command_and_device():
+    found = report.environment(Accelerator(cpu=True))
+    assert found['devices'] == [f'cpu ({report.platform.machine()})']
+    assert shlex.split(found['command'])[-1] == sys.orig_argv[-1] and len(found['git_commit'] or 40 * '0') == 40
+
+
+def test_the_command_is_the_one_that_was_typed(tmp_path):
+    """A launcher's, where one starts the script, with what it was given itself."""
+    script, launcher = tmp_path / 'script.py', tmp_path / 'launcher.py'
+    script.write_text('from msff_timm.training import report\nprint(report.command_line())')
+    launcher.write_text('import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[2:]], check=True)')
+    command = [sys.executable, str(launcher), '--num_processes=1', str(script), '--output', 'a b']
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    assert printed == f"{sys.executable} {launcher} --num_processes=1 {script} --output 'a b'"
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'results.json'
+    report.write_json({'mAP': 1}, path)
+    with pytest.raises(TypeError):
+        report.write_json({'mAP': object()}, path)
+
+    def fail(file):
+        file.write_text('half')
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(OSError):
+        report.replace_file(path, fail)
+    assert json.loads(path.read_text()) == {'mAP': 1} and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,398 @@
+"""Runs that are killed at any moment and resumed, against the same run undisturbed."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from msff_timm import hub
+from msff_timm.errors import InputError
+from msff_timm.training import checkpoint, train
+from msff_timm.training.config import TrainConfig, parse
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = {
+    'data.train_size': 96, 'data.eval_size': 16, 'data.image_size': 32, 'data.workers': 1,
+    'data.rand_augment': 'rand-m9-n2-mstd0.5', 'data.cutout': 0.5, 'data.mixup': 0.2, 'model.drop_rate': 0.1,
+    'optim.batch_size': 8, 'optim.epochs': 2, 'checkpoint.every': 3,
+}  # fmt: skip
+
+
+def start(
+    output: Path, processes: int = 1, limit: int | None = None, launch: bool = False, **settings: object
+) -> subprocess.Popen:
+    """Starts a run in a process group of its own; `limit` is the largest file that it may write, in bytes."""
+    command = [sys.executable]
+    if processes > 1 or launch:
+        command += ['-m', 'accelerate.commands.launch', '--quiet', f'--num_processes={processes}']
+        command += ['--main_process_port=0', '--mixed_precision=no', *(['--multi_gpu'] if processes > 1 else [])]
+    settings = {**SETTINGS, 'output': output, 'resume': 'auto', **settings}
+    command += [str(ROOT / 'train' / 'train.py'), *(f'--{key}={value}' for key, value in settings.items())]
+    return subprocess.Popen(
+        command,
+        env={**os.environ, 'ACCELERATE_USE_CPU': '1'},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
+    )
+
+
+def kill(run: subprocess.Popen) -> None:
+    """Kills all processes of a run: those that a launcher has started are in sessions of their own."""
+    if run.poll() is None:
+        for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    run.communicate()
+
+
+def finish(run: subprocess.Popen) -> str:
+    printed, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, printed
+    return printed
+
+
+def newest(output: Path) -> Path:
+    return max((output / 'checkpoints').glob('step-*'))
+
+
+def state_of(output: Path) -> dict:
+    return json.loads((newest(output) / 'state.json').read_text())
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """All that a run has learnt, bit by bit: weights, their average, the optimiser's state, the history."""
+    assert newest(one).name == newest(other).name
+    checkpoint = f'checkpoints/{newest(one).name}'
+    for name in ('model.safetensors', *(f'{checkpoint}/{file}.safetensors' for file in ('model', 'ema', 'optimizer'))):
+        a, b = load_file(one / name), load_file(other / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    a, b = (json.loads((run / checkpoint / 'random_0.json').read_text()) for run in (one, other))
+    assert a == b
+    a, b = (json.loads((run / 'results.json').read_text()) for run in (one, other))
+    assert a['history'] == b['history'] and a['measures'] == b['measures'] and len(a['history']) == 2
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory) -> dict[int, Path]:
+    """A whole run in 1 and in 2 processes."""
+    folders = {}
+    for processes in (1, 2):
+        folders[processes] = tmp_path_factory.mktemp('undisturbed') / f'run{processes}'
+        finish(start(folders[processes], processes))
+        assert json.loads((folders[processes] / 'results.json').read_text())['num_processes'] == processes
+    return folders
+
+
+def kill_and_resume(output: Path, processes: int, kills: int, seed: int) -> int:
+    """Kills a run at random moments, every other one while a checkpoint is written; returns how many hit."""
+    chance, hits = random.Random(seed), 0
+    for number in range(kills):
+        run = start(output, processes)
+        checkpoints = output / 'checkpoints'
+        before = set(checkpoints.glob('step-*'))
+        deadline = time.time() + 120
+        while run.poll() is None and time.time() < deadline:
+            writing = any(checkpoints.glob('.saving-*'))
+            moved_on = set(checkpoints.glob('step-*')) - before
+            if number % 2 == 0 and writing and (moved_on or number == 0):
+                break
+            if number % 2 == 1 and moved_on:
+                time.sleep(chance.random())
+                break
+            time.sleep(0.001)
+        hits += run.poll() is None
+        kill(run)
+    finish(start(output, processes))
+    return hits
+
+
+@pytest.mark.parametrize(('processes', 'kills'), [(1, 2), (2, 1)])
+def test_a_run_that_is_killed_and_resumed_ends_as_the_undisturbed_one(undisturbed, tmp_path, processes, kills):
+    assert kill_and_resume(tmp_path / 'run', processes, kills, seed=0) == kills
+    assert_same_run(tmp_path / 'run', undisturbed[processes])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_run_that_is_killed_ten_times(undisturbed, tmp_path, processes):
+    hits, number = 0, 0
+    while hits < 10:
+        shutil.rmtree(tmp_path, ignore_errors=True)
+        hits += kill_and_resume(tmp_path / 'run', processes, kills=6, seed=number)
+        assert_same_run(tmp_path / 'run', undisturbed[processes])
+        number += 1
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_says_so(undisturbed, tmp_path):
+    """Twice: by SIGTERM and by Ctrl-C, each of which reaches the loader's workers too."""
+    done = [0]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        run = start(tmp_path / 'run', **{'checkpoint.every': 'null'})
+        for line in run.stdout:
+            if line.startswith('Training '):
+                break
+        os.killpg(run.pid, number)
+        printed, _ = run.communicate(timeout=120)
+        assert run.returncode == 75 and '--resume auto' in printed.splitlines()[-1], printed
+        assert 'Traceback' not in printed
+        done.append(state_of(tmp_path / 'run')['progress']['steps_done'])
+    assert 0 < done[1] < done[2] < 24
+    finish(start(tmp_path / 'run'))
+    assert_same_run(tmp_path / 'run', undisturbed[1])
+
+
+def test_a_disk_that_is_full_costs_no_more_than_the_new_checkpoint(undisturbed, tmp_path):
+    run = start(tmp_path / 'run')
+    while not list((tmp_path / 'run' / 'checkpoints').glob('step-*')) and run.poll() is None:
+        time.sleep(0.01)
+    kill(run)
+    good = newest(tmp_path / 'run')
+    # The optimiser's state is larger than that; the weights for use are not.
+    printed = finish(start(tmp_path / 'run', limit=6_000_000))
+    assert f'Going on from {good}' in printed
+    lines = [line for line in printed.splitlines() if 'cannot be saved' in line]
+    assert len(lines) >= 2 and all('the run goes on' in line for line in lines) and 'Traceback' not in printed
+    assert newest(tmp_path / 'run') == good
+    a, b = (load_file(folder / 'model.safetensors') for folder in (tmp_path / 'run', undisturbed[1]))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_disk_without_room_for_the_weights_is_an_error_at_the_end_alone(tmp_path):
+    run = start(tmp_path / 'run', limit=3_000_000, resume='null')
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 2 and 'the weights could not be written; make room' in printed.splitlines()[-1]
+    assert len(re.findall('run: cannot be written to .*; the run goes on', printed)) == 2 and 'Traceback' not in printed
+    assert len(json.loads((tmp_path / 'run' / 'results.json').read_text())['history']) == 2
+    assert not (tmp_path / 'run' / 'model.safetensors').exists() and not list((tmp_path / 'run').rglob('step-*'))
+
+
+def test_another_number_of_processes_goes_on(undisturbed, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(undisturbed[2], run)
+    shutil.rmtree(newest(run))  # that of the end; what is left is the one before
+    assert state_of(run)['progress']['steps_done'] < 24
+    printed = finish(start(run, 1, **{'optim.max_per_process': 4}))
+    assert 'a step of 8 pictures is 1 x 2 x 4' in printed
+    results = json.loads((run / 'results.json').read_text())
+    assert results['history'][0] == json.loads((undisturbed[2] / 'results.json').read_text())['history'][0]
+    assert len(results['history']) == 2
+
+
+def test_other_settings_are_refused(undisturbed, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(undisturbed[1], run)
+    shutil.rmtree(newest(run))
+    refused = start(run, **{'optim.lr': 0.001})
+    printed, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 2 and 'optim.lr was 0.002 and is 0.001' in printed.splitlines()[-1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_pictures(tmp_path):
+    run = start(tmp_path / 'run', **{'optim.lr': 1e20, 'optim.warmup': 0, 'resume': 'null'})
+    printed, _ = run.communicate(timeout=120)
+    assert run.returncode == 2 and 'Traceback' not in printed, printed
+    assert re.search('the loss of a step is (nan|inf); .*not_finite.json names its pictures', printed.splitlines()[-1])
+    found = json.loads((tmp_path / 'run' / 'not_finite.json').read_text())
+    ids = found['image_ids']
+    assert len(ids) == len(set(ids)) == 8 and all(name.startswith('train-') for name in ids)
+    batch = load_file(tmp_path / 'run' / 'not_finite_0.safetensors')
+    assert batch['image_0'].shape == (8, 3, 32, 32) and batch['target_0'].shape == (8, 12)
+    checkpoints = sorted((tmp_path / 'run' / 'checkpoints').glob('step-*'))
+    advice = (
+        f'--resume auto resumes from {checkpoints[-1]} ' if checkpoints else 'there is no checkpoint to resume from'
+    )
+    assert advice in printed.splitlines()[-1]
+    for path in checkpoints:
+        assert all(value.isfinite().all() for value in load_file(path / 'model.safetensors').values())
+
+
+SMALL = {**SETTINGS, 'data.train_size': 16, 'data.workers': 0, 'optim.epochs': 4, 'optim.early_stop': 1}
+
+
+def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0, 5.0), **settings) -> None:
+    """Trains in this process with early stopping: epoch 2 is the best, unless other values of mAP are given.
+
+    The disk is full for the weights in the epochs of `full`, for everything in those of `all_full`; the run dies before
+    the epoch `dies` is evaluated.
+    """
+    settings = {**SMALL, 'output': output, **settings}
+    arguments = [f'--{key}={value}' for key, value in settings.items()]
+    config = parse(TrainConfig, arguments, default_file=ROOT / 'train' / 'configs' / 'demo.yaml')
+    run = SimpleNamespace(progress=SimpleNamespace(epoch=0))  # until it is made
+
+    def measure(*args, measure=train.measure, **kwargs):
+        epoch = run.progress.epoch
+        if epoch == dies:
+            raise KeyboardInterrupt
+        return {**measure(*args, **kwargs), **({'mAP': values[epoch - 1]} if epoch <= len(values) else {})}
+
+    def failing(function, when):
+        def call(*args, **kwargs):
+            if run.progress.epoch in when:
+                raise OSError(28, 'No space left on device')
+            return function(*args, **kwargs)
+
+        return call
+
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ACCELERATE_USE_CPU', '1')
+        patch.setattr(train, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
+        patch.setattr(train, 'measure', measure)
+        patch.setattr(hub, 'save', failing(hub.save, {*full, *all_full}))
+        patch.setattr(checkpoint, 'save_file', failing(checkpoint.save_file, all_full))
+        patch.setattr(train, 'write_json', failing(train.write_json, all_full))
+        run = train.Run(config, train.make_accelerator(config), SimpleNamespace(received=None))
+        try:
+            run.train()
+        finally:
+            torch.set_num_threads(threads)
+
+
+def test_a_run_that_frees_stages_resumes_in_the_middle_of_an_epoch(tmp_path, capsys):
+    """From the first step of epoch 2, in which the optimizer knows the last stage and no other."""
+    settings = {'model.freeze': 'stages', 'optim.epochs': 2, 'optim.early_stop': 'null', 'checkpoint.every': 3}
+    settings |= {'checkpoint.keep': 9}
+    small_run(tmp_path / 'whole', values=(), **settings)
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path / 'run', dies=2, values=(), **settings)
+    shutil.rmtree(newest(tmp_path / 'run'))
+    capsys.readouterr()
+    small_run(tmp_path / 'run', resume='auto', values=(), **settings)
+    assert 'epoch 2: the head and layer4.0 train; ' in capsys.readouterr().out
+    assert_same_run(tmp_path / 'run', tmp_path / 'whole')
+
+
+@pytest.fixture(scope='module')
+def undisturbed_best(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('best') / 'run'
+    small_run(folder)
+    return folder
+
+
+@pytest.fixture
+def best(undisturbed_best, tmp_path):
+    """The folder of a run whose best epoch is the second, undisturbed."""
+    return Path(shutil.copytree(undisturbed_best, tmp_path / 'best'))
+
+
+def assert_announces(output: Path, epoch: int, like: Path) -> None:
+    """Results of an epoch beside its weights, which an undisturbed run's checkpoint holds."""
+    results, config = (json.loads((output / name).read_text()) for name in ('results.json', 'config.json'))
+    assert results['epoch'] == epoch and results['measures']['mAP'] == {1: 10.0, 2: 30.0}[epoch]
+    assert config['thresholds'] == results['thresholds']
+    a, b = load_file(output / 'model.safetensors'), load_file(like / f'checkpoints/step-{2 * epoch:08}/ema.safetensors')
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_disk_that_was_full_for_the_best_weights_is_made_up_for(best, tmp_path, capsys):
+    """The run dies after it: what is resumed knows that the weights of the best epoch are missing."""
+    assert_announces(best, 2, best)
+    run = tmp_path / 'run'
+    with pytest.raises(KeyboardInterrupt):
+        small_run(run, full={2}, dies=3, **{'checkpoint.keep': 9})
+    assert_announces(run, 1, run)
+    small_run(run, resume='auto')
+    assert_announces(run, 2, best)
+    small_run(tmp_path / 'whole', full={2})  # nor does one that does not die end with others
+    assert_announces(tmp_path / 'whole', 2, best)
+
+
+@pytest.mark.parametrize('how', ['emptied', 'gone', 'other'])
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
+def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, capsys, name, how):
+    file = best / name
+    if how == 'other' and name == 'model.safetensors':
+        save_file({key: value + 1 for key, value in load_file(file).items()}, file)
+    elif how == 'other':
+        file.write_text(file.read_text().replace('0.', '0.1'))
+    else:
+        file.write_bytes(b'') if how == 'emptied' else file.unlink()
+    small_run(best, resume='auto')
+    assert_announces(best, 2, best)
+    assert 'were not those of epoch 2, which the results are of; they were restored' in capsys.readouterr().err
+
+
+def test_a_best_epoch_that_could_not_be_kept_is_not_announced(tmp_path, capsys):
+    small_run(tmp_path / 'run', all_full={2}, values=(10.0, 30.0, 5.0, 4.0), **{'checkpoint.keep': 9})
+    assert_announces(tmp_path / 'run', 1, tmp_path / 'run')
+    printed = capsys.readouterr()
+    assert 'The weights of epoch 2 are lost.' in printed.err
+    assert 'Epoch 2 had a better mAP, 30.00, but its weights were lost.' in printed.out
+
+
+@pytest.mark.parametrize('settings', [{}, {'optim.early_stop': 'null', 'optim.epochs': 2}])
+def test_a_disk_that_stays_full_ends_in_an_error(tmp_path, settings):
+    """The results of epoch 1 stay beside its weights, and the run can be resumed to its end."""
+    run, keep = tmp_path / 'run', {'checkpoint.keep': 9}
+    with pytest.raises(
+        InputError, match='the weights could not be written; make room, and --resume auto does the rest'
+    ):
+        small_run(run, full={2, 3, 4}, **settings, **keep)
+    assert_announces(run, 1, run)
+    small_run(run, resume='auto', **settings, **keep)
+    assert_announces(run, 2, run)
+
+
+def test_the_weights_of_the_best_epoch_are_gone(best, capsys):
+    (best / 'model.safetensors').unlink()
+    shutil.rmtree(best / 'checkpoints' / 'step-00000004')
+    small_run(best, resume='auto', values=(10.0, 30.0, 20.0, 10.0))
+    results = json.loads((best / 'results.json').read_text())
+    assert results['epoch'] == 3 and 'the weights of epoch 2, the best so far, are gone' in capsys.readouterr().err
+    a, b = load_file(best / 'model.safetensors'), load_file(best / 'checkpoints/step-00000006/ema.safetensors')
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_ends_with_its_launcher_and_no_other_enters_its_folder(tmp_path, processes):
+    """SIGKILL: the launcher cannot hand it on. The workers save the run and end, as on SIGTERM."""
+    output, settings = tmp_path / 'run', {'optim.epochs': 500, 'checkpoint.every': 'null'}
+    launcher = start(output, processes, launch=True, **settings)
+    for line in launcher.stdout:
+        if line.startswith('Training '):
+            break
+    workers = psutil.Process(launcher.pid).children(recursive=True)
+    holder = json.loads((output / '.lock').read_text())
+    assert holder['pid'] in {worker.pid for worker in workers}
+    if processes > 1:
+        other = start(output, **settings)
+        printed, _ = other.communicate(timeout=120)
+        assert other.returncode == 2 and 'Traceback' not in printed
+        assert f'{output} is in use by another run (process {holder["pid"]} on ' in printed.splitlines()[-1]
+    launcher.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    for worker in alive:
+        worker.kill()
+    printed, _ = launcher.communicate()
+    assert not alive and f'the launcher (process {launcher.pid}) has ended' in printed
+    assert f'--resume auto resumes from {newest(output)} ' in printed
+    assert not (output / '.lock').exists() and 0 < state_of(output)['progress']['steps_done']
+
+
+def test_a_run_without_a_launcher_outlives_the_shell_that_started_it(tmp_path):
+    script = f'ACCELERATE_USE_CPU=1 "$0" {ROOT}/train/train.py "$@" > {tmp_path}/printed 2>&1 &'
+    arguments = {**SMALL, 'optim.epochs': 1, 'output': tmp_path / 'run'}
+    command = ['bash', '-c', script, sys.executable, *(f'--{key}={value}' for key, value in arguments.items())]
+    subprocess.run(command, check=True, start_new_session=True)
+    deadline = time.time() + 120
+    while not (tmp_path / 'run' / 'report.md').exists() and time.time() < deadline:
+        time.sleep(0.2)
+    assert (tmp_path / 'run' / 'report.md').exists(), (tmp_path / 'printed').read_text()
