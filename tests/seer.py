@@ -9,7 +9,7 @@ import msff_timm  # noqa: F401  registers the models
 
 
 class Colours(nn.Module):
-    """A backbone that passes on the colours of its pictures, at reductions 16 and 32."""
+    """A backbone that passes on the colours of its images, at reductions 16 and 32."""
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return [F.avg_pool2d(x, 16), F.avg_pool2d(x, 32)]
@@ -17,7 +17,7 @@ class Colours(nn.Module):
 
 @torch.no_grad()
 def seer_of_colours(share_branches: bool = True) -> nn.Module:
-    """Makes a model whose labels attend to the red, green and blue places of a picture, each to those of its name."""
+    """Makes a model whose labels attend to the red, green and blue places of an image, each to those of its name."""
     model = timm.create_model(
         'msff_test_resnet',
         num_classes=3,

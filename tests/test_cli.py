@@ -28,7 +28,7 @@ def scene(tmp_path):
     return str(tmp_path / 'scene.png')
 
 
-def test_explain_draws_a_picture_and_prints_the_labels(trained, scene, tmp_path, capsys):
+def test_explain_draws_an_image_and_prints_the_labels(trained, scene, tmp_path, capsys):
     arguments = ['explain', scene, '--model', f'local-dir:{trained}', '-o', str(tmp_path / 'out.png')]
     assert cli.main([*arguments, '--labels', 'square, heart', '--layers', 'last']) == 0
     printed = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_export_writes_a_file_that_onnx_runtime_runs(trained, scene, tmp_path, c
         (['explain', 'SCENE', '--labels', 'hart'], "unknown label 'hart': did you mean heart?"),
         (['explain', 'gone.png'], 'gone.png: there is no such file.'),
         (['export', '--format', 'onxx'], "unknown export format 'onxx': did you mean onnx?"),
-        (['export', '--format', 'onnx', '--image-size', '16'], 'pictures of 16 x 16 pixels are too small'),
+        (['export', '--format', 'onnx', '--image-size', '16'], 'images of 16 x 16 pixels are too small'),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, trained, scene, tmp_path, capsys):

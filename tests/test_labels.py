@@ -32,7 +32,7 @@ COCO_FOR_VOC = {
 
 
 def named(label_names, **args):
-    """A model with random weights that knows its labels, and a picture whose logits tell them apart."""
+    """A model with random weights that knows its labels, and an image whose logits tell them apart."""
     torch.manual_seed(0)
     model = timm.create_model('msff_test_resnet', num_classes=len(label_names), **args).eval()
     for parameter in model.parameters():

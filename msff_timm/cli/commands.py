@@ -31,7 +31,7 @@ LOADING = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 1 when a picture cannot be read, or one of `errors.exit_code`."""
+    """Runs the command; returns its exit code: 0, 1 when an image cannot be read, or one of `errors.exit_code`."""
     escape_output()
     args = _parser().parse_args(argv)
     return exit_code(lambda: args.run(args), 'msff-timm')
@@ -64,15 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--model', help='as for predict, with the same default; an msff_* model')
     command.add_argument('--labels', type=_names, help='NAME,NAME,... (default: those above 0.5, or the top 3)')
     command.add_argument('--layers', choices=LAYERS, default='all', help='of the decoder (default: the mean of all)')
-    command.add_argument(
-        '-o', '--output', required=True, metavar='PICTURE', help='file to write: .png, .pdf, .svg, ...'
-    )
+    command.add_argument('-o', '--output', required=True, metavar='IMAGE', help='file to write: .png, .pdf, .svg, ...')
     command.set_defaults(run=_explain)
 
     command = commands.add_parser('export', help='write a model to a file that runs without this package')
     command.add_argument('--model', required=True, help='as for predict')
     command.add_argument('--format', required=True, help=', '.join(FORMATS))
-    command.add_argument('--image-size', type=int, help="side of the pictures (default: the model's own)")
+    command.add_argument('--image-size', type=int, help="side of the images (default: the model's own)")
     command.add_argument('--photos', nargs='+', default=[], metavar='PHOTO', help='to compare on (default: noise)')
     command.add_argument('-o', '--output', required=True, metavar='FILE')
     command.set_defaults(run=_export)
@@ -129,24 +127,24 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument('--dry-run', action='store_true', help='list what would go, and send nothing')
     command.set_defaults(run=_push)
 
-    command = commands.add_parser('data', help='look at a data set before training: counts, faulty files, pictures')
+    command = commands.add_parser('data', help='look at a data set before training: counts, faulty files, images')
     command.add_argument('name', metavar='NAME', help='coco2014, voc2007, table, folder, hub, scenes, ...')
     command.add_argument('--root', help='folder of the data set, a table, or the id of a data set of the Hub')
     command.add_argument('--splits', nargs='+', help='(default: those of train and validation that there are)')
-    command.add_argument('--size', type=int, help='of each split: the first pictures (default: all)')
+    command.add_argument('--size', type=int, help='of each split: the first images (default: all)')
     command.add_argument('--image-size', type=int, default=128, help='side at which scenes are drawn')
-    command.add_argument('--keep-unlabelled', action='store_true', default=None, help="COCO's pictures without a label")
+    command.add_argument('--keep-unlabelled', action='store_true', default=None, help="COCO's images without a label")
     command.add_argument('--drop-unlabelled', action='store_false', dest='keep_unlabelled', default=None)
     command.add_argument('--difficult', default='ignore', help="of VOC's labels: ignore, negative or positive")
     command.add_argument('--missing', help='images that are not there: skip or error (default: skip in train only)')
-    command.add_argument('--image-root', help='folder of the pictures that a table names')
+    command.add_argument('--image-root', help='folder of the images that a table names')
     command.add_argument('--image-column')
     command.add_argument('--label-columns', type=_names, help='NAME,NAME,...')
     command.add_argument('--label-delimiter', help='text between labels; none if each is one (default: find it)')
     command.add_argument('--label-names', type=_names, help='NAME,NAME,... in the order of the logits')
     command.add_argument('--minus-one', default='unannotated', help='meaning of -1: unannotated or absent')
     command.add_argument('--blank', default='unannotated', help='meaning of an empty cell: unannotated or absent')
-    command.add_argument('--check', action='store_true', help='decode every picture')
+    command.add_argument('--check', action='store_true', help='decode every image')
     command.add_argument('--workers', type=int, help='processes that decode (default: one on each processor)')
     command.add_argument('-o', '--output', metavar='FOLDER', help='(default: inspect-NAME)')
     command.set_defaults(run=_data)
@@ -219,7 +217,7 @@ def _export(args: argparse.Namespace) -> int:
     exported = export(model, args.output, args.format, args.image_size, find_photos(args.photos))
     channels, height, width = exported.input_size
     print(
-        f'{exported.path}: {exported.format}, {exported.num_bytes / 1e6:.1f} MB, for pictures (B, {channels}, {height},'
+        f'{exported.path}: {exported.format}, {exported.num_bytes / 1e6:.1f} MB, for images (B, {channels}, {height},'
         f" {width}); its logits differ from the model's by {exported.max_difference:.1g} at most."
     )
     return 0

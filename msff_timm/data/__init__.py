@@ -59,22 +59,22 @@ def load(
 
     Args:
         name: `coco2014`, `coco2017`, `voc2007`, `voc2012` (official layouts, or data of your own in the same layout),
-            `table` (CSV, TSV, JSON Lines, Parquet), `folder` (pictures with a metadata file), `hub` (a data set of the
+            `table` (CSV, TSV, JSON Lines, Parquet), `folder` (images with a metadata file), `hub` (a data set of the
             Hub, or Parquet files), or `scenes` (drawn by code, nothing on disk).
         split: `train`, `validation` (or `val`), `test`, or, for VOC, `trainval`.
         root: Folder of a data set that lies on disk; for `table` the folder of `{split}.csv` and the like, or one file
             with a column `split`; for `hub` the data set's id or a folder.
-        size: Number of pictures: as many `scenes`, or the first ones; None for 10,000 scenes, or all.
+        size: Number of images: as many `scenes`, or the first ones; None for 10,000 scenes, or all.
         image_size: Side in pixels at which `scenes` are drawn.
-        keep_unlabelled: Keep pictures without any label of `coco*`; None keeps them in training only, as published
+        keep_unlabelled: Keep images without any label of `coco*`; None keeps them in training only, as published
             results do.
         difficult: What a label of `voc*` counts as where all its objects are difficult: `ignore`, `negative` or
             `positive`.
         missing: Treatment of images of `coco*` and `voc*` that are not there, and of annotations of no image or
             category: `skip` (left out, with a warning that counts them) or `error`; None skips them in the splits
             `train` and `trainval` only.
-        image_root: Folder of the pictures that a `table` names; None for the table's own.
-        image_column: Of a `table` or `hub`; None for `image`, `file_name` or the only one that holds pictures.
+        image_root: Folder of the images that a `table` names; None for the table's own.
+        image_column: Of a `table` or `hub`; None for `image`, `file_name` or the only one that holds images.
         label_columns: Columns of the labels in a `table`, `folder` or `hub`: one column of lists, or one column of 1, 0
             and -1 or empty for each label; None for `labels` if there is such a column, else all that are left but
             those that tools write beside labels (`cells.NOT_LABELS`).
@@ -87,7 +87,7 @@ def load(
         streaming: Read a `hub` data set while it is used, without a copy on disk.
 
     Returns:
-        Columns `image` (a PIL picture when read), `labels` (sorted list of `ClassLabel`), `ignore` (labels that are
+        Columns `image` (a PIL image when read), `labels` (sorted list of `ClassLabel`), `ignore` (labels that are
         neither present nor absent), `area` (the largest area of each label in `labels`, relative to the image: NaN
         where it is unknown, an empty list where all are), `image_id` (a string).
 

@@ -41,7 +41,7 @@ def load(
         name: `coco2014` or `coco2017`.
         split: `train` or `validation`.
         root: The folder that holds the images' folders and `annotations/`.
-        keep_unlabelled: Keep pictures without any label; None keeps them in training and leaves them out of
+        keep_unlabelled: Keep images without any label; None keeps them in training and leaves them out of
             evaluation, as published results do.
         missing: Treatment of images without a file and annotations of no image or category: `skip` or `error`; None for
             `skip` in training.

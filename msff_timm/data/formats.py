@@ -82,7 +82,7 @@ def explain_unknown(suffix: str, head: bytes) -> str:
         return RAW_REASON
     if kind == 'JXL' or suffix in OTHERS:
         return f'{kind or suffix[1:].upper()}, which Pillow cannot read: convert it to PNG, TIFF or JPEG first'
-    return f'not a whole {kind}' if kind else 'not a picture that Pillow can read'
+    return f'not a whole {kind}' if kind else 'not an image that Pillow can read'
 
 
 def _content(head: bytes) -> str | None:

@@ -170,15 +170,15 @@ def load(
 def _image_column(schema: Features, wanted: str | None, where: str) -> str:
     if wanted is not None and wanted not in schema:
         raise InputError(f'{where}: {unknown("image column", wanted, schema)}')
-    pictures = [name for name, feature in schema.items() if _is_picture(feature)]
-    for name in [wanted] if wanted else ['image', 'file_name', *(pictures if len(pictures) == 1 else [])]:
-        if name in pictures:
+    images = [name for name, feature in schema.items() if _is_image(feature)]
+    for name in [wanted] if wanted else ['image', 'file_name', *(images if len(images) == 1 else [])]:
+        if name in images:
             return name
-    what = f'{wanted!r} holds no pictures' if wanted else 'has no column of pictures, or several'
-    raise InputError(f'{where}: {what}: data.image_column names it (pictures: {", ".join(pictures) or "none"}).')
+    what = f'{wanted!r} holds no images' if wanted else 'has no column of images, or several'
+    raise InputError(f'{where}: {what}: data.image_column names it (images: {", ".join(images) or "none"}).')
 
 
-def _is_picture(feature: object) -> bool:
+def _is_image(feature: object) -> bool:
     if isinstance(feature, dict):
         return set(feature) == {'bytes', 'path'}
     return isinstance(feature, Image) or isinstance(feature, Value) and feature.dtype in ('binary', 'large_binary')

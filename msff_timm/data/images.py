@@ -102,7 +102,7 @@ def open_image(
 
 def decode(source: str | Path | bytes, name: str | None = None, at_least: tuple[int, int] | None = None) -> Decoded:
     """Opens an image as `open_image` does, with what its file holds."""
-    name = name or ('picture' if isinstance(source, bytes) else str(source))
+    name = name or ('image' if isinstance(source, bytes) else str(source))
     suffix = os.path.splitext(name if isinstance(source, bytes) else source)[1]
     try:
         with warnings.catch_warnings():
@@ -126,7 +126,7 @@ def decode(source: str | Path | bytes, name: str | None = None, at_least: tuple[
             reason = explain_unknown(suffix, _head(source))
         else:
             reason = getattr(e, 'strerror', None) or ' '.join(str(e).split()) or type(e).__name__
-        raise InputError(f'{name}: cannot be read as a picture ({reason}).') from None
+        raise InputError(f'{name}: cannot be read as an image ({reason}).') from None
 
 
 def _refuse_devices(path: str | Path) -> None:

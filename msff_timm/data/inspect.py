@@ -1,4 +1,4 @@
-"""A look at a data set before training: counts, files that are missing or the same, and pictures of all that.
+"""A look at a data set before training: counts, files that are missing or the same, and images of all that.
 
 `datasets` and matplotlib are extras, so they are imported where they are used.
 """
@@ -40,7 +40,7 @@ DEFAULT_SPLITS = ('train', 'validation')
 FEW = 5  # positives: average precision on fewer says little
 TAIL = 4096  # bytes at the end of a file that are compared before the whole of it
 BLOCK = 8192  # rows whose labels are multiplied at once
-CHUNK = 16  # pictures that a process reads at once
+CHUNK = 16  # images that a process reads at once
 MOST_NAMES, MOST_GROUPS, MOST_FILES = 20, 10, 20  # that the text lists
 MOST_SCALES = 8
 ROWS = 4  # of the contact sheet
@@ -53,16 +53,16 @@ class SplitReport:
 
     Attributes:
         num_images: Rows.
-        num_unlabelled: Pictures without any label.
+        num_unlabelled: Images without any label.
         labels_per_image: `min`, `mean`, `median` and `max`.
         positives: Of each label.
         ignored: Images in which each label is masked.
         missing: Paths at which there is no file.
-        unreadable: A message for each picture that cannot be read; without `check` only of files that are empty or may
+        unreadable: A message for each image that cannot be read; without `check` only of files that are empty or may
             not be opened.
-        num_read: Pictures that were decoded.
-        modes: Number of decoded pictures of each of Pillow's modes.
-        widths: Least, median and greatest of the decoded pictures, upright; None without any.
+        num_read: Images that were decoded.
+        modes: Number of decoded images of each of Pillow's modes.
+        widths: Least, median and greatest of the decoded images, upright; None without any.
         heights: Likewise.
         values: Least and greatest value of the decoded images of more than 8 bits; None without any.
         scales: Number of those images by the values that become black and white, and what decides them.
@@ -90,8 +90,8 @@ class Report:
     Attributes:
         label_names: In the order of the logits.
         splits: By name.
-        co_occurrence: Number of pictures of all splits with both labels (K, K).
-        duplicates: Groups of pictures of the same content, as (split, picture); those across splits come first.
+        co_occurrence: Number of images of all splits with both labels (K, K).
+        duplicates: Groups of images of the same content, as (split, image); those across splits come first.
         shared_ids: For each two splits the values of `image_id` that are in both.
         data: Name of the data set, which decides the settings that the text names; None if it is not known.
     """
@@ -174,16 +174,16 @@ class Report:
         for name, split in self.splits.items():
             for what, found in (('missing', split.missing), ('unreadable', split.unreadable)):
                 if found:
-                    yield f'{what} in {name}: {len(found)} pictures'
+                    yield f'{what} in {name}: {len(found)} images'
                     yield from _first(found, MOST_FILES)
             if split.num_read:
                 modes = ', '.join(f'{mode} {count}' for mode, count in split.modes.items())
                 sides = (f'{a:g} / {b:g} / {c:g}' for a, b, c in (split.widths, split.heights))
-                yield f'read in {name}: {split.num_read} pictures ({modes}), width {next(sides)}, height {next(sides)}'
+                yield f'read in {name}: {split.num_read} images ({modes}), width {next(sides)}, height {next(sides)}'
             if split.values:
                 yield from _depth(name, split)
         across = sum(len({split for split, _ in group}) > 1 for group in self.duplicates)
-        yield f'groups of pictures of the same content: {len(self.duplicates)}, {across} of them across splits'
+        yield f'groups of images of the same content: {len(self.duplicates)}, {across} of them across splits'
         yield from _first([' = '.join(map(' '.join, group)) for group in self.duplicates], MOST_GROUPS)
         for (a, b), ids in self.shared_ids.items():
             some = ', '.join(ids[:5]) + (', ...' if len(ids) > 5 else '')
@@ -250,7 +250,7 @@ def inspect(
 
     Args:
         splits: What `msff_timm.data.load` gave, by name.
-        check: Decode every picture.
+        check: Decode every image.
         workers: Processes that do so, 0 for this one; None for one on each processor.
         data: Name of the data set, as for `msff_timm.data.load`.
 
@@ -309,7 +309,7 @@ def _count(dataset: datasets.Dataset, co_occurrence: np.ndarray) -> tuple[SplitR
 
 @dataclass(slots=True)
 class _Picture:
-    """A picture that a file or a row holds; `path` is None for a row, `tail` for a file."""
+    """A image that a file or a row holds; `path` is None for a row, `tail` for a file."""
 
     split: str
     row: int
@@ -326,7 +326,7 @@ def _has_files(dataset: datasets.Dataset) -> bool:
 
 
 def _find(split: str, dataset: datasets.Dataset, ids: list[str], report: SplitReport) -> Iterator[_Picture]:
-    """Finds the pictures of a split that are there, and notes which are not."""
+    """Finds the images of a split that are there, and notes which are not."""
     row = 0
     for batch in dataset.select_columns(['image']).with_format('arrow').iter(batch_size=1000):
         images = batch['image'].combine_chunks()
@@ -356,7 +356,7 @@ def _find(split: str, dataset: datasets.Dataset, ids: list[str], report: SplitRe
 def _duplicates(
     pictures: list[_Picture], splits: dict[str, datasets.Dataset], reports: dict[str, SplitReport]
 ) -> list[list[tuple[str, str]]]:
-    """Groups pictures of the same content: of the same size, then of the same end, then of the same digest."""
+    """Groups images of the same content: of the same size, then of the same end, then of the same digest."""
     rows = {split: undecoded(dataset) for split, dataset in splits.items()}
 
     def end(picture: _Picture) -> bytes:
@@ -382,7 +382,7 @@ def _duplicates(
                     by_key[key(picture)].append(picture)
                 except OSError as e:
                     failed.add((picture.split, picture.row))
-                    message = f'{picture.name}: cannot be read as a picture ({e.strerror}).'
+                    message = f'{picture.name}: cannot be read as a image ({e.strerror}).'
                     reports[picture.split].unreadable.append(message)
             finer += [same for same in by_key.values() if len(same) > 1]
         groups = finer
@@ -394,14 +394,14 @@ def _duplicates(
 def _check(
     pictures: list[_Picture], splits: dict[str, datasets.Dataset], reports: dict[str, SplitReport], workers: int
 ) -> None:
-    """Decodes every picture and notes what came of it."""
+    """Decodes every image and notes what came of it."""
     from tqdm import tqdm
 
     rows = {split: undecoded(dataset) for split, dataset in splits.items()}
     chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
     tasks = ([(_source(picture, rows), picture.name) for picture in chunk] for chunk in chunks)
     results: dict[int, list] = {}
-    with tqdm(total=len(pictures), unit='picture', leave=False, file=sys.stderr) as progress:
+    with tqdm(total=len(pictures), unit='image', leave=False, file=sys.stderr) as progress:
         for number, result in _spread(tasks, workers):
             results[number] = result
             progress.update(len(result))
@@ -435,7 +435,7 @@ def _source(picture: _Picture, rows: dict[str, datasets.Dataset]) -> str | bytes
 
 
 def _spread(tasks: Iterator[list], workers: int) -> Iterator[tuple[int, list]]:
-    """Runs `_read` on tasks in several processes, a few ahead, as pictures of Parquet files fill the memory."""
+    """Runs `_read` on tasks in several processes, a few ahead, as images of Parquet files fill the memory."""
     if not workers:
         yield from enumerate(map(_read, tasks))
         return
@@ -452,7 +452,7 @@ def _spread(tasks: Iterator[list], workers: int) -> Iterator[tuple[int, list]]:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
     except BrokenProcessPool as e:
-        raise InputError(f'a process that read pictures ended early ({e}).') from None
+        raise InputError(f'a process that read images ended early ({e}).') from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -492,7 +492,7 @@ def draw(report: Report, splits: dict[str, datasets.Dataset], folder: str | Path
         report: Of the splits.
         splits: What `inspect` was given.
         folder: Made where there is none.
-        seed: Decides which pictures are shown.
+        seed: Decides which images are shown.
 
     Returns:
         The four files.
@@ -539,8 +539,8 @@ def _draw_classes(report: Report) -> Figure:
         reach = positives + ignored
         for place, end, count in zip(places, reach, positives, strict=True):
             axes.text(end + reach.max() * 0.01, place, f'{count:,}', va='center', fontsize=7)
-        axes.set(xlabel='pictures', xlim=(0, max(reach.max() * 1.12, 1)), ylim=(len(shown) - 0.4, -0.6))
-        axes.set_title(f'{name}: {split.num_images:,} pictures', fontsize=10, parse_math=False)
+        axes.set(xlabel='images', xlim=(0, max(reach.max() * 1.12, 1)), ylim=(len(shown) - 0.4, -0.6))
+        axes.set_title(f'{name}: {split.num_images:,} images', fontsize=10, parse_math=False)
         axes.spines[['top', 'right']].set_visible(False)
         axes.grid(axis='x', alpha=0.3)
         axes.set_axisbelow(True)
@@ -577,7 +577,7 @@ def _draw_co_occurrence(report: Report) -> Figure:
         for i, j in np.argwhere(~np.isnan(shares)):
             colour = 'black' if shares[i, j] > 40 else 'white'
             axes.text(j, i, f'{shares[i, j]:.0f}', ha='center', va='center', fontsize=8, color=colour)
-    title = "P(column | row): of the pictures with the row's label, percent that have the column's"
+    title = "P(column | row): of the images with the row's label, percent that have the column's"
     if len(shown) < len(report.label_names):
         title += f'\nthe {len(shown)} most frequent of {len(report.label_names)} labels'
     axes.set_title(title, fontsize=10)
@@ -586,14 +586,14 @@ def _draw_co_occurrence(report: Report) -> Figure:
 
 
 def _draw_samples(report: Report, splits: dict[str, datasets.Dataset], seed: int) -> Figure:
-    """Draws pictures chosen at random, with their labels; what is ignored is grey and has a question mark."""
+    """Draws images chosen at random, with their labels; what is ignored is grey and has a question mark."""
     parts = np.array_split(np.arange(max(ROWS, len(splits))), len(splits))
     rng = np.random.default_rng(seed)
     sheet = {}
     for part, (name, dataset) in zip(parts, splits.items(), strict=True):
         chosen = np.sort(rng.choice(len(dataset), min(len(part) * COLUMNS, len(dataset)), replace=False)).tolist()
         rows = undecoded(dataset)
-        sheet[f'{name}: {len(chosen)} of {len(dataset):,} pictures'] = [
+        sheet[f'{name}: {len(chosen)} of {len(dataset):,} images'] = [
             Tile(thumbnail(row), _caption(row, report.label_names)) for row in map(rows.__getitem__, chosen)
         ]
     return draw_sheet(sheet)

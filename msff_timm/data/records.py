@@ -42,12 +42,12 @@ class Records:
 
     Attributes:
         label_names: In the order of the logits.
-        images: Path of each picture.
-        labels: Labels present in each picture; lists, or an Arrow array of them.
+        images: Path of each image.
+        labels: Labels present in each image; lists, or an Arrow array of them.
         ignore: Labels of which it is not known, or not to be counted, whether they are present.
         areas: The largest area of each of its `labels`, relative to the image: NaN where it is unknown, an empty list
             where all are.
-        image_ids: The data set's own name of each picture, no two the same.
+        image_ids: The data set's own name of each image, no two the same.
         warning: Line on what was left out or is unknown, of which each load warns; empty for nothing.
         notes: Lines on how the files were read, where that is not plain from the settings.
     """
@@ -76,7 +76,7 @@ def features(label_names: list[str], image: object | None = None) -> Features:
 def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: object) -> Dataset:
     """Reads a data set, or takes it from the Arrow file that an earlier reading of the same content has left.
 
-    The pictures stay where they are: the file holds their paths. Each load warns and has the notes, whether the file
+    The images stay where they are: the file holds their paths. Each load warns and has the notes, whether the file
     was there already or not.
 
     Args:
@@ -141,21 +141,21 @@ def file_digest(path: Path) -> bytes:
 
 
 def locate(root: Path, name: str, where: str) -> Path:
-    """Finds the path that a row names, absolute or relative to the folder of the pictures.
+    """Finds the path that a row names, absolute or relative to the folder of the images.
 
     Args:
-        root: Folder of the pictures.
+        root: Folder of the images.
         name: As the annotations have it.
         where: File and row, for the message.
 
     Raises:
         InputError: The path leads out of the folder.
     """
-    # Lexically: a link within the folder may lead to where the pictures really are.
+    # Lexically: a link within the folder may lead to where the images really are.
     root = Path(os.path.abspath(root))
     path = Path(os.path.abspath(root / name))
     if path == root or not path.is_relative_to(root):
-        raise InputError(f'{where}: {name!r} does not lie in {root}, the folder of the pictures.')
+        raise InputError(f'{where}: {name!r} does not lie in {root}, the folder of the images.')
     return path
 
 

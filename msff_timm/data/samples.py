@@ -18,13 +18,13 @@ __all__ = ['Samples', 'StreamedSamples', 'collate', 'seeded']
 
 
 class Samples(Dataset):
-    """Pictures as tensors with their targets, in the order of a data set that `msff_timm.data.load` made.
+    """Images as tensors with their targets, in the order of a data set that `msff_timm.data.load` made.
 
     Args:
         dataset: Rows of `image`, `labels`, `ignore` and `area`.
         transform: Map from a PIL image to a tensor (C, H, W); its `decode_size`, if any, bounds what is decoded.
-        skip_unreadable: Give the next picture that can be read in the place of one that cannot, instead of an error.
-        seed: Of the transform, together with the key of the sample: how a picture is augmented then depends neither on
+        skip_unreadable: Give the next image that can be read in the place of one that cannot, instead of an error.
+        seed: Of the transform, together with the key of the sample: how a image is augmented then depends neither on
             the process that does it nor on what was done before. None for whatever the random states are.
     """
 
@@ -47,7 +47,7 @@ class Samples(Dataset):
             key: Number of the row, plus the length for each time that the data set has been gone through before.
 
         Raises:
-            InputError: The picture cannot be read, and it may not be skipped, or there is no other.
+            InputError: The image cannot be read, and it may not be skipped, or there is no other.
         """
         epoch, index = divmod(key, len(self))
         unreadable = []
@@ -72,7 +72,7 @@ class Samples(Dataset):
 
     @cached_property
     def targets(self) -> np.ndarray:
-        """The targets of all pictures (N, K): 1 present, 0 absent, -1 not known or not to be counted."""
+        """The targets of all images (N, K): 1 present, 0 absent, -1 not known or not to be counted."""
         targets = np.zeros((len(self), self.num_classes), np.int8)
         for column, value in (('labels', 1), ('ignore', -1)):
             rows, labels, _ = self._entries(column)
@@ -86,7 +86,7 @@ class Samples(Dataset):
         _, areas, known = self._entries('area')
         if not len(areas):
             return None
-        has_areas = np.repeat(known == counts, counts)  # of a picture either all labels have one or none has
+        has_areas = np.repeat(known == counts, counts)  # of a image either all labels have one or none has
         result = np.full((len(self), self.num_classes), np.nan)
         result[rows[has_areas], labels[has_areas]] = areas
         return result
@@ -100,14 +100,14 @@ class Samples(Dataset):
 
 
 class StreamedSamples(IterableDataset):
-    """Pictures as tensors with their targets from a data set that is read while it is used.
+    """Images as tensors with their targets from a data set that is read while it is used.
 
     It never ends but starts again, so that every process takes as many steps as the others, whatever its shards hold.
 
     Args:
         dataset: This process's share of the rows.
         transform: As for `Samples`.
-        skip_unreadable: Pass over a picture that cannot be read, instead of an error.
+        skip_unreadable: Pass over a image that cannot be read, instead of an error.
         seed: As for `Samples`.
         epoch: That is to be read: of the order of the shards, and of the transform.
         batch_size: Of the loader; its workers give batches in turns.
@@ -165,13 +165,13 @@ class StreamedSamples(IterableDataset):
                 }
                 unreadable = []
             if not read:
-                raise InputError(unreadable[0] if unreadable else 'the stream holds no picture for this process.')
+                raise InputError(unreadable[0] if unreadable else 'the stream holds no image for this process.')
 
 
 def collate(samples: list[dict]) -> dict:
-    """Makes a batch: `image` (B, C, H, W), `target` (B, K) of 1, 0 and -1, `index` (B,), and `unreadable` pictures.
+    """Makes a batch: `image` (B, C, H, W), `target` (B, K) of 1, 0 and -1, `index` (B,), and `unreadable` images.
 
-    `index` is the row's number in the data set, -1 in a stream; `unreadable` is a list with a message for each picture
+    `index` is the row's number in the data set, -1 in a stream; `unreadable` is a list with a message for each image
     that was passed over.
     """
     unreadable = [message for sample in samples for message in sample['unreadable']]
@@ -195,7 +195,7 @@ def _open(row: dict, transform: Callable) -> object:
 
 @contextmanager
 def seeded(seed: int | None, *place: int) -> Iterator[None]:
-    """Gives Python, NumPy and PyTorch the random states of one place in the order of pictures, and theirs back."""
+    """Gives Python, NumPy and PyTorch the random states of one place in the order of images, and theirs back."""
     if seed is None:
         yield
         return

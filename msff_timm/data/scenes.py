@@ -1,4 +1,4 @@
-"""Scenes: multi-label pictures drawn by code, for demonstrations and for ablations about the size of objects.
+"""Scenes: multi-label images drawn by code, for demonstrations and for ablations about the size of objects.
 
 A scene is a function of (seed, split, index) and of nothing else: its layout comes from one random stream and its
 background from another, so the same scene can be drawn at any image size and no file is needed. All objects of one
@@ -49,7 +49,7 @@ _LAYOUT_STREAM, _BACKGROUND_STREAM = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One object of a scene; lengths are relative to the side of the picture, the area to that of the picture.
+    """One object of a scene; lengths are relative to the side of the image, the area to that of the image.
 
     Attributes:
         label: Index into `LABEL_NAMES`.
@@ -184,13 +184,13 @@ def _background(rng: np.random.Generator, tone: int, image_size: int) -> Image.I
 
 
 def _enlarge(grid: np.ndarray, side: int) -> Image.Image:
-    """Makes a smooth picture (side, side) through a small grid of values, which are clipped to 0 to 255."""
+    """Makes a smooth image (side, side) through a small grid of values, which are clipped to 0 to 255."""
     small = Image.fromarray(np.clip(grid, 0, 255).astype(np.uint8))
     return small.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _add(image: Image.Image, values: np.ndarray) -> Image.Image:
-    """Adds one value per pixel (height, width) to all the channels of a picture, with saturation."""
+    """Adds one value per pixel (height, width) to all the channels of an image, with saturation."""
     return Image.fromarray(np.clip(np.asarray(image) + values.astype(np.int16)[..., None], 0, 255).astype(np.uint8))
 
 
@@ -267,7 +267,7 @@ def _stamp(scene_object: SceneObject, image_size: int) -> tuple[tuple[int, int],
     x, y = (math.floor(c * image_size) for c in scene_object.centre)
     shift = [(c * image_size % 1 + reach) * _OVERSAMPLE for c in scene_object.centre]
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    # Whole numbers of subpixels: the last bits of a cosine, which differ between machines, do not reach the picture.
+    # Whole numbers of subpixels: the last bits of a cosine, which differ between machines, do not reach the image.
     contours = [
         [tuple(point) for point in np.rint(c @ turn * (size * _OVERSAMPLE) + shift).astype(int).tolist()]
         for c in _SHAPES[scene_object.label]
@@ -287,12 +287,12 @@ def _stamp(scene_object: SceneObject, image_size: int) -> tuple[tuple[int, int],
 
 @dataclass
 class Scene:
-    """A `datasets` feature that stores the index of a scene and gives its picture.
+    """A `datasets` feature that stores the index of a scene and gives its image.
 
     Attributes:
         split: One of `SPLITS`.
         seed: Seed of the data set.
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the images in pixels.
     """
 
     split: str
@@ -311,7 +311,7 @@ class Scene:
         return value
 
     def decode_example(self, value: int, token_per_repo_id: dict[str, Any] | None = None) -> Image.Image:
-        """Draws the picture of an index; the tokens, which `datasets` passes to all features, have no use here."""
+        """Draws the image of an index; the tokens, which `datasets` passes to all features, have no use here."""
         return draw(self.seed, int(value), self.image_size, self.split)
 
 
@@ -323,8 +323,8 @@ with warnings.catch_warnings():
 def load(split: str, size: int = DEFAULT_SIZE, image_size: int = 128, seed: int = 0) -> datasets.Dataset:
     """Makes a data set of scenes 0 to `size` - 1 of a split; the splits of a seed share no scene.
 
-    Columns: `image` (a PIL picture, drawn when read), `labels` (sorted, distinct), `ignore` (empty), `area` (per
-    label, that of its largest object as a share of the picture, before occlusion) and `image_id` (`train-7` say).
+    Columns: `image` (a PIL image, drawn when read), `labels` (sorted, distinct), `ignore` (empty), `area` (per
+    label, that of its largest object as a share of the image, before occlusion) and `image_id` (`train-7` say).
 
     Raises:
         InputError: `split` is not one of `SPLITS`, or `size` is less than 1.

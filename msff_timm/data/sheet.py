@@ -1,4 +1,4 @@
-"""Pictures with captions on one sheet, and what drawings of labels have in common.
+"""Images with captions on one sheet, and what drawings of labels have in common.
 
 matplotlib and `datasets` are extras, so they are imported where they are used.
 """
@@ -36,7 +36,7 @@ __all__ = [
 
 T = TypeVar('T')
 
-MOST_LABELS = 100  # in a picture or a table
+MOST_LABELS = 100  # in an image or a table
 DPI = 120
 COLUMNS = 6  # of a sheet
 TILE, TALL, LINE, GAP, HEADING = 240, 180, 15, 12, 34  # in dots
@@ -48,7 +48,7 @@ _reported: set[str] = set()  # characters without a font, of which this process 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet.
+    """One image of a sheet.
 
     Attributes:
         image: What `thumbnail` gave; None where it cannot be read.
@@ -176,7 +176,7 @@ def _rank(entry: object) -> tuple:
 
 
 def thumbnail(row: dict) -> Image.Image | None:
-    """Reads the picture of a row of an `undecoded` data set at the size of a tile; None where it cannot be read."""
+    """Reads the image of a row of an `undecoded` data set at the size of a tile; None where it cannot be read."""
     image = row['image']
     if image is None:
         return None
@@ -193,7 +193,7 @@ def thumbnail(row: dict) -> Image.Image | None:
 
 
 def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Gives rows with the paths or bytes of pictures that are files, so that one that is broken raises nothing."""
+    """Gives rows with the paths or bytes of images that are files, so that one that is broken raises nothing."""
     import datasets
 
     is_file = isinstance(dataset.features['image'], datasets.Image)

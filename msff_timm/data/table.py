@@ -317,14 +317,14 @@ def _read_lists(
 
 
 def _images(table: Table, column: str, image_root: str | None) -> tuple[list[str], list[str]]:
-    """Finds the paths of the pictures, and has them as they are written."""
+    """Finds the paths of the images, and has them as they are written."""
     folder = Path(os.path.abspath(image_root or table.path.parent))
     names, first = [], {}
     for row, value in enumerate(table.column(column)):
         where = table.where(row)
         name = _text(value, f'{where}: {column!r}', 'path')
         if not name.strip():
-            raise InputError(f'{where}: {column!r} is empty: name a picture or leave the row out.')
+            raise InputError(f'{where}: {column!r} is empty: name an image or leave the row out.')
         path = str(locate(folder, name, where))
         if path in first:
             number = table.numbers[first[path]]

@@ -58,7 +58,7 @@ def eval_transform(data_config: dict, as_bytes: bool = False) -> transforms.Comp
 
 
 class Normalize(nn.Module):
-    """Maps pictures of bytes to a model's input, on the device where they are: bytes take a quarter of the way there.
+    """Maps images of bytes to a model's input, on the device where they are: bytes take a quarter of the way there.
 
     Args:
         data_config: As for `eval_transform`; its mean and std are used.
@@ -198,10 +198,10 @@ def describe_transforms(
 
 
 class Cutout:
-    """Fills one square, centred anywhere in the picture, with a colour (https://arxiv.org/abs/1708.04552).
+    """Fills one square, centred anywhere in the image, with a colour (https://arxiv.org/abs/1708.04552).
 
     Args:
-        relative_side: Of the square, as a share of the picture's.
+        relative_side: Of the square, as a share of the image's.
         fill: Colour in bytes (C,).
     """
 
@@ -210,7 +210,7 @@ class Cutout:
         self.fill = torch.tensor(fill, dtype=torch.uint8)[:, None, None]
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Fills the square in a picture of bytes (C, H, W), in place."""
+        """Fills the square in an image of bytes (C, H, W), in place."""
         height, width = image.shape[-2:]
         half_h, half_w = round(height * self.relative_side / 2), round(width * self.relative_side / 2)
         y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))

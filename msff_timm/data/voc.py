@@ -33,7 +33,7 @@ def load(
     """Reads one split of VOC; `msff_timm.data.load` tells the columns.
 
     The class files decide which labels are present. The area of a label is that of its largest bounding box in the
-    XML, relative to the picture, of objects that are not difficult if there are any; it is unknown where the XML is
+    XML, relative to the image, of objects that are not difficult if there are any; it is unknown where the XML is
     missing or odd. Rows are in the order of the split's file. A test split without class files (VOC2012's are not
     public), and without an XML file for each image, is for prediction only: all its labels are in `ignore`.
 

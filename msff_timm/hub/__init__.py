@@ -351,7 +351,7 @@ def push(
 ) -> Push:
     """Publishes a run folder on the Hub in one commit, pulls it into a clean cache, and compares it.
 
-    Sent are the weights, `config.json`, `results.json`, `README.md` and pictures, as far as they are there, and nothing
+    Sent are the weights, `config.json`, `results.json`, `README.md` and images, as far as they are there, and nothing
     else; of JSON known fields alone, `README.md` as it is. Links and secrets are refused. Either all of it gets there
     or the repository's content stays as it was (one that is made for it stays empty); the same call again sends what is
     still missing.
@@ -389,9 +389,9 @@ def push(
 
 def _logits_of_noise(model: nn.Module) -> torch.Tensor:
     size = timm.data.resolve_model_data_config(model)['input_size']
-    pictures = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return model(pictures)
+        return model(images)
 
 
 def _check_label_names(folder: Path, model: nn.Module, logits: torch.Tensor) -> None:

@@ -21,13 +21,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..errors import InputError, unknown
 from ..metrics import FEW, SIZES
 
-__all__ = ['RUN_PICTURES', 'count', 'escape', 'pictures', 'render', 'render_tag', 'tags']
+__all__ = ['RUN_IMAGES', 'count', 'escape', 'images', 'render', 'render_tag', 'tags']
 
 # In a wheel, hub_cards/ lies within the package; in a clone, beside it.
 INSTALLED = Path(__file__).parents[1] / 'hub_cards'
 HUB_CARDS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / 'hub_cards'
 FIGURE = 'architecture.svg'
-RUN_PICTURES = ('curves.png', 'ap.png')  # not mistakes.png: its photos may be nobody's to publish
+RUN_IMAGES = ('curves.png', 'ap.png')  # not mistakes.png: its photos may be nobody's to publish
 MOST_BYTES = 50_000_000  # of a file of JSON
 MOST = 10**15  # of things that are counted
 MEASURES = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
@@ -56,8 +56,8 @@ def tags() -> list[str]:
     return sorted(path.stem for path in (HUB_CARDS / 'tags').glob('*.yaml'))
 
 
-def pictures(folder: Path) -> dict[str, Path]:
-    """Finds the pictures that the card of a run's folder shows.
+def images(folder: Path) -> dict[str, Path]:
+    """Finds the images that the card of a run's folder shows.
 
     Args:
         folder: As for `render`.
@@ -65,7 +65,7 @@ def pictures(folder: Path) -> dict[str, Path]:
     Returns:
         Where each lies, by the name that it has beside the card.
     """
-    found = {name: Path(folder, name) for name in RUN_PICTURES if Path(folder, name).is_file()}
+    found = {name: Path(folder, name) for name in RUN_IMAGES if Path(folder, name).is_file()}
     if str(_read_json(Path(folder, 'config.json')).get('architecture')).startswith('msff_'):
         found[FIGURE] = HUB_CARDS / FIGURE
     return found
@@ -80,7 +80,7 @@ def render(folder: Path, repo_id: str | None = None) -> str:
             labels, the card tells what is known of the tag.
 
     Returns:
-        The text of `README.md`. It refers to `pictures` by their names alone.
+        The text of `README.md`. It refers to `images` by their names alone.
 
     Raises:
         InputError: A file is missing or not as it should be, or there is no such model or repository id.
@@ -116,7 +116,7 @@ def render(folder: Path, repo_id: str | None = None) -> str:
         about=about,
         repo_id=repo_id,
         source=f'hf-hub:{repo_id or "ORG/NAME"}',
-        shown=sorted(pictures(folder)),
+        shown=sorted(images(folder)),
     )
 
 
@@ -175,7 +175,7 @@ def _read_json(path: Path) -> dict:
 
 
 def count(model: nn.Module, input_size: tuple[int, int, int]) -> dict:
-    """Counts parameters, and GFLOPs of one picture: without computing, for the model is on the meta device."""
+    """Counts parameters, and GFLOPs of one image: without computing, for the model is on the meta device."""
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         # Without gradients, which the counter would follow even here.
         model.eval().requires_grad_(False)(torch.empty(1, *input_size, device='meta'))
@@ -262,9 +262,9 @@ def _measured(results: dict, labels: dict[str, dict]) -> dict:
         )
     named, data = results['definitions'], results['data']
     threshold = named['threshold']
-    rows = [('weights', results['measures'])]
-    if results.get('raw_weights'):
-        rows.append(('raw', results['raw_weights']))
+    rows = [('weights', results['metrics'])]
+    if results.get('model_weights'):
+        rows.append(('raw', results['model_weights']))
     top = results.get('top') or results.get('top3')  # as it was called while it was always 3
     if top:
         rows.append(('top', top))

@@ -25,8 +25,8 @@ __all__ = ['check_access', 'check_files', 'check_target', 'gather', 'patiently',
 log = logging.getLogger(__name__)
 T = TypeVar('T')
 
-PICTURES = ('.png', '.jpg', '.svg')
-FILES = ('model.safetensors', 'config.json', 'results.json', 'README.md', *card.RUN_PICTURES)
+IMAGES = ('.png', '.jpg', '.svg')
+FILES = ('model.safetensors', 'config.json', 'results.json', 'README.md', *card.RUN_IMAGES)
 METADATA = {'format': 'pt'}  # of a safetensors file
 URL_PASSWORD = re.compile(r'(?<=://)[^\s/@:]+:[^\s/@]+(?=@)')
 
@@ -49,8 +49,8 @@ CONFIG = frozenset(
 RESULTS = frozenset(
     """
     model num_parameters data init_from kept_labels weights epoch thresholds num_processes mixed_precision config
-    git_commit git_dirty devices measures top3 mAP_by_size num_positives_by_size definitions num_images num_classes
-    num_classes_with_positives num_labels_counted labels versions history seconds peak_bytes raw_weights
+    git_commit git_dirty devices metrics top3 mAP_by_size num_positives_by_size definitions num_images num_classes
+    num_classes_with_positives num_labels_counted labels versions history seconds peak_bytes model_weights
     mAP_interval_95 input_size flip
     labels_left_out label_map pos_weights
     top top_k k num_labels P R F1 N+ ignore_labels
@@ -99,7 +99,7 @@ def check_files(folder: Path) -> None:
 
 
 def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
-    """Collects what a run folder publishes: weights, configuration, results, card and its pictures, and nothing else.
+    """Collects what a run folder publishes: weights, configuration, results, card and its images, and nothing else.
 
     Of the configuration, the results and the weights' metadata known fields are sent, and of a folder its last name. A
     card that lies there is sent as it is.
@@ -124,14 +124,14 @@ def gather(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
             value = _known(json.loads((folder / name).read_bytes()), fields, frozenset(label_names))
             _check_secrets(folder / name, _texts(value))
             found[name] = (json.dumps(value, indent=2) + end).encode()
-    pictures = (path for path in sorted(folder.iterdir()) if path.suffix in PICTURES and not path.name.startswith('.'))
-    pictures = {path.name: path for path in pictures if path.is_file() and not path.is_symlink()}
-    text = _card(folder, found | pictures, repo_id)
+    images = (path for path in sorted(folder.iterdir()) if path.suffix in IMAGES and not path.name.startswith('.'))
+    images = {path.name: path for path in images if path.is_file() and not path.is_symlink()}
+    text = _card(folder, found | images, repo_id)
     _check_secrets(folder / 'README.md', _readings(text))
     found['README.md'] = text.encode()
     # Others stay here: photos in them may be nobody's to publish.
-    shown = {**pictures, **card.pictures(folder)}
-    return found | {name: path for name, path in shown.items() if name in card.RUN_PICTURES or name in text}
+    shown = {**images, **card.images(folder)}
+    return found | {name: path for name, path in shown.items() if name in card.RUN_IMAGES or name in text}
 
 
 def _card(folder: Path, files: dict[str, Path | bytes], repo_id: str) -> str:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 50_000_000  # of a config.json: of 80 labels it has 5,000
 MOST_TENSORS = 10_000  # safetensors looks for one in time that grows with their number
-LARGEST = 16_384  # number of a configuration that no tensor has to account for, a picture's side say
+LARGEST = 16_384  # number of a configuration that no tensor has to account for, an image's side say
 SMALLEST = 32  # side of the images of our models, as `layers.check_size` has it
 REPEATED = re.compile('depth|layers|blocks|repeat')  # arguments that tell how often a part is there
 BOUNDS = ('max_queries',)  # arguments that only bound what others ask for: no tensor accounts for them
@@ -218,9 +218,9 @@ def _check_preprocessing(config: dict) -> None:
         if key == 'std' and min(values) <= 0:
             raise ValueError('std holds a number that is not above 0: images are divided by it')
     for key in ('crop_pct', 'test_crop_pct'):
-        # The picture's side is divided by it.
+        # The image's side is divided by it.
         if config.get(key) is not None and not _is_between(config[key], 0.1, 10):
-            raise ValueError(f'{key} is not a share of the picture')
+            raise ValueError(f'{key} is not a share of the image')
     for key, choices in (('interpolation', INTERPOLATIONS), ('crop_mode', CROP_MODES)):
         value = config.get(key)
         if value is not None and value not in choices:

@@ -30,7 +30,7 @@ from .uploads import LARGEST, Guard, Uploads, hosts_of, own_folder
 
 __all__ = ['Look', 'attention_html', 'build', 'labels_html', 'launch', 'look', 'serve']
 
-SHORTEST = 336  # side of the pictures that are shown, in dots: where a model sees fewer, its cells would be tiny
+SHORTEST = 336  # side of the images that are shown, in dots: where a model sees fewer, its cells would be tiny
 LISTED = 12  # labels that are in sight at least, of those that there are; the rest is folded
 KEPT = 3600  # seconds that uploads are kept
 CLEANED = 600  # from one cleaning to the next
@@ -94,7 +94,7 @@ class Look:
     """What a model says of one photo.
 
     Attributes:
-        picture: The photo, or the part of it, that the model saw.
+        image: The photo, or the part of it, that the model saw.
         probabilities: Of the K labels.
         maps: Of the three scales, (K, H_i, W_i): what share of its attention each label gives to each cell; none where
             the model does not tell.

@@ -45,10 +45,10 @@ FAINTEST = 1e-6  # of a scale's peak, so that no scale rules out what others see
 FADED = 0.5  # share of grey in the image below the smooth map, so that its colours stand out
 
 NEEDS_MATPLOTLIB = "drawing needs matplotlib: pip install 'msff-timm[explain]'"
-MAX_LABELS = 8  # of those above the threshold: more make a picture that nobody reads
+MAX_LABELS = 8  # of those above the threshold: more make a image that nobody reads
 FALLBACK_LABELS = 3
 
-# Lengths in the picture, in dots.
+# Lengths in the image, in dots.
 DPI = 120
 PANEL = 288  # the longer side
 MIN_STEP = 228  # from one column to the next: captions need as much
@@ -91,13 +91,13 @@ def explain(
         model: An MSFF model in evaluation mode, on any device.
         photo: Path.
         labels: Names; without any, the most probable above the threshold, 8 at most, or else the three most probable.
-        output: Picture to draw, as `draw` does.
+        output: Image to draw, as `draw` does.
         layers: As for `attention_maps`.
         threshold: Of probability.
 
     Raises:
         InputError: The model cannot be explained, lacks a label or gives logits that are not finite, the photo cannot
-            be read, or the picture cannot be drawn.
+            be read, or the image cannot be drawn.
     """
     model = _checked(model, layers)
     data_config = timm.data.resolve_input_data_config(model)
@@ -123,9 +123,9 @@ def _most_probable(probabilities: dict[str, float], threshold: float) -> list[st
 
 
 def as_seen(image: Image.Image, pixels: torch.Tensor, data_config: dict) -> Image.Image:
-    """Turns a preprocessed photo (C, H, W) back into a picture: as sharp and as much of it as the model saw.
+    """Turns a preprocessed photo (C, H, W) back into a image: as sharp and as much of it as the model saw.
 
-    The grids divide this picture, not the photo, of which some configurations crop a part.
+    The grids divide this image, not the photo, of which some configurations crop a part.
     """
     mean, std = (torch.tensor(data_config[key])[:, None, None] for key in ('mean', 'std'))
     picture = to_pil_image((pixels * std + mean).clamp(0, 1))
@@ -148,7 +148,7 @@ def attention_maps(
 
     Args:
         model: An MSFF model in evaluation mode.
-        images: Preprocessed pictures (B, C, H, W) on the model's device.
+        images: Preprocessed images (B, C, H, W) on the model's device.
         labels: Indices of the n labels to be explained; None for all.
         layers: `all` decoder layers, of which the mean is taken, or the `last` alone.
 
@@ -290,11 +290,11 @@ def overlay(photo: Image.Image, shares: torch.Tensor) -> Image.Image:
     would show places that the model does not tell apart.
 
     Args:
-        photo: The picture that the grid divides.
+        photo: The image that the grid divides.
         shares: (H_i, W_i).
 
     Returns:
-        A picture of the photo's size.
+        A image of the photo's size.
 
     Raises:
         InputError: matplotlib is missing.
@@ -314,7 +314,7 @@ def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
     The columns are the image, all scales together as `smooth_overlay` draws them, and each scale as `overlay` does.
 
     Args:
-        photo: The picture that the grids divide, in its own aspect ratio.
+        photo: The image that the grids divide, in its own aspect ratio.
         labels: Names and probabilities of the n labels.
         maps: Of each scale, (n, H_i, W_i).
         output: File to write; its suffix names the format, PNG where it has none.
@@ -332,7 +332,7 @@ def draw(photo: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
     total_width = (1 + len(maps)) * step + photo.width
     total_height = sum(TITLE_LINE * len(title) + photo.height + CAPTION for title in titles)
     figure = Figure((total_width / DPI, total_height / DPI))
-    # One system of coordinates for the whole picture, in dots from its upper left corner.
+    # One system of coordinates for the whole image, in dots from its upper left corner.
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, total_width), ylim=(total_height, 0), autoscale_on=False)
     axes.set_axis_off()
 

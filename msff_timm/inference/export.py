@@ -47,7 +47,7 @@ class Exported:
     Attributes:
         path: The file.
         format: Its format.
-        input_size: Channels, height and width of the pictures that it takes.
+        input_size: Channels, height and width of the images that it takes.
         num_bytes: Its size, with that of external data.
         max_difference: The largest difference of a logit from the model's own.
     """
@@ -62,17 +62,17 @@ class Exported:
 def export(
     model: nn.Module, path: str | Path, format: str, image_size: int | None = None, photos: Sequence[str | Path] = ()
 ) -> Exported:
-    """Exports a model for batches of any number of pictures of one size, in float32.
+    """Exports a model for batches of any number of images of one size, in float32.
 
     The input is called `image`, the output `logits`. The file replaces one that is there only after it has been run, on
-    one picture and on several, and has given the model's logits.
+    one image and on several, and has given the model's logits.
 
     Args:
         model: What `msff_timm.hub.load` or `timm.create_model` gives, on any device; it is left as it is.
         path: The file to write; its folder is made when it is missing.
         format: A key of `FORMATS`.
-        image_size: Side of the square pictures; None for the size that the model's own configuration says.
-        photos: Paths of pictures to run the file on; noise stands in for what is missing.
+        image_size: Side of the square images; None for the size that the model's own configuration says.
+        photos: Paths of images to run the file on; noise stands in for what is missing.
 
     Raises:
         InputError: There is no such format, a package is missing, the file would replace one of a saved model, the
@@ -99,7 +99,7 @@ def export(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent, prefix='.exporting-') as temporary:
-            # Of two pictures: for a single one the number of pictures would be taken for a constant.
+            # Of two images: for a single one the number of images would be taken for a constant.
             example = torch.zeros(2, *data_config['input_size'])
             # It shows what is wrong with a size more clearly than any exporter does.
             check_finite(model.model, model(example))
@@ -180,7 +180,7 @@ def read_metadata(path: str | Path) -> dict:
 
 
 class _Exportable(nn.Module):
-    """Names the model's input, and refuses pictures of a size that the file was not made for."""
+    """Names the model's input, and refuses images of a size that the file was not made for."""
 
     def __init__(self, model: nn.Module, input_size: Sequence[int]):
         super().__init__()
@@ -188,7 +188,7 @@ class _Exportable(nn.Module):
         self.input_size = list(input_size)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Maps pictures (B, C, H, W) to logits (B, K)."""
+        """Maps images (B, C, H, W) to logits (B, K)."""
         if list(image.shape[1:]) != self.input_size:
             raise ValueError(f'image: its shape must be (B, C, H, W) with (C, H, W) = {self.input_size}')
         return self.model(image)
@@ -229,15 +229,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _batches(photos: Sequence[str | Path], data_config: dict) -> Iterator[torch.Tensor]:
-    """Yields pictures (B, C, H, W): one alone, then batches of several; noise follows where photos are too few."""
+    """Yields images (B, C, H, W): one alone, then batches of several; noise follows where photos are too few."""
     transform = eval_transform(data_config) if photos else None
     generator = torch.Generator().manual_seed(0)
     count = max(len(photos), 1 + LARGER_BATCH)
     for start, stop in pairwise([0, *range(1, count, LARGER_BATCH), count]):
-        pictures = [transform(open_image(photo)) for photo in photos[start:stop]]
-        noise = stop - start - len(pictures)
-        pictures += torch.randn(noise, *data_config['input_size'], generator=generator)
-        yield torch.stack(pictures)
+        images = [transform(open_image(photo)) for photo in photos[start:stop]]
+        noise = stop - start - len(images)
+        images += torch.randn(noise, *data_config['input_size'], generator=generator)
+        yield torch.stack(images)
 
 
 def _compare(model: nn.Module, run: Callable, batches: Iterator[torch.Tensor]) -> float:

@@ -37,11 +37,11 @@ def create_backbone(
         name: Name of a timm model, with or without a pretrained tag.
         reductions: Strides of the maps wanted, the smallest first.
         pretrained: Fetch timm's weights.
-        in_chans: Channels of the picture.
+        in_chans: Channels of the image.
         backbone_args: Further arguments of that timm model.
 
     Returns:
-        A module that maps pictures (B, C, H, W) to a list of maps; its `feature_info` tells their channels.
+        A module that maps images (B, C, H, W) to a list of maps; its `feature_info` tells their channels.
 
     Raises:
         ValueError: There is no such model, it gives no feature maps, or none of a reduction wanted.
@@ -89,7 +89,7 @@ def copy_backbone(trained: nn.Module, backbone: nn.Module, leave_out: tuple[str,
 
 
 def _any_size(name: str) -> dict:
-    """Returns the argument that makes a model built for one picture size take any, where the model has it."""
+    """Returns the argument that makes a model built for one image size take any, where the model has it."""
     architecture = name.partition('.')[0]
     if not timm.is_model(architecture):
         nearest = get_close_matches(architecture, timm.list_models(), n=1)
@@ -106,13 +106,13 @@ def _any_size(name: str) -> dict:
 
 @register_notrace_function
 def check_size(x: torch.Tensor) -> None:
-    """Refuses pictures of which the map of reduction 32 would not hold one whole cell.
+    """Refuses images of which the map of reduction 32 would not hold one whole cell.
 
     Raises:
-        ValueError: A side of the pictures (B, C, H, W) is below 32 pixels.
+        ValueError: A side of the images (B, C, H, W) is below 32 pixels.
     """
     if x.shape[-2] < 32 or x.shape[-1] < 32:
-        raise ValueError(f'x: pictures of {x.shape[-2]} x {x.shape[-1]} pixels are too small: 32 x 32 is the least.')
+        raise ValueError(f'x: images of {x.shape[-2]} x {x.shape[-1]} pixels are too small: 32 x 32 is the least.')
 
 
 def group_backbone(backbone: nn.Module, name: str, coarse: bool, backbone_args: dict | None = None) -> dict[str, int]:
@@ -140,7 +140,7 @@ def no_weight_decay_of_backbone(backbone: nn.Module, name: str, backbone_args: d
 
 
 def first_conv_of_backbone(backbone: nn.Module) -> tuple[str, ...]:
-    """Names the backbone's convolutions that take the picture, which timm adapts to another number of channels."""
+    """Names the backbone's convolutions that take the image, which timm adapts to another number of channels."""
     first_conv = backbone.pretrained_cfg.get('first_conv') or ()
     parameters = dict(backbone.named_parameters())
     theirs = (first_conv,) if isinstance(first_conv, str) else first_conv

@@ -35,7 +35,7 @@ class BackboneModel(nn.Module):
         backbone: Any timm model with stages of the reductions.
         backbone_pretrained: Fetch timm's own weights for it.
         backbone_args: Further arguments of it.
-        in_chans: Channels of the picture.
+        in_chans: Channels of the image.
         reductions: Strides of the maps wanted, the smallest first.
 
     Attributes:

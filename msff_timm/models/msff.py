@@ -56,7 +56,7 @@ class MSFF(BackboneModel):
         backbone_pretrained: Fetch timm's own weights for the backbone.
         backbone_args: Further arguments of the backbone, `{'drop_path_rate': 0.1}` say.
         num_classes: Number of labels K; 0 for an image embedding instead of logits.
-        in_chans: Channels of the picture.
+        in_chans: Channels of the image.
         global_pool: How the embedding is pooled, as timm names it: `avg`, `max`, ... or '' for none.
         embed_dim: Width d of the three branches.
         num_heads: Attention heads in every layer; divides `embed_dim`.
@@ -235,7 +235,7 @@ class MSFF(BackboneModel):
         """Returns the maps that `feature_info` lists: those of the backbone and, enhanced, those of the branches.
 
         Args:
-            x: Pictures (B, C, H, W).
+            x: Images (B, C, H, W).
             indices: Which of them: the last n, or those listed; None for all.
             norm: Of no effect: the branches' maps are normalised, the backbone's are not.
             stop_early: Of no effect: the branches are left out whenever nothing of them is asked for.
@@ -289,7 +289,7 @@ class MSFF(BackboneModel):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps pictures (B, C, H, W) to features (B, 3*d, H/16, W/16): the enhanced scales on the finest one's grid."""
+        """Maps images (B, C, H, W) to features (B, 3*d, H/16, W/16): the enhanced scales on the finest one's grid."""
         check_size(x)
         scales = self.projection(self.backbone(x))
         return stack_scales(self._enhance(scales), scales[0].shape[-2], scales[0].shape[-1])
@@ -324,7 +324,7 @@ class MSFF(BackboneModel):
         return self.forward_head(stack_scales(tokens, scales[0].shape[-2], scales[0].shape[-1]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps pictures (B, C, H, W) to logits (B, K)."""
+        """Maps images (B, C, H, W) to logits (B, K)."""
         check_size(x)
         return self.forward_maps(self.backbone(x))
 

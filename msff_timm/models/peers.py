@@ -288,7 +288,7 @@ class QueryModel(BackboneModel):
         """Returns the maps that `feature_info` lists: those of the backbone, then the encoder's where there is one.
 
         Args:
-            x: Pictures (B, C, H, W).
+            x: Images (B, C, H, W).
             indices: Which of them: the last n, or those listed; None for all.
             norm: Of no effect: the encoder's map is normalised, the backbone's are not.
             stop_early: Of no effect: the encoder is left out whenever nothing of it is asked for.
@@ -334,7 +334,7 @@ class QueryModel(BackboneModel):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps pictures (B, C, H, W) to features (B, num_features, H/32, W/32)."""
+        """Maps images (B, C, H, W) to features (B, num_features, H/32, W/32)."""
         check_size(x)
         return self.encoder(self.backbone(x)[-1])
 
@@ -349,7 +349,7 @@ class QueryModel(BackboneModel):
         return self.forward_head(self.encoder(maps[-1]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps pictures (B, C, H, W) to logits (B, K)."""
+        """Maps images (B, C, H, W) to logits (B, K)."""
         check_size(x)
         return self.forward_maps(self.backbone(x))
 
@@ -362,7 +362,7 @@ class Query2Label(QueryModel):
         backbone_pretrained: Fetch timm's own weights for the backbone.
         backbone_args: Further arguments of the backbone, `{'drop_path_rate': 0.1}` say.
         num_classes: Number of labels K; 0 for an image embedding instead of logits.
-        in_chans: Channels of the picture.
+        in_chans: Channels of the image.
         global_pool: How the embedding is pooled, as timm names it: `avg`, `max`, ... or '' for none.
         embed_dim: Width of the Transformer; a multiple of 4.
         num_heads: Attention heads in every layer; divides `embed_dim`.
@@ -431,7 +431,7 @@ class MLDecoder(QueryModel):
         backbone_pretrained: Fetch timm's own weights for the backbone.
         backbone_args: Further arguments of the backbone, `{'drop_path_rate': 0.1}` say.
         num_classes: Number of labels K; 0 for an image embedding instead of logits.
-        in_chans: Channels of the picture.
+        in_chans: Channels of the image.
         global_pool: How the embedding is pooled, as timm names it: `avg`, `max`, ... or '' for none.
         embed_dim: Width of the decoder.
         num_heads: Its attention heads; divides `embed_dim`.

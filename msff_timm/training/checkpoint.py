@@ -54,7 +54,7 @@ class Progress:
         best: The epoch whose EMA weights are for use: its number `epoch`, `mAP`, `steps_done`, `line` and `results`;
             and `files`, the SHA-256 digests of what the output folder holds of it, {} while its weights could not be
             written there. Its checkpoint has them then.
-        unreadable: Messages of the training pictures that were passed over.
+        unreadable: Messages of the training images that were passed over.
         seconds: That the run has taken.
     """
 
@@ -370,7 +370,7 @@ def is_shared(accelerator: Accelerator, folder: Path) -> bool:
 
 
 def fingerprint(targets: np.ndarray, image_ids: list[str]) -> str:
-    """Tells data sets apart by their pictures' names and targets (N, K)."""
+    """Tells data sets apart by their images' names and targets (N, K)."""
     digest = hashlib.sha256(repr(targets.shape).encode() + targets.tobytes())
     digest.update(json.dumps(image_ids).encode())
     return digest.hexdigest()[:16]

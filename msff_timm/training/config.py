@@ -49,7 +49,7 @@ EMA_DECAY = 0.9997
 # Arguments of a model that are decided elsewhere, and where
 DECIDED = {
     'num_classes': 'the labels of the data',
-    'in_chans': 'the pictures, which are RGB',
+    'in_chans': 'the images, which are RGB',
     'drop_rate': 'model.drop_rate',
     'backbone_pretrained': 'model.backbone_pretrained',
     'device': 'Accelerate',
@@ -82,7 +82,7 @@ class ModelConfig:
         freeze: Part that does not train: backbone, for the whole run; stages, the backbone at first, of which one stage
             after another is freed, the last one first; null for none.
         unfreeze_epochs: Number of epochs from one stage to the next with freeze stages.
-        channels_last: Lay pictures out for fast convolutions.
+        channels_last: Lay images out for fast convolutions.
         compile: Compile the model with torch.compile.
     """
 
@@ -142,19 +142,19 @@ class ModelConfig:
 
 @dataclass
 class SourceConfig:
-    """Where pictures and labels come from: what `msff_timm.data.load` is given.
+    """Where images and labels come from: what `msff_timm.data.load` is given.
 
     Args:
         name: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
         root: Folder of a data set that lies on disk, a table, or the id of a data set on the Hub.
         title: Name of the data in results, cards and tables where `name` is that of a larger set, or of none; null for
             `name`.
-        keep_unlabelled: Keep COCO's pictures without a label; null keeps them in training only.
+        keep_unlabelled: Keep COCO's images without a label; null keeps them in training only.
         difficult: VOC's labels that are difficult only: ignore, negative or positive.
         missing: Images of COCO and VOC that are not there, and annotations of none: skip, with a warning, or error;
             null skips them in training only.
-        image_root: Folder of the pictures that a table names; null for the table's own.
-        image_column: Column of the pictures in a table or a data set of the Hub; null to find it.
+        image_root: Folder of the images that a table names; null for the table's own.
+        image_column: Column of the images in a table or a data set of the Hub; null to find it.
         label_columns: Column of the labels, or one of 1, 0 and -1 for each; null to find them.
         label_delimiter: Text between the labels of a column of text; none where each text is one label; null to find
             it.
@@ -202,7 +202,7 @@ class SourceConfig:
     def load(
         self, split: str, size: int | None, image_size: int, streaming: bool = False
     ) -> datasets.Dataset | datasets.IterableDataset:
-        """Loads one split; pictures that are drawn have sides of `image_size` pixels."""
+        """Loads one split; images that are drawn have sides of `image_size` pixels."""
         return msff_timm.data.load(
             self.name,
             split,
@@ -271,18 +271,18 @@ class SourceConfig:
 
 @dataclass
 class DataConfig(SourceConfig):
-    """The pictures.
+    """The images.
 
     Args:
         streaming: Read a training split of the Hub while training, without a copy on disk; needs `train_size`, the
-            number of pictures that make an epoch.
-        unreadable: What a training picture that cannot be read does: skip (named; over 1 % of them end the run) or
+            number of images that make an epoch.
+        unreadable: What a training image that cannot be read does: skip (named; over 1 % of them end the run) or
             error.
         train_split: Split that is trained on.
         eval_split: Split that is measured on.
-        train_size: Number of training pictures; null for all.
-        eval_size: Number of pictures to measure on; null for all.
-        image_size: Side of the model's input in pixels; pictures are resized to this square.
+        train_size: Number of training images; null for all.
+        eval_size: Number of images to measure on; null for all.
+        image_size: Side of the model's input in pixels; images are resized to this square.
         hflip: Probability of the mirror image; 0 for none.
         crop_scale: Lowest and highest share of the image's area that a random crop has; null to resize the whole image.
             The labels stay those of the whole image, also where a crop leaves out an object: low shares are for labels
@@ -290,7 +290,7 @@ class DataConfig(SourceConfig):
         crop_ratio: Lowest and highest ratio of such a crop's width to its height.
         rand_augment: timm's RandAugment string; null for none.
         color_jitter: Largest relative change of brightness, contrast and saturation; 0 for none.
-        cutout: Side of Cutout's hole relative to the picture's; 0 for none.
+        cutout: Side of Cutout's hole relative to the image's; 0 for none.
         mixup: Alpha of Mixup; 0 for none.
         cutmix: Alpha of CutMix; 0 for none.
         workers: Number of processes that load images beside each training process. A number takes as many cores from
@@ -326,7 +326,7 @@ class DataConfig(SourceConfig):
         _at_least('data.cutmix', self.cutmix, 0)
         _one_of('data.unreadable', self.unreadable, UNREADABLE)
         if self.streaming and not self.train_size:
-            raise InputError('data.streaming is true: set data.train_size, the number of pictures of an epoch.')
+            raise InputError('data.streaming is true: set data.train_size, the number of images of an epoch.')
         for name in ('cutout', 'hflip'):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f'data.{name} is {getattr(self, name)}: must be from 0 to 1.')
@@ -354,9 +354,9 @@ class OptimConfig:
     """The optimisation: AdamW, a schedule, a loss, and an average of the weights.
 
     Args:
-        epochs: Passes over the training pictures.
-        batch_size: Pictures in one step, over all processes and with all that is accumulated.
-        max_per_process: Most pictures that a process takes at once; gradients of what is more are accumulated. Null
+        epochs: Passes over the training images.
+        batch_size: Images in one step, over all processes and with all that is accumulated.
+        max_per_process: Most images that a process takes at once; gradients of what is more are accumulated. Null
             for no limit.
         lr: Highest learning rate.
         schedule: one_cycle (as Query2Label has it: AdamW's first beta goes from 0.95 to 0.85 and back), or cosine,
@@ -556,7 +556,7 @@ class TrainConfig:
         for tracker in self.trackers or ():
             _one_of('trackers', tracker, [kind.value for kind in LoggerType if kind != LoggerType.ALL])
         if self.distill.teacher and (self.data.mixup or self.data.cutmix):
-            raise InputError('distill.teacher sees pictures that are not mixed: set data.mixup and data.cutmix to 0.')
+            raise InputError('distill.teacher sees images that are not mixed: set data.mixup and data.cutmix to 0.')
         if self.model.freeze and not self.optim.backbone_lr:
             raise InputError(
                 f'optim.backbone_lr is 0 and model.freeze is {self.model.freeze}, which decides when the backbone'
@@ -578,12 +578,12 @@ class TrainConfig:
 
 @dataclass
 class EvalDataConfig(SourceConfig):
-    """The pictures to measure on.
+    """The images to measure on.
 
     Args:
         split: Split that is measured on.
-        size: Number of pictures; null for all.
-        workers: Processes that load pictures, for each evaluating process.
+        size: Number of images; null for all.
+        workers: Processes that load images, for each evaluating process.
     """
 
     split: str = 'validation'
@@ -607,16 +607,16 @@ class EvaluateConfig:
     Args:
         model: `local-dir:FOLDER`, `hf-hub:ORG/NAME`, or a registered model with pretrained weights.
         output: File that the results are written to; null to print them only.
-        scores: Parquet file to write with every picture's probabilities: `image_id` and a column for each label; null
+        scores: Parquet file to write with every image's probabilities: `image_id` and a column for each label; null
             for none.
-        batch_size: Pictures in one pass, in each process.
+        batch_size: Images in one pass, in each process.
         image_size: Side of the model's input in pixels; null for the model's own.
-        flip: Take the mean of the probabilities of each picture and of its mirror image.
+        flip: Take the mean of the probabilities of each image and of its mirror image.
         ap: Definition of average precision: all-points, interpolated (Query2Label, SSGRL) or voc11.
         threshold: A label is predicted above this probability; null for the model's own thresholds.
         top_k: Number of labels that the top-k metrics predict in each image: 3 as for COCO, 5 as for Corel5k.
-        bootstrap: Resamples of the pictures for a 95 % interval of mAP; 0 for none.
-        fit_thresholds: Fit a threshold for each label to these pictures and store them in the model's folder.
+        bootstrap: Resamples of the images for a 95 % interval of mAP; 0 for none.
+        fit_thresholds: Fit a threshold for each label to these images and store them in the model's folder.
         submission: Tar file for VOC2012's evaluation server to write instead of measuring; null to measure.
     """
 
@@ -672,14 +672,14 @@ class VariantsConfig:
     """Several models, or variants of one, that are trained alike.
 
     Args:
-        output: Folder that their runs, the tables and the pictures are written to.
+        output: Folder that their runs, the tables and the images are written to.
         train: File of the training settings that all of them share.
         settings: Settings of training in place of that file's, `{optim: {epochs: 3}}` say.
         backbone: Plain model that is trained first with each seed, by the settings of that file alone: all backbones of
             that seed's runs start from its weights. Null for none.
         seeds: Of the runs of each.
         launch: Arguments of `accelerate launch`, to train in several processes; null to train in one, without it.
-        batch_size: Pictures at once where the time of inference is measured.
+        batch_size: Images at once where the time of inference is measured.
         turns: How often it is measured; 0 for not at all.
     """
 

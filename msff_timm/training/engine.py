@@ -68,8 +68,8 @@ __all__ = [
     'train_one_epoch',
 ]
 
-FOLDS = 5  # of the pictures that thresholds are fitted to
-MOST_UNREADABLE = 0.01  # of the training pictures: more is a fault of the data set, not of a picture
+FOLDS = 5  # of the images that thresholds are fitted to
+MOST_UNREADABLE = 0.01  # of the training images: more is a fault of the data set, not of an image
 
 
 def share_cores(accelerator: Accelerator, workers: int) -> None:
@@ -89,12 +89,12 @@ def num_cores() -> int:
 
 
 class EpochSampler(Sampler[int]):
-    """Shuffles the pictures anew in each epoch and gives whole batches: the same for any number of processes.
+    """Shuffles the images anew in each epoch and gives whole batches: the same for any number of processes.
 
-    A key is the picture's number plus that of all pictures for each epoch before, as `Samples` takes it.
+    A key is the image's number plus that of all images for each epoch before, as `Samples` takes it.
 
     Args:
-        num_pictures: Of the training set.
+        num_images: Of the training set.
         batch_size: Over all processes, with all that is accumulated.
         seed: Of the order.
 
@@ -103,18 +103,18 @@ class EpochSampler(Sampler[int]):
         start: Batches of this epoch that are left out, since they were taken before the run was resumed.
     """
 
-    def __init__(self, num_pictures: int, batch_size: int, seed: int):
-        self.num_pictures = num_pictures
+    def __init__(self, num_images: int, batch_size: int, seed: int):
+        self.num_images = num_images
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
-        return self.num_pictures // self.batch_size * self.batch_size
+        return self.num_images // self.batch_size * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_pictures)
-        yield from (self.epoch * self.num_pictures + order[self.start * self.batch_size : len(self)]).tolist()
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_images)
+        yield from (self.epoch * self.num_images + order[self.start * self.batch_size : len(self)]).tolist()
 
 
 def make_loader(
@@ -164,22 +164,22 @@ def outlive_signals(ending: ctypes.c_bool, worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: ending.value and os._exit(0))
 
 
-def divide_batch(optim: OptimConfig, num_pictures: int, num_processes: int) -> tuple[int, int]:
+def divide_batch(optim: OptimConfig, num_images: int, num_processes: int) -> tuple[int, int]:
     """Divides the batch over the processes, and over as few passes of each as its limit allows.
 
     Returns:
-        Pictures that a process takes at once, and how many times it does so for one step.
+        Images that a process takes at once, and how many times it does so for one step.
 
     Raises:
-        InputError: It cannot be divided, or there are too few pictures for one batch.
+        InputError: It cannot be divided, or there are too few images for one batch.
     """
     size = optim.batch_size
     if size % num_processes:
         raise InputError(
             f'optim.batch_size is {optim.batch_size}: must be a multiple of the {num_processes} processes.'
         )
-    if num_pictures < optim.batch_size:
-        raise InputError(f'optim.batch_size is {optim.batch_size}: there are only {num_pictures} training pictures.')
+    if num_images < optim.batch_size:
+        raise InputError(f'optim.batch_size is {optim.batch_size}: there are only {num_images} training images.')
     share = optim.batch_size // num_processes
     most = optim.max_per_process or share
     passes = next(passes for passes in range(1, share + 1) if share % passes == 0 and share // passes <= most)
@@ -226,7 +226,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, steps: i
 
 
 def mix(mixup: Mixup, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixes pictures and targets with those of the reversed batch; what either does not know the mixture does not."""
+    """Mixes images and targets with those of the reversed batch; what either does not know the mixture does not."""
     known = (target >= 0) & (target >= 0).flip(0)
     image, mixed = mixup(image, target.clamp(min=0))
     return image, torch.where(known, mixed, -1.0)
@@ -262,7 +262,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Maps the student's pictures of bytes (B, C, H, W) to logits (B, K) in the student's order."""
+        """Maps the student's images of bytes (B, C, H, W) to logits (B, K) in the student's order."""
         image = self.normalize(pixels)
         if image.shape[-2:] != self.input_size:
             image = F.interpolate(image, self.input_size, mode='bilinear', antialias=True)
@@ -276,19 +276,19 @@ class Teacher(nn.Module):
 
 
 class Unreadable:
-    """The training pictures that were passed over; each is named once, and too many of them end the run.
+    """The training images that were passed over; each is named once, and too many of them end the run.
 
     Args:
-        num_pictures: Of the training set.
+        num_images: Of the training set.
         messages: Of those that were met before; kept up to date.
     """
 
-    def __init__(self, num_pictures: int, messages: list[str]):
-        self.most = int(MOST_UNREADABLE * num_pictures)
+    def __init__(self, num_images: int, messages: list[str]):
+        self.most = int(MOST_UNREADABLE * num_images)
         self.messages = messages
 
     def add(self, messages: list[str]) -> None:
-        """Names pictures that are new.
+        """Names images that are new.
 
         Raises:
             InputError: There are too many.
@@ -299,7 +299,7 @@ class Unreadable:
                 tqdm.write(f'skipped {message}', file=sys.stderr)
         if len(self.messages) > self.most:
             raise InputError(
-                f'{len(self.messages)} training pictures cannot be read, over {MOST_UNREADABLE:.0%} of them'
+                f'{len(self.messages)} training images cannot be read, over {MOST_UNREADABLE:.0%} of them'
                 f' ({self.most}); the last: {self.messages[-1]} See `msff-timm data NAME --check`.'
             )
 
@@ -359,8 +359,8 @@ class Learner:
         schedule: Of the learning rate, stepped here.
         clip_grad: Largest norm of the gradient.
         passes: Batches that make one step.
-        channels_last: Lay pictures out for fast convolutions.
-        mixup: Mixes the pictures of a batch, or None.
+        channels_last: Lay images out for fast convolutions.
+        mixup: Mixes the images of a batch, or None.
         teacher: To learn from besides the labels, or None.
         stop: Whether the run has been asked to stop.
     """
@@ -460,7 +460,7 @@ def train_one_epoch(
     Args:
         learner: Takes the steps.
         batches: Of this process.
-        unreadable: Is told of pictures that were passed over.
+        unreadable: Is told of images that were passed over.
         progress: Is kept up to date.
         every: Steps between two calls of `save`, or None.
         read: Called with the number, the learning rate, the loss and the gradient's norm of each step.
@@ -537,12 +537,12 @@ def synchronise_buffers(model: nn.Module) -> None:
 
 @torch.no_grad()  # not inference_mode, whose tensors older versions of PyTorch do not gather
 def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: StopRequest | None = None) -> Measures:
-    """Scores all pictures, in all processes; every process returns the scores of all of them, with their targets.
+    """Scores all images, in all processes; every process returns the scores of all of them, with their targets.
 
     Args:
-        accelerator: Its processes share the pictures.
-        model: From the loader's pictures to logits, in any mode; it scores in evaluation mode.
-        loader: Of `Samples`, prepared by the accelerator, so that each process has its share of the pictures.
+        accelerator: Its processes share the images.
+        model: From the loader's images to logits, in any mode; it scores in evaluation mode.
+        loader: Of `Samples`, prepared by the accelerator, so that each process has its share of the images.
         stop: Whether the run has been asked to stop.
 
     Raises:

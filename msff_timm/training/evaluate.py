@@ -40,7 +40,7 @@ def main() -> None:
     share_cores(accelerator, config.data.workers)
     made_with = environment(accelerator)
 
-    # Model, pictures, and the labels that both know
+    # Model, images, and the labels that both know
     model, data_config = load_model(config.model, config.image_size)
     data, known = config.data, stored_names(model)
     with accelerator.main_process_first():  # the others find what it has read
@@ -124,10 +124,10 @@ def main() -> None:
 
 
 def load_model(name: str, image_size: int | None) -> tuple[nn.Module, dict]:
-    """Loads a model with its preprocessing, for pictures of another size than its own if one is given.
+    """Loads a model with its preprocessing, for images of another size than its own if one is given.
 
     Raises:
-        InputError: It cannot be loaded, or does not take pictures of that size.
+        InputError: It cannot be loaded, or does not take images of that size.
     """
     model = hub.load(name)
     if image_size is None:
@@ -140,12 +140,12 @@ def load_model(name: str, image_size: int | None) -> tuple[nn.Module, dict]:
             model(torch.zeros(1, *data_config['input_size']))
     except (RuntimeError, ValueError, AssertionError) as e:
         reason = ' '.join(str(e).split()) or type(e).__name__
-        raise InputError(f'image_size is {image_size}: {name} does not take pictures of that size ({reason}).') from e
+        raise InputError(f'image_size is {image_size}: {name} does not take images of that size ({reason}).') from e
     return model, data_config
 
 
 def load_data(data: EvalDataConfig, known: Sequence[str] | None, image_size: int) -> datasets.Dataset:
-    """Loads the pictures; where nothing fixes their labels these are the model's, if it knows all that occur."""
+    """Loads the images; where nothing fixes their labels these are the model's, if it knows all that occur."""
     if known and data.name in ('table', 'folder', 'hub') and data.label_names is None:
         try:
             return replace(data, label_names=list(known)).load(data.split, data.size, image_size)
@@ -224,7 +224,7 @@ def check_labels(config: EvaluateConfig, labels: SharedLabels) -> None:
             ' needs a threshold for each.'
         )
     if config.scores and 'image_id' in labels.names:
-        raise InputError(f'scores is {config.scores}: a label is called image_id, as the column of the pictures is.')
+        raise InputError(f'scores is {config.scores}: a label is called image_id, as the column of the images is.')
 
 
 def chosen_threshold(config: EvaluateConfig, model: nn.Module, labels: SharedLabels) -> float | list[float]:
@@ -237,12 +237,12 @@ def chosen_threshold(config: EvaluateConfig, model: nn.Module, labels: SharedLab
 
 
 class Scorer(nn.Module):
-    """A model's logits of some labels, of the pictures as they are or together with their mirror images.
+    """A model's logits of some labels, of the images as they are or together with their mirror images.
 
     Args:
-        model: From pictures (B, C, H, W) to logits (B, K).
+        model: From images (B, C, H, W) to logits (B, K).
         columns: Numbers of the labels.
-        flip: Give the logit of the mean of the probabilities of each picture and its mirror image.
+        flip: Give the logit of the mean of the probabilities of each image and its mirror image.
     """
 
     def __init__(self, model: nn.Module, columns: Sequence[int], flip: bool):
@@ -252,7 +252,7 @@ class Scorer(nn.Module):
         self.flip = flip
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps pictures (B, C, H, W) to logits (B, n)."""
+        """Maps images (B, C, H, W) to logits (B, n)."""
         logits = self.model(images)[:, self.columns].float()
         check_finite(self.model, logits)
         if not self.flip:

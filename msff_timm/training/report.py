@@ -70,7 +70,7 @@ def results(measures: dict, label_names: list[str], threshold: float | list[floa
     per_label = zip(label_names, measures['AP'], measures['num_positives'], measures['num_negatives'], strict=True)
     return {
         **context,
-        'measures': summary(measures),
+        'metrics': summary(measures),
         'top': top_of(measures),
         **optional(measures),
         'definitions': {
@@ -329,17 +329,17 @@ def _lines(run: dict) -> Iterator[str]:
     yield f'# {model} on {split}'
     yield ''
     yield (
-        f'mAP {run["measures"]["mAP"]:.2f}, CF1 {run["measures"]["CF1"]:.2f}, OF1 {run["measures"]["OF1"]:.2f} percent:'
+        f'mAP {run["metrics"]["mAP"]:.2f}, CF1 {run["metrics"]["CF1"]:.2f}, OF1 {run["metrics"]["OF1"]:.2f} percent:'
         f' {weights} on {split} ({basis_of(run)}).'
     )
     others = {key: value for key, value in data.items() if key not in ('name', 'split') and value is not None}
     if others:
         yield f'Data: {", ".join(f"{escape(key)} {escape(value)}" for key, value in others.items())}.'
     yield ''
-    rows = [(weights, run['measures'])]
-    if run.get('raw_weights'):
-        epoch = run['raw_weights'].get('epoch')
-        rows.append(('raw weights' + (f' of epoch {epoch}' if epoch else ''), run['raw_weights']))
+    rows = [(weights, run['metrics'])]
+    if run.get('model_weights'):
+        epoch = run['model_weights'].get('epoch')
+        rows.append(('raw weights' + (f' of epoch {epoch}' if epoch else ''), run['model_weights']))
     rows.append((f'{weights}, top {run["top"]["k"]}', run['top']))
     yield from markdown_table(
         ['percent', *SUMMARY], [[name, *(_figure(values.get(key)) for key in SUMMARY)] for name, values in rows]
@@ -477,7 +477,7 @@ def _draw_ap(run: dict) -> Figure:
         if len(shown) < len(ranked):
             axes.axhline(MOST_LABELS // 2 - 0.5, color='0.3', linestyle=':')
     left.set(xlim=(0, 106), ylim=(len(shown) - 0.4, -0.6))
-    left.axvline(run['measures']['mAP'], color='C3', linewidth=1, label=f'mAP {run["measures"]["mAP"]:.2f}')
+    left.axvline(run['metrics']['mAP'], color='C3', linewidth=1, label=f'mAP {run["metrics"]["mAP"]:.2f}')
     left.set_yticks(places, [short(name) for name in shown], fontsize=8, parse_math=False)
     right.margins(x=0.2)
     right.tick_params(left=False)

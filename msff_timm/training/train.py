@@ -80,7 +80,7 @@ from .loaders import STREAM_WORKERS, measure_shares
 from .losses import describe_pos_weight, make_loss, pos_weights
 from .report import describe, environment, mistakes, plot_curves, results, summary, write_json, write_report
 
-SHUFFLE_BUFFER = 1000  # pictures of a stream, undecoded, of which the next is drawn
+SHUFFLE_BUFFER = 1000  # images of a stream, undecoded, of which the next is drawn
 
 
 def main() -> None:
@@ -176,11 +176,11 @@ class Run:
         self.train_set, self.eval_set, self.label_names = load_data(data, accelerator)
         for line in dict.fromkeys(msff_timm.data.notes(self.train_set) + msff_timm.data.notes(self.eval_set)):
             accelerator.print(line)
-        self.num_pictures = data.train_size if data.streaming else len(self.train_set)
-        self.per_pass, self.passes = divide_batch(optim, self.num_pictures, accelerator.num_processes)
-        self.steps = self.num_pictures // optim.batch_size  # of an epoch
+        self.num_images = data.train_size if data.streaming else len(self.train_set)
+        self.per_pass, self.passes = divide_batch(optim, self.num_images, accelerator.num_processes)
+        self.steps = self.num_images // optim.batch_size  # of an epoch
         if (data.mixup or data.cutmix) and self.per_pass % 2:
-            raise InputError(f'data.mixup and data.cutmix mix pairs: {self.per_pass} pictures at once are not even.')
+            raise InputError(f'data.mixup and data.cutmix mix pairs: {self.per_pass} images at once are not even.')
         if config.model.batch_norm == 'sync' and accelerator.device.type == 'cpu':
             raise InputError('model.batch_norm is sync: PyTorch has that on GPUs only; set it to each or frozen.')
         counts = None
@@ -271,7 +271,7 @@ class Run:
 
         # Loaders
         if not data.streaming:
-            self.sampler = EpochSampler(self.num_pictures, optim.batch_size, config.seed)
+            self.sampler = EpochSampler(self.num_images, optim.batch_size, config.seed)
             loader = make_loader(train_samples, self.per_pass, data.workers, self.sampler)
             self.train_loader = accelerator.prepare(loader)
         self.eval_loader = accelerator.prepare(make_loader(eval_samples, 2 * self.per_pass, data.workers))
@@ -286,9 +286,9 @@ class Run:
         stop.waits = True
         self.warn_of_freezing(is_resumed=found is not None)
         say(
-            f'Training {config.model.name} on {self.num_pictures} pictures of {data.name} with'
+            f'Training {config.model.name} on {self.num_images} images of {data.name} with'
             f' {accelerator.num_processes} process(es) on {accelerator.device.type}; a step of {optim.batch_size}'
-            f' pictures is {accelerator.num_processes} x {self.passes} x {self.per_pass}.'
+            f' images is {accelerator.num_processes} x {self.passes} x {self.per_pass}.'
         )
         steps = optim.epochs * self.steps
         if (span := 1 / (1 - ema.get_decay(steps))) > max(1, steps / 4):
@@ -375,7 +375,7 @@ class Run:
         """Trains and measures, epoch after epoch, and leaves the weights for use with their results.
 
         Raises:
-            InputError: A picture cannot be read, or a loss or weights were not finite.
+            InputError: An image cannot be read, or a loss or weights were not finite.
             Stopped: The run was asked to stop, and was saved if that was possible.
         """
         cache = None
@@ -425,7 +425,7 @@ class Run:
                 f"{cache.folder}: the frozen backbone's maps are not cached ({e}): it computes them in each step."
             )
             return None
-        Unreadable(self.num_pictures, self.progress.unreadable).add(cache.unreadable)
+        Unreadable(self.num_images, self.progress.unreadable).add(cache.unreadable)
         learner.normalize, learner.channels_last = cache.to_maps, False
         train_samples = cache.samples('training', hflip, config.seed)
         self.train_loader = accelerator.prepare(make_loader(train_samples, self.per_pass, 0, self.sampler))
@@ -435,7 +435,7 @@ class Run:
     def train_epochs(self) -> None:
         """Trains, saves and evaluates, epoch after epoch, to the end."""
         config, progress = self.config, self.progress
-        unreadable = Unreadable(self.num_pictures, progress.unreadable)
+        unreadable = Unreadable(self.num_images, progress.unreadable)
         with progress_bar(config.optim, self.steps, progress.steps_done, self.accelerator) as bar:
             while not self.is_over():
                 bar.set_description(f'epoch {progress.epoch}/{config.optim.epochs}')
@@ -529,7 +529,7 @@ class Run:
             write_json({**where, 'loss': f'{loss}', 'grad_norm': f'{grad_norm}', 'image_ids': ids}, path)
         what = f'the loss of a step is {loss}' if not isfinite(loss) else f'the gradient of a step is {grad_norm}'
         raise InputError(
-            f'epoch {self.progress.epoch}: {what}; {path} names its pictures, and not_finite_*.safetensors beside it'
+            f'epoch {self.progress.epoch}: {what}; {path} names its images, and not_finite_*.safetensors beside it'
             f' holds them. A lower optim.lr may help; {self.checkpoints.advice()}.'
         )
 
@@ -546,7 +546,7 @@ class Run:
         accelerator.log(progress.history[-1], step=progress.steps_done)
         if accelerator.is_main_process:
             bar.write(f'epoch {progress.epoch}: loss {loss:.4f}  {describe(measures)}')
-        # Without early stopping the pictures that are measured on choose nothing: the last epoch counts.
+        # Without early stopping the images that are measured on choose nothing: the last epoch counts.
         best = progress.best
         if config.optim.early_stop is None or best is None or measures['mAP'] > best['mAP']:
             best = {'epoch': progress.epoch, 'mAP': measures['mAP'], 'steps_done': progress.steps_done, 'files': {}}
@@ -676,7 +676,7 @@ class Run:
         is_last = best is not None and best['epoch'] == history[-1]['epoch']
         if best is None or not (self.config.optim.early_stop or is_last) or not self.restore_weights():
             raise InputError(f'{self.output}: the weights could not be written; {mend}')
-        run = {**self.run_so_far(best), 'raw_weights': raw}
+        run = {**self.run_so_far(best), 'model_weights': raw}
         try:
             self.write_results(run)
             write_report(self.output, run, self.eval_set)

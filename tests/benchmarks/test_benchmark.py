@@ -60,8 +60,8 @@ def test_data_prints_what_its_file_holds(script, photos, tmp_path):
     assert measured['command'] == 'data' and measured['num_photos'] == 5 and measured['image_size'] == 64
     assert set(turns) == {'plain', 'default', 'every_operation'} and {len(rates) for rates in turns.values()} == {3}
     for name, rates in turns.items():
-        assert min(rates) > 0 and measured['pictures_per_second'][name] == pytest.approx(sorted(rates)[1])
-        assert f'{sorted(rates)[1]:.1f} pictures/s' in printed
+        assert min(rates) > 0 and measured['images_per_second'][name] == pytest.approx(sorted(rates)[1])
+        assert f'{sorted(rates)[1]:.1f} images/s' in printed
     for name in ('default', 'every_operation'):
         ratios = sorted(ours / plain for ours, plain in zip(turns[name], turns['plain'], strict=True))
         assert measured['ratio'][name] == pytest.approx(ratios[1])
@@ -77,7 +77,7 @@ def test_annotations_are_loaded_twice(script, tmp_path):
     arguments = ('annotations', '--num_images', 50, '--num_boxes', 200, '--output', output)
     printed = script('benchmarks/benchmark.py', *arguments).stdout
     measured = json.loads(output.read_text())
-    assert '50 pictures, 200 boxes' in printed
+    assert '50 images, 200 boxes' in printed
     for turn in ('first', 'second'):
         assert measured[turn]['rows'] == 50
         assert measured[turn]['seconds'] > 0 and measured[turn]['peak_mib'] >= measured[turn]['peak_mib_before'] > 50
@@ -94,7 +94,7 @@ def test_made_up_annotations_have_the_size_and_the_keys_of_coco(coco_root, tmp_p
     for part in ('images', 'annotations', 'categories'):
         assert set(real[part][0]) <= set(made[part][0])
     per_box = len(json.dumps(made['annotations'])) / 2000
-    assert 400 < per_box < 700  # 332 MB for 604,907 boxes and 82,783 pictures of COCO 2014
+    assert 400 < per_box < 700  # 332 MB for 604,907 boxes and 82,783 images of COCO 2014
 
 
 @pytest.mark.slow
@@ -127,11 +127,11 @@ def test_training_is_measured_with_a_recipes_own_settings(script, tmp_path):
     turns = measured['turns']
     assert {name: len(seconds) for name, seconds in turns.items()} == {'run': 3, 'fed': 3, 'bare': 3}
     for name, seconds in turns.items():
-        assert measured['pictures_per_second'][name] == pytest.approx(4 / sorted(seconds)[1])
+        assert measured['images_per_second'][name] == pytest.approx(4 / sorted(seconds)[1])
     ratios = sorted(fed / bare for fed, bare in zip(turns['fed'], turns['bare'], strict=True))
     assert measured['overhead'] == pytest.approx(ratios[1] - 1) and 0 <= measured['waiting_share'] < 1
     # Convolutions alone, by hand: the first of the backbone, 3 x 3 from 3 to 32 channels at stride 2, and its gradient
-    # for the weights, on 4 pictures; all others come on top.
+    # for the weights, on 4 images; all others come on top.
     assert measured['flops_per_step'] > 2 * 4 * 2 * 3 * 9 * 32 * 16 * 16
     assert 'waiting for data' in printed and measured['peak_bytes'] > 50e6
 
@@ -171,7 +171,7 @@ def test_models_are_measured_beside_each_other_in_every_case(measured, one_threa
         for row in case['rows']:
             seconds = sorted(turns[row['model']])[1]
             assert row['seconds'] == pytest.approx(seconds)
-            assert row['pictures_per_second'] == pytest.approx(case['batch_size'] / seconds)
+            assert row['images_per_second'] == pytest.approx(case['batch_size'] / seconds)
             assert row['flops_per_second'] == pytest.approx(row['flops'] / seconds)
             ratios = [a / b for a, b in zip(turns[row['model']], turns['test_resnet'], strict=True)]
             assert row['time_to_reference']['median'] == pytest.approx(sorted(ratios)[1])
@@ -249,7 +249,7 @@ def test_labels_are_measured_in_processes_of_their_own(measured, monkeypatch):
 
 
 def test_training_at_many_devices_is_predicted_from_one(measured):
-    options = ['--pictures_per_second', 100, '--batch_size', 4, '--devices', 4, 16, '--picture_bytes', 1e5]
+    options = ['--images_per_second', 100, '--batch_size', 4, '--devices', 4, 16, '--image_bytes', 1e5]
     printed, found = measured('scale', '--model', 'msff_test_resnet', '--num_classes', 5, *options)
     parameters = sum(p.numel() for p in timm.create_model('msff_test_resnet', num_classes=5).parameters())
     assert found['gradient_bytes'] == 4 * parameters == sum(bucket['num_bytes'] for bucket in found['buckets'])
@@ -259,10 +259,10 @@ def test_training_at_many_devices_is_predicted_from_one(measured):
         (4, 1, 400e9), (16, 2, 400e9), (16, 2, 3.125e9)
     ]  # fmt: skip
     for row in found['rows']:
-        rate = row['pictures_per_second'] / row['devices']
+        rate = row['images_per_second'] / row['devices']
         assert row['efficiency'] == pytest.approx(rate / 100) and 0 < rate < 100
         assert f'| {row["efficiency"]:.1%} |' in printed
-        # One core loads 165.9 pictures a second: one worker for each process, so one shard.
+        # One core loads 165.9 images a second: one worker for each process, so one shard.
         assert (row['workers'], row['shards']) == (1, row['devices'])
         assert row['node_bytes_per_second'] == 1e5 * 100 * min(8, row['devices'])
         assert row['steps_per_epoch'] == 82783 // (4 * row['devices'])
@@ -293,17 +293,17 @@ def test_training_at_many_devices_is_predicted_from_one(measured):
         (('model', '--dtypes', 'float16'), "argument --dtypes: invalid choice: 'float16'"),
         (('labels', '--model', 'msf_test_resnet'), "unknown --model 'msf_test_resnet'"),
         (('labels', '--max_queries', 0), '--max_queries is 0: must be at least 1.'),
-        (('scale',), 'one of the arguments --step --pictures_per_second is required'),
-        (('scale', '--pictures_per_second', 0), '--pictures_per_second is 0.0: must be above 0.'),
-        (('scale', '--pictures_per_second', 1, '--between', 1, 0), '--between is 0.0: must be above 0.'),
-        (('scale', '--pictures_per_second', 1, '--devices', 12), '--devices is 12: must be whole nodes of 8'),
-        (('scale', '--pictures_per_second', 1, '--data', 'nowhere'), '--data is nowhere: there is no such file.'),
-        (('scale', '--pictures_per_second', 1, '--data', RESULTS / 'memorise.json'), 'was not written by benchmark.py'),
-        (('scale', '--pictures_per_second', 1, '--image_size', 64), 'was measured at 448 pixels, not 64.'),
+        (('scale',), 'one of the arguments --step --images_per_second is required'),
+        (('scale', '--images_per_second', 0), '--images_per_second is 0.0: must be above 0.'),
+        (('scale', '--images_per_second', 1, '--between', 1, 0), '--between is 0.0: must be above 0.'),
+        (('scale', '--images_per_second', 1, '--devices', 12), '--devices is 12: must be whole nodes of 8'),
+        (('scale', '--images_per_second', 1, '--data', 'nowhere'), '--data is nowhere: there is no such file.'),
+        (('scale', '--images_per_second', 1, '--data', RESULTS / 'memorise.json'), 'was not written by benchmark.py'),
+        (('scale', '--images_per_second', 1, '--image_size', 64), 'was measured at 448 pixels, not 64.'),
         (('scale', '--step', 'nowhere'), '--step is nowhere: there is no such file.'),
         (('scale', '--step', RESULTS / 'benchmark_data.json'), 'was not written by benchmark.py model or train'),
         (('scale', '--step', RESULTS / 'benchmark_train_cpu.json', '--image_size', 64), 'holds no training step of'),
-        (('metrics', '--shapes', '10x'), "--shapes has '10x': must be pictures x labels"),
+        (('metrics', '--shapes', '10x'), "--shapes has '10x': must be images x labels"),
     ],
 )
 def test_bad_input_ends_with_one_line(run, arguments, message):
@@ -316,4 +316,4 @@ def test_photos_that_are_missing_or_broken_are_named(run, tmp_path):
     assert run('data', '--root', tmp_path / 'none').endswith('none: no photo is there.\n')
     (tmp_path / 'none' / 'broken.jpg').write_text('no photo')
     error = run('data', '--root', tmp_path / 'none')
-    assert 'broken.jpg: cannot be read as a picture' in error and len(error.splitlines()) == 1
+    assert 'broken.jpg: cannot be read as an image' in error and len(error.splitlines()) == 1

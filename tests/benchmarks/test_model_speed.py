@@ -29,7 +29,7 @@ def test_flops_are_those_counted_by_hand(monkeypatch):
         'attention': Attention,
     }
     monkeypatch.setattr(model_speed.timm, 'create_model', lambda name, num_classes: made[name]())
-    # Two pictures to 8 maps of 16 x 16, each value from 3 x 9 others; a gradient for the weights takes as many again.
+    # Two images to 8 maps of 16 x 16, each value from 3 x 9 others; a gradient for the weights takes as many again.
     forward = 2 * 2 * 8 * 16 * 16 * 27
     assert model_speed.count_flops('convolution', CASE) == forward
     assert model_speed.count_flops('convolution', replace(CASE, kind='train')) == 2 * forward
@@ -51,9 +51,9 @@ def test_a_forward_pass_is_inference_in_the_formats_asked_for(one_thread, monkey
     assert logits.shape == (2, 5) and logits.dtype == torch.float32 and logits.is_inference()
     half = model_speed.make_pass('test_resnet', replace(CASE, dtype='bfloat16', format='contiguous'), CPU)()
     assert half.dtype == torch.bfloat16 and torch.allclose(half.float(), logits, atol=0.05)
-    (training, pictures), (_, contiguous) = seen
-    assert not training and pictures.shape == (2, 3, 32, 32) and contiguous.is_contiguous()
-    assert pictures.is_contiguous(memory_format=torch.channels_last)
+    (training, images), (_, contiguous) = seen
+    assert not training and images.shape == (2, 3, 32, 32) and contiguous.is_contiguous()
+    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize('dtype', model_speed.DTYPES)
@@ -90,7 +90,7 @@ def test_models_are_compared_with_the_reference_and_with_ours(monkeypatch):
     plain, ours, peer = found['rows']
     assert found['turns'] == {'plain': [1.0] * 4, 'msff_a': [1.5] * 4, 'peer': [2.0] * 4}
     assert (found['reference'], found['ours'], found['kind']) == ('plain', 'msff_a', 'forward')
-    assert [row['seconds'] for row in found['rows']] == [1, 1.5, 2] and plain['pictures_per_second'] == 2
+    assert [row['seconds'] for row in found['rows']] == [1, 1.5, 2] and plain['images_per_second'] == 2
     assert ours['time_to_reference'] == {'median': 1.5, 'bootstrap_interval_95': [1.5, 1.5]}
     assert peer['time_of_ours']['median'] == 0.75 and ours['time_of_ours']['median'] == 1
     # 30 FLOPs in 1.5 s are 20 a second, beside 10

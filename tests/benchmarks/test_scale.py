@@ -116,8 +116,8 @@ def predict(step: Step, clusters: list[Cluster], **changes) -> list[dict]:
         'buffer_bytes': 0,
         'core_rate': 100.0,
         'cores_per_node': 10,
-        'picture_bytes': 1e5,
-        'num_pictures': 10**6,
+        'image_bytes': 1e5,
+        'num_images': 10**6,
     }
     return scale.predict(gradients, 0.25, step=step, clusters=clusters, **{**settings, **changes})
 
@@ -130,19 +130,19 @@ def test_a_prediction_is_worked_out_by_hand():
     assert row['all_reduce_seconds']['ring'] == pytest.approx(0.5)
     assert row['exposed_seconds']['ring'] == pytest.approx(0.25 + 0.1, abs=1e-6)
     assert row['efficiency'] == pytest.approx(1 / 1.35, abs=1e-6) and row['limits'] == ['communication']
-    assert row['pictures_per_second'] == pytest.approx(20 / 1.35, abs=1e-4)
+    assert row['images_per_second'] == pytest.approx(20 / 1.35, abs=1e-4)
     assert row['passes'] == 7  # 7 / 7.35 is 0.952, 6 / 6.35 is 0.945
-    assert (row['needed_pictures_per_second'], row['needed_cores'], row['workers']) == (20, 0.2, 1)
+    assert (row['needed_images_per_second'], row['needed_cores'], row['workers']) == (20, 0.2, 1)
     assert (row['shards'], row['global_batch'], row['steps_per_epoch']) == (2, 20, 50_000)
     assert row['node_bytes_per_second'] == 2e6
 
 
 def test_what_limits_is_named():
     free = Cluster(16, 8, within=math.inf, between=math.inf, latency_within=0, latency_between=0)
-    step = Step(10, 125.0, 'by hand')  # 8 devices take 1,000 pictures/s: what 10 cores load
+    step = Step(10, 125.0, 'by hand')  # 8 devices take 1,000 images/s: what 10 cores load
     assert predict(step, [free])[0]['limits'] == ['computing']
     assert predict(step, [free], cores_per_node=9)[0]['limits'] == ['loading']
-    assert predict(step, [free], num_pictures=15_999)[0]['limits'] == ['steps']  # 99 steps of 160
+    assert predict(step, [free], num_images=15_999)[0]['limits'] == ['steps']  # 99 steps of 160
     row = predict(step, [free])[0]
     assert row['workers'] == 2 and row['shards'] == 32 and row['efficiency'] == 1 and row['passes'] == 1
     # Loading limits only where communication has not slowed the devices down to what the cores load.
@@ -153,24 +153,24 @@ def test_what_limits_is_named():
 def test_the_step_is_read_from_what_was_measured(tmp_path):
     file = tmp_path / 'model.json'
     case = {'image_size': 64, 'batch_size': 2, 'dtype': 'float32', 'format': 'contiguous', 'mode': 'eager'}
-    rows = [{'model': 'a', 'pictures_per_second': 3.0}, {'model': 'b', 'error': 'out of memory'}]
+    rows = [{'model': 'a', 'images_per_second': 3.0}, {'model': 'b', 'error': 'out of memory'}]
     cases = [
-        {**case, 'kind': 'forward', 'rows': [{'model': 'a', 'pictures_per_second': 9.0}]},
+        {**case, 'kind': 'forward', 'rows': [{'model': 'a', 'images_per_second': 9.0}]},
         {**case, 'kind': 'train', 'rows': rows},
-        {**case, 'kind': 'train', 'batch_size': 8, 'rows': [{'model': 'a', 'pictures_per_second': 5.0}]},
+        {**case, 'kind': 'train', 'batch_size': 8, 'rows': [{'model': 'a', 'images_per_second': 5.0}]},
     ]
     file.write_text(json.dumps({'command': 'model', 'device': 'card', 'machine': {'cpu': 'chip'}, 'cases': cases}))
     step = scale.read_step(file, 'a', 64)
-    assert (step.batch_size, step.pictures_per_second, step.seconds) == (8, 5, 1.6)
+    assert (step.batch_size, step.images_per_second, step.seconds) == (8, 5, 1.6)
     assert step.source == 'model.json, card (chip), float32, contiguous, eager'
     for name, size in (('b', 64), ('a', 32)):
         with pytest.raises(InputError, match=f'holds no training step of {name} at {size} pixels'):
             scale.read_step(file, name, size)
     train = {'command': 'train', 'device': 'cuda', 'machine': {'cpu': 'chip'}, 'model': 'a', 'image_size': 64}
-    train |= {'batch_size': 64, 'num_processes': 4, 'pictures_per_second': {'fed': 80.0}, 'mixed_precision': 'bf16'}
+    train |= {'batch_size': 64, 'num_processes': 4, 'images_per_second': {'fed': 80.0}, 'mixed_precision': 'bf16'}
     file.write_text(json.dumps(train))
     step = scale.read_step(file, 'a', 64)
-    assert (step.batch_size, step.pictures_per_second) == (16, 20)  # of each process
+    assert (step.batch_size, step.images_per_second) == (16, 20)  # of each process
     file.write_text('{}')
     with pytest.raises(InputError, match='was not written by benchmark.py model or train'):
         scale.read_step(file, 'a', 64)

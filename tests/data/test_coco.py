@@ -36,7 +36,7 @@ def annotation(image_id, category_id, area, iscrowd=0):
 
 @pytest.fixture
 def root(tmp_path):
-    """Three pictures of 20 x 10 in COCO 2014's layout; the second has no label."""
+    """Three images of 20 x 10 in COCO 2014's layout; the second has no label."""
     return make(tmp_path / 'coco')
 
 
@@ -76,7 +76,7 @@ def test_labels_areas_and_gaps_in_the_ids(root):
     assert [row['image'].getpixel((0, 0))[0] for row in dataset] == [3, 5, 7]
 
 
-def test_unlabelled_pictures_stay_in_training_and_leave_evaluation(root):
+def test_unlabelled_images_stay_in_training_and_leave_evaluation(root):
     assert len(msff_timm.data.load('coco2014', 'train', root)) == 3
     assert msff_timm.data.load('coco2014', 'validation', root)['image_id'][:] == ['3', '7']
 
@@ -94,9 +94,9 @@ def test_samples_hold_targets_and_row_numbers(root):
 
 
 def test_an_unreadable_photo_is_named(root):
-    (root / 'train2014' / 'COCO_000000000005.png').write_bytes(b'not a picture')
+    (root / 'train2014' / 'COCO_000000000005.png').write_bytes(b'not an image')
     samples = Samples(msff_timm.data.load('coco2014', 'train', root), transform=lambda image: image)
-    with pytest.raises(InputError, match=r'COCO_000000000005.png: cannot be read as a picture'):
+    with pytest.raises(InputError, match=r'COCO_000000000005.png: cannot be read as an image'):
         samples[1]
 
 
@@ -450,16 +450,16 @@ def test_the_cases_load_with_the_labels_of_the_plain_one(cases):
         assert len(caught) == (folder.name in TOLD), folder
         expected = [] if folder.name in ('no_bbox_no_area', 'no_size', 'size_zero') else [100 / 1920]
         assert dataset['area'][1] == expected, folder
-        if folder.name in ('orphan', 'missing_picture'):
+        if folder.name in ('orphan', 'missing_image'):
             with pytest.raises(InputError, match='1 of 5 .*set missing to skip'):
                 msff_timm.data.load('coco2017', 'train', folder, missing='error')
     assert len(folders) >= 30
 
 
-TOLD = ('missing_picture', 'no_bbox_no_area', 'no_size', 'orphan', 'same_file_twice', 'size_zero')
+TOLD = ('missing_image', 'no_bbox_no_area', 'no_size', 'orphan', 'same_file_twice', 'size_zero')
 
 
-def test_an_area_a_rounding_above_the_whole_picture_is_the_whole(root):
+def test_an_area_a_rounding_above_the_whole_image_is_the_whole(root):
     edit(root, lambda c: c['annotations'][3].update(area=200.01))
     assert msff_timm.data.load('coco2014', 'train', root)['area'][2] == [1.0]
 
@@ -473,7 +473,7 @@ def test_coco2017_has_folders_of_its_own(tmp_path):
         msff_timm.data.load('coco2017', 'train')
 
 
-def test_pictures_may_lie_in_folders_of_the_folder(root):
+def test_images_may_lie_in_folders_of_the_folder(root):
     folder = root / 'train2014' / 'more'
     folder.mkdir()
     (root / 'train2014' / 'COCO_000000000003.png').rename(folder / 'a.png')

@@ -30,14 +30,14 @@ def cache(tmp_path_factory):
         yield
 
 
-def pictures(count):
+def images(count):
     return [PilImage.fromarray(np.full((4, 5, 3), 10 * number, np.uint8)) for number in range(count)]
 
 
 def write(folder, columns, schema=None, split='train', shards=1):
-    """Writes Parquet files with the pictures in them."""
+    """Writes Parquet files with the images in them."""
     count = len(next(iter(columns.values())))
-    columns = {'image': pictures(count), **columns}
+    columns = {'image': images(count), **columns}
     features = Features({'image': Image(), **schema}) if schema else None
     dataset = Dataset.from_dict(columns, features=features)
     if features is None:
@@ -232,7 +232,7 @@ def test_a_split_may_be_named_val(tmp_path):
 
 
 def test_columns_that_are_named(tmp_path):
-    columns = {'photo': pictures(2), 'tags': ['cat;dog', ''], 'note': ['a', 'b'], 'x': [0, 1], 'id': [7, 9]}
+    columns = {'photo': images(2), 'tags': ['cat;dog', ''], 'note': ['a', 'b'], 'x': [0, 1], 'id': [7, 9]}
     text, number = Value('string'), Value('int64')
     schema = {'photo': Image(), 'tags': text, 'note': text, 'x': number, 'id': number}
     write(tmp_path, columns, schema)
@@ -242,7 +242,7 @@ def test_columns_that_are_named(tmp_path):
     assert named(load('hub', 'train', str(tmp_path), label_columns=['x'])) == [[], ['x']]
     fails(tmp_path, "'photo'", 'data.label_columns')
     fails(tmp_path, "unknown image column 'phot'", 'did you mean photo', image_column='phot')
-    fails(tmp_path, "'x' holds no pictures", image_column='x', label_columns=['tags'])
+    fails(tmp_path, "'x' holds no images", image_column='x', label_columns=['tags'])
     fails(tmp_path, "unknown label column 'tag'", label_columns=['tag'])
     fails(tmp_path, "unknown label column 'x'", label_columns=['x'], label_names=['y'])
 
@@ -280,7 +280,7 @@ def test_bad_roots(tmp_path):
     fails(tmp_path / 'train.parquet', 'neither a folder nor an id')
 
 
-def test_pictures_without_the_metadata_of_datasets(tmp_path):
+def test_images_without_the_metadata_of_datasets(tmp_path):
     write(tmp_path, {'x': [1, 0]})
     path = next(tmp_path.glob('*.parquet'))
     table = pq.read_table(path).replace_schema_metadata(None)
@@ -301,7 +301,7 @@ def test_nodes_share_a_stream_whose_shards_do_not_divide(tmp_path):
     assert sorted(rows) == [10 * number for number in range(len(LABELS))]
 
 
-def test_pictures_are_not_decoded_while_labels_are_mapped(tmp_path, monkeypatch):
+def test_images_are_not_decoded_while_labels_are_mapped(tmp_path, monkeypatch):
     write(tmp_path, {'labels': LABELS}, {'labels': List(ClassLabel(names=NAMES))})
     monkeypatch.setattr(Image, 'decode_example', lambda *_, **__: pytest.fail('decoded'))
     dataset = load('hub', 'train', str(tmp_path))
@@ -334,8 +334,8 @@ def fetched(tmp_path_factory):
     rows = []
     for split in ('train', 'validation', 'test'):
         (folder / 'above' / split).mkdir(parents=True)
-        for number, picture in enumerate(pictures(2)):
-            picture.save(folder / 'above' / split / f'{number}.png')
+        for number, image in enumerate(images(2)):
+            image.save(folder / 'above' / split / f'{number}.png')
             rows.append({'file_name': f'{split}/{number}.png', 'labels': [f'{split} {number}']})
     (folder / 'above' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     code = """
@@ -473,7 +473,7 @@ def test_splits_have_the_names_that_datasets_knows(tmp_path, there, asked):
 def test_folders_of_splits_are_no_labels(tmp_path):
     for split in ('train', 'test'):
         (tmp_path / split).mkdir()
-        pictures(1)[0].save(tmp_path / split / '0.png')
+        images(1)[0].save(tmp_path / split / '0.png')
     fails(tmp_path, 'has no labels', 'metadata.csv')
     (tmp_path / 'metadata.csv').write_text('file_name,labels\ntrain/0.png,cat\ntest/0.png,dog\n')
     assert named(load('hub', 'train', str(tmp_path))) == [['cat']]
@@ -483,7 +483,7 @@ def test_folders_of_splits_are_no_labels(tmp_path):
 def test_folders_are_labels_as_datasets_has_them(tmp_path):
     for split, label in (('train', 'cat'), ('train', 'dog'), ('test', 'dog')):
         (tmp_path / split / label).mkdir(parents=True)
-        pictures(1)[0].save(tmp_path / split / label / '0.png')
+        images(1)[0].save(tmp_path / split / label / '0.png')
     theirs = datasets.load_dataset(str(tmp_path), split='test')
     ours = load('hub', 'test', str(tmp_path))
     assert label_names(ours) == theirs.features['label'].names
@@ -508,7 +508,7 @@ def test_splits_in_capital_letters(tmp_path, is_folder, folder):
 def test_folders_of_images_in_capital_letters(tmp_path):
     for split, label in (('Train', 'cat'), ('Train', 'dog'), ('Val', 'cat'), ('Val', 'dog'), ('Val', 'cow')):
         (tmp_path / split / label).mkdir(parents=True)
-        pictures(1)[0].save(tmp_path / split / label / '0.png')
+        images(1)[0].save(tmp_path / split / label / '0.png')
     assert sorted(named(load('hub', 'train', str(tmp_path)))) == [['cat'], ['dog']]
     dataset = load('hub', 'val', str(tmp_path))
     assert sorted(named(dataset)) == [['cat'], ['cow'], ['dog']] and label_names(dataset) == ['cat', 'cow', 'dog']

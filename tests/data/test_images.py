@@ -117,7 +117,7 @@ def exif(orientation):
     return tags
 
 
-# How rows and columns of the stored picture make the upright one, from the standard's words, not Pillow's code.
+# How rows and columns of the stored image make the upright one, from the standard's words, not Pillow's code.
 UPRIGHT = {
     1: lambda p: p,
     2: lambda p: p[:, ::-1],
@@ -279,18 +279,18 @@ def test_what_is_not_a_photo_is_named(tmp_path, photo):
     photo.save(tmp_path / 'whole.png')
     for kind in ('jpg', 'png'):
         (tmp_path / f'half.{kind}').write_bytes((tmp_path / f'whole.{kind}').read_bytes()[:900])
-    (tmp_path / 'text.jpg').write_text('no picture')
+    (tmp_path / 'text.jpg').write_text('no image')
     (tmp_path / 'empty.jpg').touch()
     (tmp_path / 'folder.jpg').mkdir()
     for name in ('half.jpg', 'half.png', 'text.jpg', 'empty.jpg', 'folder.jpg'):
         for at_least in (None, (8, 8)):
-            with pytest.raises(InputError, match=f'{name}: cannot be read as a picture') as e:
+            with pytest.raises(InputError, match=f'{name}: cannot be read as a image') as e:
                 open_image(tmp_path / name, at_least=at_least)
             assert str(e.value).startswith(str(tmp_path)) and '\n' not in str(e.value)
     with pytest.raises(InputError, match='gone.jpg: there is no such file'):
         open_image(tmp_path / 'gone.jpg')
-    with pytest.raises(InputError, match='^row 7: cannot be read as a picture'):
-        open_image(b'no picture', 'row 7')
+    with pytest.raises(InputError, match='^row 7: cannot be read as a image'):
+        open_image(b'no image', 'row 7')
 
 
 def test_damaged_bytes_end_in_the_one_error(photo):
@@ -685,7 +685,7 @@ def test_open_image_refuses_what_is_no_file_without_waiting(tmp_path):
     signal.alarm(20)
     try:
         for path in (*sorted(tmp_path.iterdir()), '/dev/zero', '/dev/null'):
-            with pytest.raises(InputError, match=f'^{path}: cannot be read as a picture .*not a file') as e:
+            with pytest.raises(InputError, match=f'^{path}: cannot be read as a image .*not a file') as e:
                 open_image(path)
             assert '\n' not in str(e.value)
     finally:

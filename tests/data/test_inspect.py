@@ -20,7 +20,7 @@ from msff_timm_cli import commands as cli
 NAMES = ['cat', 'dog', 'owl', 'yak']
 
 
-def picture(path, colour, size=(30, 20), mode='RGB'):
+def image(path, colour, size=(30, 20), mode='RGB'):
     Image.new('RGB', size, (colour, 9, 9)).convert(mode).save(path)
 
 
@@ -31,10 +31,10 @@ def make(images, labels, ignore, ids):
 
 @pytest.fixture
 def splits(tmp_path):
-    """Two splits: a picture that is in both under two names, one that is gone, one broken, one empty."""
+    """Two splits: an image that is in both under two names, one that is gone, one broken, one empty."""
     paths = [tmp_path / f'{n}.png' for n in range(8)]
     for n in range(8):
-        picture(paths[n], 10 * n, (30 + n, 20), 'L' if n == 1 else 'RGB')
+        image(paths[n], 10 * n, (30 + n, 20), 'L' if n == 1 else 'RGB')
     paths[5].write_bytes(paths[0].read_bytes())
     paths[2].unlink()
     paths[6].write_bytes(b'broken')
@@ -75,7 +75,7 @@ def test_files_that_are_missing_empty_or_the_same_are_found_without_decoding(spl
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_check_reads_every_picture(splits, workers, tmp_path, monkeypatch):
+def test_check_reads_every_image(splits, workers, tmp_path, monkeypatch):
     monkeypatch.setattr(module, 'CHUNK', 1)
     train, validation = inspect(splits, check=True, workers=workers).splits.values()
     assert (train.num_read, train.modes, train.widths) == (3, {'RGB': 2, 'L': 1}, [30, 31, 33])
@@ -85,7 +85,7 @@ def test_check_reads_every_picture(splits, workers, tmp_path, monkeypatch):
     ]
 
 
-def test_pictures_within_rows_are_compared_and_read(splits, tmp_path):
+def test_images_within_rows_are_compared_and_read(splits, tmp_path):
     held = []
     for path in ('0.png', '1.png', '5.png'):
         held.append({'bytes': (tmp_path / path).read_bytes(), 'path': None})
@@ -222,7 +222,7 @@ def test_command_tells_by_its_exit_code_that_files_are_missing(splits, tmp_path,
     monkeypatch.setattr(module, 'load', load)
     output = ['-o', str(tmp_path / 'out')]
     assert cli.main(['data', 'table', *output]) == 1
-    assert 'missing in train: 1 pictures' in capsys.readouterr().out
+    assert 'missing in train: 1 images' in capsys.readouterr().out
     del splits['train']
     splits['validation'] = splits['validation'].select([0])
     assert cli.main(['data', 'table', *output]) == 0

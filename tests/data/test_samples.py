@@ -31,7 +31,7 @@ def noisy(image):
 
 
 def make(folder, broken=()):
-    """Four pictures, each of its own colour, with three labels; a number of them broken."""
+    """Four images, each of its own colour, with three labels; a number of them broken."""
     paths = []
     for number, colour in enumerate(COLOURS):
         paths.append(folder / f'{number}.png')
@@ -70,20 +70,20 @@ def test_after_select_rows_are_those_selected(tmp_path):
     assert samples.targets.tolist() == [[1, -1, -1], [0, 1, 0]] and samples[0]['image'].item() == 40
 
 
-def test_a_picture_that_cannot_be_read_gives_its_place_to_the_next_or_is_an_error(tmp_path):
+def test_an_image_that_cannot_be_read_gives_its_place_to_the_next_or_is_an_error(tmp_path):
     dataset = make(tmp_path, broken=(1, 2))
     samples = Samples(dataset, to_tensor, skip_unreadable=True)
     sample = samples[1]
     assert (sample['index'], sample['image'].item(), sample['target'].tolist()) == (3, 40, [1, -1, -1])
     assert [message.split(':')[0] for message in sample['unreadable']] == [str(tmp_path / f'{n}.png') for n in (1, 2)]
     assert collate([sample, samples[0]])['unreadable'] == sample['unreadable'] and samples[0]['unreadable'] == []
-    with pytest.raises(InputError, match='1.png: cannot be read as a picture'):
+    with pytest.raises(InputError, match='1.png: cannot be read as an image'):
         Samples(dataset, to_tensor)[1]
     with pytest.raises(InputError, match='2.png'):
         Samples(make(tmp_path, broken=range(4)), to_tensor, skip_unreadable=True)[2]
 
 
-def test_pictures_that_a_parquet_file_holds_are_opened_as_files_are(tmp_path):
+def test_images_that_a_parquet_file_holds_are_opened_as_files_are(tmp_path):
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -149,15 +149,15 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
     other = batches(2, 0)
     assert not torch.equal(other[..., 0], whole[..., 0])
     drawn = torch.cat([whole, other])[..., 1:].flatten()
-    assert len(drawn.unique()) == len(drawn)  # each picture of each epoch has its own augmentation
+    assert len(drawn.unique()) == len(drawn)  # each image of each epoch has its own augmentation
 
 
-def test_too_many_unreadable_pictures_end_the_run(capsys):
+def test_too_many_unreadable_images_end_the_run(capsys):
     unreadable = Unreadable(200, [])
     unreadable.add(['a.png: broken'])
     unreadable.add(['a.png: broken', 'b.png: broken'])
     assert capsys.readouterr().err.splitlines() == ['skipped a.png: broken', 'skipped b.png: broken']
-    with pytest.raises(InputError, match=r'3 training pictures cannot be read, over 1% of them \(2\).*c.png'):
+    with pytest.raises(InputError, match=r'3 training images cannot be read, over 1% of them \(2\).*c.png'):
         unreadable.add(['c.png: broken'])
 
 

@@ -18,16 +18,16 @@ from PIL import Image
 from msff_timm.data import cells, label_names, load, notes, table
 from msff_timm.errors import InputError
 
-PICTURES = ('a.png', 'b.png', 'c.png', 'd.png')
+IMAGES = ('a.png', 'b.png', 'c.png', 'd.png')
 LABELS = (['cat', 'dog'], [], ['dog'], ['bird'])
 FORMATS = ('csv', 'tsv', 'jsonl', 'parquet')
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A folder with pictures and no table."""
-    root = tmp_path_factory.mktemp('pictures')
-    for number, name in enumerate(PICTURES):
+    """A folder with images and no table."""
+    root = tmp_path_factory.mktemp('images')
+    for number, name in enumerate(IMAGES):
         Image.new('RGB', (4, 3), (40 * number, 0, 0)).save(root / name)
     return root
 
@@ -41,7 +41,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def root(folder, tmp_path):
-    for name in PICTURES:
+    for name in IMAGES:
         (tmp_path / name).symlink_to(folder / name)
     return tmp_path
 
@@ -65,7 +65,7 @@ def write(path, rows):
 def lists(labels=LABELS, **more):
     return [
         {'image': name, 'labels': list(present), **{k: v[row] for k, v in more.items()}}
-        for row, (name, present) in enumerate(zip(PICTURES, labels, strict=True))
+        for row, (name, present) in enumerate(zip(IMAGES, labels, strict=True))
     ]
 
 
@@ -98,17 +98,17 @@ def test_lists_of_labels_in_every_format(root, suffix):
 @pytest.mark.parametrize('suffix', FORMATS)
 def test_a_column_for_each_label_in_every_format(root, suffix):
     columns = {'dog': [1, 0, -1, None], 'cat': [True, False, True, False]}
-    rows = [{'file_name': n, **{k: v[i] for k, v in columns.items()}} for i, n in enumerate(PICTURES)]
+    rows = [{'file_name': n, **{k: v[i] for k, v in columns.items()}} for i, n in enumerate(IMAGES)]
     write(root / f'train.{suffix}', rows)
     dataset = load('table', 'train', str(root))
     assert label_names(dataset) == ['dog', 'cat']
     assert dataset['labels'][:] == [[0, 1], [], [1], []]
     assert dataset['ignore'][:] == [[], [], [0], [0]]
-    assert dataset['image_id'][:] == list(PICTURES)
+    assert dataset['image_id'][:] == list(IMAGES)
 
 
 def test_what_pandas_writes_is_read(root):
-    frame = pd.DataFrame({'path': PICTURES, 'x': [1.0, None, 0.0, -1.0], 'y': [1, 0, 0, 1]})
+    frame = pd.DataFrame({'path': IMAGES, 'x': [1.0, None, 0.0, -1.0], 'y': [1, 0, 0, 1]})
     frame.to_parquet(root / 'train.parquet')
     frame.to_csv(root / 'val.csv', index=False)
     for split in ('train', 'val'):
@@ -189,7 +189,7 @@ def test_columns_that_are_named(root):
     fails(root, 'data.label_delimiter', label_delimiter='')
 
 
-def test_pictures_lie_elsewhere_or_have_absolute_paths(folder, tmp_path):
+def test_images_lie_elsewhere_or_have_absolute_paths(folder, tmp_path):
     (tmp_path / 'train.csv').write_text(f'image,x\na.png,1\n{folder / "b.png"},0\n')
     dataset = load('table', 'train', str(tmp_path), image_root=str(folder))
     assert dataset['image_id'][:] == ['a.png', str(folder / 'b.png')]
@@ -237,7 +237,7 @@ def test_lines_are_counted_as_an_editor_does(root):
         'no state': (b'image,x\na.png,2\n', ['line 2', "'x' is '2'"]),
         'twice': (b'image,labels\na.png,x|y| x\n', ['line 2', "'x' twice"]),
         'both': (b'image,labels,ignore\na.png,x|y,y\n', ['line 2', "'y' is in both"]),
-        'same picture': (b'image,x\na.png,1\nb.png,1\n./a.png,1\n', ['line 4', 'line 2']),
+        'same image': (b'image,x\na.png,1\nb.png,1\n./a.png,1\n', ['line 4', 'line 2']),
         'same id': (b'image,image_id,x\na.png,1,1\nb.png,1,1\n', ['line 3', "'1'", 'line 2']),
         'no id': (b'image,image_id,x\na.png,,1\n', ['line 2', 'image_id']),
         'no path': (b'image,x\n,1\n', ['line 2', "'image' is empty"]),
@@ -311,7 +311,7 @@ def test_bad_roots(root):
 
 @pytest.mark.parametrize('suffix', ['csv', 'jsonl', 'parquet'])
 def test_a_folder_with_metadata(folder, tmp_path, suffix):
-    for split, names, labels in (('train', PICTURES[:2], ['cat', 'dog']), ('val', PICTURES[2:], ['cow', 'dog'])):
+    for split, names, labels in (('train', IMAGES[:2], ['cat', 'dog']), ('val', IMAGES[2:], ['cow', 'dog'])):
         (tmp_path / split / 'deep').mkdir(parents=True)
         rows = []
         for name, label in zip(names, labels, strict=True):
@@ -338,10 +338,8 @@ def test_lists_in_text_are_lists_in_every_format(root):
     for suffix in FORMATS:
         for other in root.glob('train.*'):
             other.unlink()
-        rows = [
-            {'image': n, 'labels': text, 'ignore': '["bird"]'} for n, text in zip(PICTURES[:3], texts, strict=False)
-        ]
-        write(root / f'train.{suffix}', [*rows, {'image': PICTURES[3], 'labels': texts[3], 'ignore': None}])
+        rows = [{'image': n, 'labels': text, 'ignore': '["bird"]'} for n, text in zip(IMAGES[:3], texts, strict=False)]
+        write(root / f'train.{suffix}', [*rows, {'image': IMAGES[3], 'labels': texts[3], 'ignore': None}])
         dataset = load('table', 'train', str(root))
         assert label_names(dataset) == ['bird', 'cat', 'dog'] and named(dataset) == list(LABELS)
         assert named(dataset, 'ignore') == [['bird'], ['bird'], ['bird'], []]
@@ -405,7 +403,7 @@ def test_columns_that_are_no_labels_are_left_out_and_named(root):
 @pytest.mark.parametrize('index', [None, ['p', 'q', 'r', 's'], pd.MultiIndex.from_product([[0, 1], [0, 1]])])
 @pytest.mark.parametrize('suffix', ['csv', 'tsv', 'parquet'])
 def test_the_index_that_pandas_writes_is_no_label(root, index, suffix):
-    frame = pd.DataFrame({'image': PICTURES, 'x': [1, 0, 1, 0]}, index=index)
+    frame = pd.DataFrame({'image': IMAGES, 'x': [1, 0, 1, 0]}, index=index)
     for written in (frame, frame.reset_index()):
         if suffix == 'parquet':
             written.to_parquet(root / 'train.parquet')
@@ -428,14 +426,14 @@ def test_columns_without_a_name(root):
 @pytest.mark.parametrize('delimiter', [';', '\t', '|'])
 @pytest.mark.parametrize('first', ['', 'sep={}\n', '"sep={}"\r\n'])
 def test_fields_delimited_as_excel_does_in_europe(root, delimiter, first):
-    rows = pd.DataFrame({'image': PICTURES, 'labels': ['cat,dog', '', 'dog', 'cat'], 'note': ['a;b', '', 'c', 'd|e']})
+    rows = pd.DataFrame({'image': IMAGES, 'labels': ['cat,dog', '', 'dog', 'cat'], 'note': ['a;b', '', 'c', 'd|e']})
     text = rows.to_csv(index=False, sep=delimiter)
     (root / 'train.csv').write_text('\ufeff' + first.format(delimiter) + text, encoding='utf-8')
     dataset = load('table', 'train', str(root))
     assert named(dataset) == [['cat', 'dog'], [], ['dog'], ['cat']]
     spoken = 'a tab' if delimiter == '\t' else repr(delimiter)
     assert notes(dataset)[0] == f'fields: delimited by {spoken}'
-    states = pd.DataFrame({'image': PICTURES, 'x': [1.0, 0.0, -1.0, None]})
+    states = pd.DataFrame({'image': IMAGES, 'x': [1.0, 0.0, -1.0, None]})
     (root / 'train.csv').write_text(first.format(delimiter) + states.to_csv(index=False, sep=delimiter, decimal=','))
     dataset = load('table', 'train', str(root))
     assert (named(dataset), named(dataset, 'ignore')) == ([['x'], [], [], []], [[], [], ['x'], ['x']])
@@ -546,7 +544,7 @@ def test_the_column_split_parts_the_only_table_of_a_folder(root):
 @pytest.mark.parametrize('suffix', ['csv', 'jsonl', 'parquet'])
 def test_a_metadata_file_above_the_splits(folder, tmp_path, suffix):
     rows = []
-    for name, split in zip(PICTURES, ('train', 'Valid', 'test', 'train'), strict=True):
+    for name, split in zip(IMAGES, ('train', 'Valid', 'test', 'train'), strict=True):
         (tmp_path / split).mkdir(exist_ok=True)
         (tmp_path / split / name).symlink_to(folder / name)
         rows.append({'file_name': f'{split}/{name}', 'labels': [f'of_{name[0]}']})
@@ -567,10 +565,10 @@ def test_a_metadata_file_above_the_splits(folder, tmp_path, suffix):
 
 
 def test_the_folders_of_images_part_one_table(folder, tmp_path):
-    for number, name in enumerate(PICTURES):
+    for number, name in enumerate(IMAGES):
         (tmp_path / 'images' / f'{("train", "val")[number % 2]}2017').mkdir(parents=True, exist_ok=True)
         (tmp_path / 'images' / f'{("train", "val")[number % 2]}2017' / name).symlink_to(folder / name)
-    names = [f'images/{("train", "val")[number % 2]}2017/{name}' for number, name in enumerate(PICTURES)]
+    names = [f'images/{("train", "val")[number % 2]}2017/{name}' for number, name in enumerate(IMAGES)]
     path = write(tmp_path / 'all.csv', [{'image': name, 'x': 1} for name in names])
     assert load('table', 'train', str(path))['image_id'][:] == names[::2]
     assert load('table', 'validation', str(path))['image_id'][:] == names[1::2]
@@ -634,7 +632,7 @@ quick = settings(deadline=None, max_examples=40, suppress_health_check=list(Heal
 @given(data=st.data())
 def test_what_is_written_is_read(folder, suffix, data):
     rows = data.draw(st.lists(st.lists(label, unique=True, max_size=4), min_size=1, max_size=4).filter(any))
-    names = PICTURES[: len(rows)]
+    names = IMAGES[: len(rows)]
     for other in folder.glob('train.*'):
         other.unlink()
     write(folder / f'train.{suffix}', [{'image': n, 'labels': r} for n, r in zip(names, rows, strict=True)])
@@ -671,7 +669,7 @@ def test_any_bytes_load_or_are_refused_in_one_line(folder, suffix, data):
         other.unlink()
     path = folder / f'train.{suffix}'
     with_lists, with_noise = data.draw(st.booleans()), data.draw(st.integers(0, 3)) == 0
-    columns = [{'path': n, 'x': v, 'y': 1} for n, v in zip(PICTURES, (1, 0, -1, None), strict=True)]
+    columns = [{'path': n, 'x': v, 'y': 1} for n, v in zip(IMAGES, (1, 0, -1, None), strict=True)]
     whole = write(path, lists(ignore=[['ant'], [], [], []]) if with_lists else columns).read_bytes()
     path.write_bytes(data.draw(st.binary(max_size=40)) if with_noise else mutated(data, whole))
     try:

@@ -35,7 +35,7 @@ def by_hand(photo):
     return torch.from_numpy((pixels - 0.5) / 0.5).permute(2, 0, 1)
 
 
-def test_evaluation_resizes_the_whole_picture_to_a_square(data_config, photo):
+def test_evaluation_resizes_the_whole_image_to_a_square(data_config, photo):
     torch.testing.assert_close(eval_transform(data_config)(photo), by_hand(photo))
 
 
@@ -128,7 +128,7 @@ def test_the_record_of_training_is_json(data_config):
     assert describe_transforms(data_config, None, 0.0)['rand_augment_interpolation'] is None
 
 
-def test_rand_augment_changes_the_picture(data_config, photo):
+def test_rand_augment_changes_the_image(data_config, photo):
     random.seed(0)
     np.random.seed(0)
     transform = train_transform(data_config, 'rand-m9-n2-mstd0.5', 0.0)

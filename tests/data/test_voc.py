@@ -19,7 +19,7 @@ from msff_timm.data.voc_files import VocBoxes, read_boxes
 from msff_timm.errors import InputError
 
 CAT, DOG, PERSON = (voc.LABEL_NAMES.index(name) for name in ('cat', 'dog', 'person'))
-# Of each picture of 20 x 10: class, difficult, and the box's corners, counted from 1 and both counted in.
+# Of each image of 20 x 10: class, difficult, and the box's corners, counted from 1 and both counted in.
 OBJECTS = {
     '2008_000007': [('cat', 0, (1, 1, 10, 10)), ('cat', 0, (1, 1, 2, 2)), ('cat', 1, (1, 1, 20, 10))],
     '2008_000003': [('dog', 1, (11, 6, 20, 10)), ('dog', 1, (1, 1, 1, 1)), ('person', 0, (5, 5, 5, 5))],
@@ -44,7 +44,7 @@ def xml(objects, size='<size><width>20</width><height>10</height><depth>3</depth
 
 @pytest.fixture
 def root(tmp_path):
-    """The splits trainval and val of three pictures, and a test split of the same pictures without class files."""
+    """The splits trainval and val of three images, and a test split of the same images without class files."""
     base = tmp_path / 'VOCdevkit' / 'VOC2012'
     for folder in ('ImageSets/Main', 'JPEGImages', 'Annotations'):
         (base / folder).mkdir(parents=True)

@@ -83,7 +83,7 @@ def make_folder(folder: Path, label_names: list[str], **context) -> Path:
             'epoch': 3,
             'seconds': 75.0,
             'devices': ['cpu (x86_64)', 'cpu (x86_64)'],
-            'raw_weights': {'epoch': 3, **report.summary(measures), 'mAP': 12.345},
+            'model_weights': {'epoch': 3, **report.summary(measures), 'mAP': 12.345},
             'mistakes': {'misses': [{'row': 0, 'image_id': '/home/someone/photos/me.jpg', 'label': label_names[0]}]},
             **context,
         },
@@ -147,7 +147,7 @@ def test_the_card_of_each_tag_is_valid_and_claims_no_figure_that_nobody_measured
     assert (ROOT / about['recipe']).is_file() and about['recipe'] in text
     if 'paper' in about:
         (line,) = [line for line in text.splitlines() if "paper's own figures" in line]
-        assert all(f'{name} {value}' in line for name, value in about['paper']['measures'].items())
+        assert all(f'{name} {value}' in line for name, value in about['paper']['metrics'].items())
         assert 'They are not of these weights.' in line
 
 
@@ -161,7 +161,7 @@ def test_figures_are_those_of_the_results(folder, text, tmp_path):
     evaluated = {result.metric_type: result for result in ModelCard(text).data.eval_results}
     assert sorted(evaluated) == ['CF1', 'OF1', 'mAP']
     for name, result in evaluated.items():
-        assert result.metric_value == pytest.approx(run['measures'][name], abs=0.005)
+        assert result.metric_value == pytest.approx(run['metrics'][name], abs=0.005)
         assert (result.dataset_type, result.dataset_split) == ('scenes', 'validation')
         assert result.dataset_args == {'num_images': 60, 'num_classes': 5}
     assert evaluated['mAP'].metric_name == 'mAP in percent (all-points)'
@@ -169,15 +169,15 @@ def test_figures_are_those_of_the_results(folder, text, tmp_path):
 
     names = ['mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1']
     part = section(text, 'Results')
-    assert table_row(part, 'these weights') == [f'{run["measures"][name]:.2f}' for name in names]
-    raw = ['12.35' if name == 'mAP' else f'{run["raw_weights"][name]:.2f}' for name in names]
+    assert table_row(part, 'these weights') == [f'{run["metrics"][name]:.2f}' for name in names]
+    raw = ['12.35' if name == 'mAP' else f'{run["model_weights"][name]:.2f}' for name in names]
     assert table_row(part, 'without averaging (not these weights)') in (raw, ['12.35', *raw[1:]], ['12.34', *raw[1:]])
     top = run['top']
     assert table_row(part, 'these weights, top 3 labels') == ['–', *(f'{top[n]:.2f}' for n in names[1:])]
     assert f'With the 3 labels of highest probability in each image: P {top["P"]:.2f} and R {top["R"]:.2f}' in part
     assert f'over the 6 labels with a positive; F1 {top["F1"]:.2f}; {top["N+"]} of these labels are found' in part
     assert (
-        f'**mAP {run["measures"]["mAP"]:.2f} %** (all-points) on scenes validation, 60 images, over 5 of 7 labels'
+        f'**mAP {run["metrics"]["mAP"]:.2f} %** (all-points) on scenes validation, 60 images, over 5 of 7 labels'
         in text
     )
     assert '60 images, 5 of 7 labels, those with at least one positive and one absent entry' in part
@@ -307,7 +307,7 @@ def test_without_results_a_card_says_so(copied, tmp_path):
 
 def test_results_of_a_measurement_alone_tell_no_recipe(copied):
     run = results_of(copied)
-    for key in ('config', 'epoch', 'seconds', 'devices', 'raw_weights', 'mAP_by_size', 'num_positives_by_size'):
+    for key in ('config', 'epoch', 'seconds', 'devices', 'model_weights', 'mAP_by_size', 'num_positives_by_size'):
         run.pop(key)
     (copied / 'results.json').write_text(json.dumps(run))
     text = card.render(copied)
@@ -322,11 +322,11 @@ def test_a_run_that_is_published_as_a_tag_has_what_is_known_of_the_tag(tmp_path)
     assert "It is the demo's model" not in card.render(other, 'me/msff_test_resnet.scenes')
 
 
-def test_the_pictures_of_a_card_are_known(copied):
-    assert sorted(card.pictures(copied)) == ['architecture.svg']
+def test_the_images_of_a_card_are_known(copied):
+    assert sorted(card.images(copied)) == ['architecture.svg']
     for name in ('curves.png', 'ap.png', 'mistakes.png'):
         (copied / name).write_bytes(b'')
-    found = card.pictures(copied)
+    found = card.images(copied)
     assert set(re.findall(r'!\[[^]]*\]\(([^)]*)\)', card.render(copied))) == set(found)
     assert sorted(found) == ['ap.png', 'architecture.svg', 'curves.png'] and all(p.is_file() for p in found.values())
 
@@ -457,7 +457,7 @@ def test_a_card_tells_the_number_of_labels_in_each_image_and_reads_results_from_
 
 @pytest.mark.parametrize('value', [None, math.nan])
 @pytest.mark.parametrize(
-    'path', ['measures.mAP', 'measures.CF1', 'raw_weights.mAP', 'labels.cat.AP', 'mAP_by_size.small']
+    'path', ['metrics.mAP', 'metrics.CF1', 'model_weights.mAP', 'labels.cat.AP', 'mAP_by_size.small']
 )
 def test_what_is_not_defined_is_shown_as_that(copied, quick, path, value, tmp_path):
     run = results_of(copied)
@@ -465,7 +465,7 @@ def test_what_is_not_defined_is_shown_as_that(copied, quick, path, value, tmp_pa
     (copied / 'results.json').write_text(json.dumps(run))
     data = check(card.render(copied), tmp_path / 'README.md')
     metrics_of = [metric['type'] for metric in data['model-index'][0]['results'][0]['metrics']]
-    assert sorted(metrics_of) == sorted({'mAP', 'CF1', 'OF1'} - ({path[9:]} if path.startswith('measures') else set()))
+    assert sorted(metrics_of) == sorted({'mAP', 'CF1', 'OF1'} - ({path[8:]} if path.startswith('metrics') else set()))
 
 
 @pytest.mark.parametrize(
@@ -575,7 +575,7 @@ assert timm.create_model('msff_test_resnet', pretrained=True).pretrained_cfg['la
 assert Path(msff_timm.__file__).is_relative_to({str(installed)!r}), msff_timm.__file__
 assert card.tags() == {card.tags()!r}
 assert card.render_tag('msff_test_resnet.scenes') == {card.render_tag('msff_test_resnet.scenes')!r}
-found = card.pictures({str(folder)!r})
+found = card.images({str(folder)!r})
 assert found['architecture.svg'].is_file() and found['architecture.svg'].is_relative_to({str(installed)!r})
 sys.stdout.write(card.render({str(folder)!r}, 'org/name'))
 """

@@ -224,11 +224,11 @@ def test_the_weights_that_the_package_brings_give_the_recorded_measures(monkeypa
     targets = np.zeros((len(dataset), 12), int)
     for i, labels in enumerate(dataset['labels']):
         targets[i, labels] = 1
-    pictures = torch.stack([transform(row['image']) for row in dataset])
+    images = torch.stack([transform(row['image']) for row in dataset])
     with torch.inference_mode():
-        logits = [model(part) for part in pictures.split(125)]
+        logits = [model(part) for part in images.split(125)]
     AP = average_precision_score(targets, torch.cat(logits).numpy(), average=None)
-    assert 100 * AP.mean() == pytest.approx(recorded['measures']['mAP'], abs=0.01) and recorded['measures']['mAP'] >= 90
+    assert 100 * AP.mean() == pytest.approx(recorded['metrics']['mAP'], abs=0.01) and recorded['metrics']['mAP'] >= 90
     assert model.pretrained_cfg['label_names'] == tuple(recorded['labels']) == scenes.LABEL_NAMES
     by_label = [label['AP'] for label in recorded['labels'].values()]
     assert 100 * AP == pytest.approx(np.array(by_label), abs=0.1)  # other versions of torch round otherwise
@@ -309,6 +309,6 @@ def test_the_weights_for_photos_give_the_recorded_metrics(voc_root):
         if len(kept := np.flatnonzero(target[:, k]))
     ]
     assert len(states) == recorded['num_images'] == 2001 and recorded['data']['title'].startswith('VOC 2012 subset')
-    assert np.mean(AP) == pytest.approx(recorded['measures']['mAP'], abs=0.1)
+    assert np.mean(AP) == pytest.approx(recorded['metrics']['mAP'], abs=0.1)
     assert [recorded['labels'][name]['AP'] for name in VOC_LABELS] == pytest.approx(AP, abs=0.5)
     assert recorded['command'].startswith('accelerate launch train/train.py --config') and not recorded['git_dirty']

@@ -129,7 +129,7 @@ def run(weights, tmp_path):
         'tensorboard/events',
         'pytorch_model.bin',
         'report.md',
-        'pictures/a.png',
+        'images/a.png',
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b'not to be sent')
@@ -206,7 +206,7 @@ def test_only_known_fields_are_sent(run, monkeypatch, name, secret):
     value, before = json.loads((run / name).read_text()), gather(run, 'org/x')[name]
     deep = {'pretrained_cfg': {'file': secret, 'url': secret}, 'thresholds': {'per_class': [0.5] * 3, 'path': secret}}
     deep |= {
-        'measures': {**value.get('measures', {}), 'notes': {secret: 1}},
+        'metrics': {**value.get('metrics', {}), 'notes': {secret: 1}},
         'labels': {**value.get('labels', {}), secret: {'AP': 1}},
     }
     for key, inner in (
@@ -256,7 +256,7 @@ def test_what_is_no_folder_is_sent_as_it_is(run):
     (run / 'results.json').write_text(json.dumps(value))
     sent = json.loads(gather(run, 'org/x')['results.json'])
     assert sent['config']['data'] == {**value['config']['data']}
-    assert all(sent[key] == value[key] for key in ('devices', 'model', 'seconds', 'peak_bytes', 'measures', 'history'))
+    assert all(sent[key] == value[key] for key in ('devices', 'model', 'seconds', 'peak_bytes', 'metrics', 'history'))
 
 
 @pytest.mark.parametrize('variable', ['MAX_TOKENS', 'TOKEN_LIMIT', 'TOKENIZERS_PARALLELISM'])
@@ -383,7 +383,7 @@ def test_each_setting_of_a_run_is_published_or_left_out_on_purpose():
     assert known - CONFIG == {'url', 'file', 'state_dict', 'source'}
 
 
-def test_pictures_go_where_the_card_shows_them(run):
+def test_images_go_where_the_card_shows_them(run):
     (run / 'own.png').write_bytes(b'x')
     assert set(gather(run, 'org/x')) == SENT
     (run / 'README.md').write_text('![](own.png) ![](architecture.svg)')
@@ -593,8 +593,8 @@ PASSING = {
 @pytest.mark.parametrize(('faults', 'waits'), PASSING.values(), ids=PASSING)
 def test_what_passes_is_waited_for(server, client, run, weights, repo_id, faults, waits):
     # Content of its own, or the storage would have it.
-    picture = repo_id.encode() * 9000 + b'\0'
-    (run / 'ap.png').write_bytes(b'\0' + picture)
+    image = repo_id.encode() * 9000 + b'\0'
+    (run / 'ap.png').write_bytes(b'\0' + image)
     server.faults += faults
     branch = ['--branch', 'b'] if waits and faults[0].path == '/branch/' else []
     code, _, err, pauses = client(command, 'push', run, repo_id, *branch)
@@ -606,7 +606,7 @@ def test_what_passes_is_waited_for(server, client, run, weights, repo_id, faults
         [1],
     )
     repository = server.repository(repo_id)
-    assert repository.files('b' if branch else 'main')['ap.png'] == b'\0' + picture
+    assert repository.files('b' if branch else 'main')['ap.png'] == b'\0' + image
     assert len(repository.commits) == 2
 
 

@@ -137,14 +137,14 @@ def test_pixel_values_are_those_of_our_own_preprocessing(model, photo, tmp_path,
     data_config = {**DATA, 'crop_mode': mode, 'crop_pct': 1.0 if mode == 'squash' else 0.875}
     data_config |= {'interpolation': 'bilinear', 'input_size': (3, 64, 64)} if mode == 'center' else {}
     hub.save(model, tmp_path, LABELS, data_config)
-    picture, path = Image.open(photo), tmp_path / 'photo.png'
-    exif = picture.getexif()
+    image, path = Image.open(photo), tmp_path / 'photo.png'
+    exif = image.getexif()
     if kind == 'rotated':
         exif[0x0112] = 6
-    picture.convert('L' if kind == 'L' else 'RGB').save(path, exif=exif)
+    image.convert('L' if kind == 'L' else 'RGB').save(path, exif=exif)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     got = processor(transformers.image_utils.load_image(str(path)))['pixel_values']  # as the pipeline loads it
-    turned = picture.transpose(Image.Transpose.ROTATE_270) if kind == 'rotated' else picture
+    turned = image.transpose(Image.Transpose.ROTATE_270) if kind == 'rotated' else image
     pixels = turned.convert('L' if kind == 'L' else 'RGB').convert('RGB')
     assert torch.equal(got[0], timm.data.create_transform(**data_config)(pixels))
     if mode == 'squash':  # by hand, as far as torch's resizing of floats agrees with PIL's of bytes
@@ -170,9 +170,9 @@ def test_logits_are_timms_to_the_last_bit_whatever_the_model(name, arguments, tm
     model = timm.create_model(name, num_classes=5, **arguments).eval()
     hub.save(model, tmp_path, list('abcde'), timm.data.resolve_model_data_config(model))
     wrapped = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
-    pictures = torch.randn(2, 3, 128, 96)
+    images = torch.randn(2, 3, 128, 96)
     with torch.inference_mode():
-        assert torch.equal(wrapped(pictures).logits, model(pictures))
+        assert torch.equal(wrapped(images).logits, model(images))
 
 
 def test_saved_by_transformers_it_comes_back_in_transformers_and_in_timm(model, folder, photo, tmp_path):
@@ -196,9 +196,9 @@ def test_saved_by_transformers_it_comes_back_in_transformers_and_in_timm(model, 
 
 def test_trainer_takes_the_step_that_timm_takes(folder, tmp_path):
     generator = torch.Generator().manual_seed(0)
-    pictures = torch.randn(6, 3, 64, 64, generator=generator)
+    images = torch.randn(6, 3, 64, 64, generator=generator)
     labels = (torch.rand(6, len(LABELS), generator=generator) < 0.4).float()
-    rows = [{'pixel_values': x, 'labels': y} for x, y in zip(pictures, labels, strict=True)]
+    rows = [{'pixel_values': x, 'labels': y} for x, y in zip(images, labels, strict=True)]
     config = transformers.AutoConfig.from_pretrained(folder)
     config.model_args['drop_rate'] = 0.0
     wrapped = transformers.AutoModelForImageClassification.from_pretrained(folder, config=config)
@@ -223,8 +223,8 @@ def test_trainer_takes_the_step_that_timm_takes(folder, tmp_path):
 
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
     ours.train()
-    logits = ours(pictures)
-    # Binary cross entropy by hand: the mean over pictures and labels of -log p of what is true.
+    logits = ours(images)
+    # Binary cross entropy by hand: the mean over images and labels of -log p of what is true.
     p = logits.sigmoid()
     loss = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
     assert trainer.state.log_history[0]['loss'] == pytest.approx(loss.item(), rel=1e-3)  # some log four places
@@ -237,7 +237,7 @@ def test_trainer_takes_the_step_that_timm_takes(folder, tmp_path):
     assert not torch.equal(trained['classifier.weight'], before)
 
     with torch.inference_mode():
-        p = ours.eval()(pictures).sigmoid()
+        p = ours.eval()(images).sigmoid()
     expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
     assert trainer.evaluate()['eval_loss'] == pytest.approx(expected.item(), rel=1e-3)
 
@@ -247,6 +247,6 @@ def test_other_labels_are_given_by_us_before_transformers_trains_on_them(folder,
     hub.save(model, tmp_path, ['dog', 'cat', 'bird'], DATA)
     wrapped = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
     assert wrapped.config.id2label == {0: 'dog', 1: 'cat', 2: 'bird'} and 'cat' in kept
-    pictures = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(wrapped(pictures).logits, model.eval()(pictures))
+        assert torch.equal(wrapped(images).logits, model.eval()(images))

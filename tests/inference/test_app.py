@@ -93,7 +93,7 @@ class Elements(HTMLParser):
         return [text for where, text in self.texts if where == name]
 
 
-def pictures_in(addresses: list[str]) -> list[Image.Image]:
+def images_in(addresses: list[str]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(a.partition('base64,')[2]))).convert('RGB') for a in addresses]
 
 
@@ -102,7 +102,7 @@ def test_a_look_gives_what_predict_and_attention_maps_give(model, scene):
     predicted = next(predict(model, [scene], threshold=0.0)).labels
     assert dict(zip(LABELS, seen.probabilities, strict=True)) == pytest.approx(predicted, abs=1e-6)
     assert [tuple(m.shape) for m in seen.maps] == [(20, 6, 6), (20, 3, 3), (20, 2, 2)] and seen.why_no_maps is None
-    assert seen.picture.size == (336, 168)  # larger than the 96 pixels that the model sees, in the photo's own shape
+    assert seen.image.size == (336, 168)  # larger than the 96 pixels that the model sees, in the photo's own shape
 
 
 def test_a_turned_photo_is_seen_upright(model, scene, tmp_path):
@@ -110,14 +110,14 @@ def test_a_turned_photo_is_seen_upright(model, scene, tmp_path):
     exif[0x112] = 6  # to be turned by 90 degrees clockwise
     Image.open(scene).transpose(Image.Transpose.ROTATE_90).save(tmp_path / 'turned.png', exif=exif)
     upright, turned = app.look(model, scene), app.look(model, tmp_path / 'turned.png')
-    assert turned.probabilities == upright.probabilities and turned.picture.size == upright.picture.size
+    assert turned.probabilities == upright.probabilities and turned.image.size == upright.image.size
 
 
-@pytest.mark.parametrize('content', [b'', b'no picture', 'cut'])
+@pytest.mark.parametrize('content', [b'', b'no image', 'cut'])
 def test_a_photo_that_cannot_be_read_is_named_without_its_folder(content, model, scene, tmp_path):
     path = tmp_path / 'photo.png'
     path.write_bytes(Path(scene).read_bytes()[:2000] if content == 'cut' else content)
-    with pytest.raises(InputError, match='^photo.png: cannot be read as a picture'):
+    with pytest.raises(InputError, match='^photo.png: cannot be read as an image'):
         app.look(model, path)
 
 
@@ -156,18 +156,18 @@ def test_overlays_are_brightest_where_a_label_looked(model, scene):
     seen = app.look(model, scene)
     shares = torch.full((20, 2, 4), 1e-9)
     shares[1, 1, 2] = 1.0
-    html = app.attention_html(app.Look(seen.picture, seen.probabilities, [shares] * 3), 1, LABELS[1])
+    html = app.attention_html(app.Look(seen.image, seen.probabilities, [shares] * 3), 1, LABELS[1])
     elements = Elements(html)
-    pictures = pictures_in([attrs['src'] for tag, attrs in elements.tags if tag == 'img'])
-    assert [p.size for p in pictures] == [(336, 168)] * 5
-    assert np.abs(np.asarray(pictures[0], float) - np.asarray(seen.picture, float)).mean() < 4
-    grey = np.asarray(ImageOps.grayscale(seen.picture), float)
-    smooth = np.asarray(pictures[1], float)
+    images = images_in([attrs['src'] for tag, attrs in elements.tags if tag == 'img'])
+    assert [p.size for p in images] == [(336, 168)] * 5
+    assert np.abs(np.asarray(images[0], float) - np.asarray(seen.image, float)).mean() < 4
+    grey = np.asarray(ImageOps.grayscale(seen.image), float)
+    smooth = np.asarray(images[1], float)
     assert smooth[126, 210, 0] - smooth[126, 210, 2] > 50  # yellow at the cell's centre
-    faded = (np.asarray(seen.picture, float) + grey[..., None]) / 2
+    faded = (np.asarray(seen.image, float) + grey[..., None]) / 2
     assert np.abs(smooth - faded)[:20, :100].mean() < 4  # nothing but the image elsewhere
-    for picture in pictures[2:]:
-        added = np.asarray(picture, float) - grey[..., None] / 2  # half of what is seen is the photo in grey
+    for image in images[2:]:
+        added = np.asarray(image, float) - grey[..., None] / 2  # half of what is seen is the photo in grey
         cell = added[84 + 8 : -8, 168 + 8 : 252 - 8]
         assert cell[..., :2].mean() > 100 and cell[..., 2].mean() < 100  # yellow
         assert added[:76].mean() < 6 and added[:, :160].mean() < 6  # black
@@ -550,29 +550,29 @@ def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model,
     last = LABELS.index(list(predicted)[-1])
     page.click(f'[role=option][data-index="{len(LABELS) - 1}"]')
     page.wait(alts, lambda shown: shown[4:] == [f'Where {LABELS[last]} looked, coarse scale'])
-    seen, joined, *shown = pictures_in(page.wait(sources, lambda found: len(found) == 5))
+    seen, joined, *shown = images_in(page.wait(sources, lambda found: len(found) == 5))
     square = Image.open(photo).convert('RGB').resize((96, 96), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.asarray(square) / 255).float().permute(2, 0, 1)[None]
     _, maps = attention_maps(model, (pixels - 0.5) / 0.5)
     expected = [[overlay(seen, shares) for shares in of_scale[0]] for of_scale in maps]
     expected.append([smooth_overlay(seen, of_label) for of_label in zip(*(m[0] for m in maps), strict=True)])
-    for picture, overlays in zip([*shown, joined], expected, strict=True):
+    for image, overlays in zip([*shown, joined], expected, strict=True):
         overlays = np.stack([np.asarray(each, float) for each in overlays])
-        differences = np.abs(overlays - np.asarray(picture, float)).mean((1, 2, 3))  # both are compressed
+        differences = np.abs(overlays - np.asarray(image, float)).mean((1, 2, 3))  # both are compressed
         assert differences.argmin() == last and 2 * differences[last] < np.median(differences)
 
     # A narrow window shows all of it, too, without scrolling sideways.
     page.resize(390, 844)
     assert page.wait('document.documentElement.scrollWidth', lambda width: width == 390)
 
-    # A file that is no picture is told in the page, and the old labels go.
+    # A file that is no image is told in the page, and the old labels go.
     for name, content in (('cut.jpg', photo.read_bytes()[:1000]), ('text.jpg', b'text')):
         page.click('#photo button[aria-label="Remove Image"]')
         page.wait("document.querySelectorAll('#labels :is(li, .msff-error)').length", lambda n: n == 0)
         (tmp_path / name).write_bytes(content)
         page.upload('#photo input[type=file]', tmp_path / name)
         told = page.wait("document.querySelector('#labels .msff-error')?.textContent")
-        assert told.startswith(f'This photo cannot be used. {name}: cannot be read as a picture')
+        assert told.startswith(f'This photo cannot be used. {name}: cannot be read as an image')
         assert page.evaluate("document.querySelectorAll('#attention img').length") == 0
 
 

@@ -271,7 +271,7 @@ def runs(mask: np.ndarray) -> list[tuple[int, int]]:
 
 
 def panels(path) -> list[list[np.ndarray]]:
-    """Finds the panels of a picture that has no white within them, row by row, without their edges."""
+    """Finds the panels of a image that has no white within them, row by row, without their edges."""
     pixels = np.asarray(Image.open(path).convert('RGB')).astype(int)
     filled = (pixels < 250).any(-1)
     rows = [run for run in runs(filled.mean(1) > 0.55) if run[1] - run[0] > 5]

@@ -109,7 +109,7 @@ def test_a_file_gives_the_logits_of_real_photos(format, model, exported, coco_ro
     image = torch.stack([transform(open_image(photo)) for photo in photos])
     with torch.no_grad():
         logits = model(image)
-    assert logits.std(0).min() > 1e-2  # the logits speak of the pictures
+    assert logits.std(0).min() > 1e-2  # the logits speak of the images
     torch.testing.assert_close(run(format, exported[format].path, image), logits, rtol=0, atol=1e-5)
 
 
@@ -248,7 +248,7 @@ def test_the_file_is_run_on_the_photos_one_alone_and_several(
         lambda logits: logits + 1e-3,
         lambda logits: logits.flip(1),
         lambda logits: logits * torch.nan,
-        lambda logits: logits[:1].expand_as(logits),  # right for one picture, wrong for several
+        lambda logits: logits[:1].expand_as(logits),  # right for one image, wrong for several
         lambda logits: logits[:1],
     ],
 )
@@ -362,7 +362,7 @@ def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch
         ('m.onnx', 'onxx', None, "unknown export format 'onxx': did you mean onnx?"),
         ('m.onnx', 'x', None, "unknown export format 'x': choose from onnx, torch-export, torchscript."),
         ('m.pt', 'torch-export', None, 'm.pt: the name of a torch-export file has to end in .pt2.'),
-        ('m.pt', 'torchscript', 16, 'pictures of 16 x 16 pixels are too small'),
+        ('m.pt', 'torchscript', 16, 'images of 16 x 16 pixels are too small'),
         ('m.pt', 'torchscript', -1, 'm.pt is not written: the model cannot be exported as torchscript ('),
         ('folder', 'torchscript', None, 'folder is not written: the model cannot be exported'),
         ('file/m.pt', 'torchscript', None, 'm.pt is not written: the model cannot be exported'),

@@ -144,7 +144,7 @@ NAMED = {
     'jxl': (b'\0\0\0\x0cJXL \r\n\x87\n' + bytes(100), 'JXL'),
     'x.exr': (b'v/1\1' + bytes(100), 'EXR'),
     'cut.jpg': (jpeg()[:300], 'Truncated'),
-    'empty.png': (b'', 'not a picture'),
+    'empty.png': (b'', 'not an image'),
 }
 IGNORED = {
     '._a.jpg': b'\0\5\x16\7' + bytes(80), '.hidden.jpg': jpeg(), '.DS_Store': b'\0\0\0\1Bud1' + bytes(100),
@@ -171,7 +171,7 @@ def test_find_photos_lists_whatever_is_an_image(tmp_path, monkeypatch):
     for name in READ:
         assert open_image(tmp_path / name).mode == 'RGB'
     for name, (_, reason) in NAMED.items():
-        with pytest.raises(InputError, match=f'^{tmp_path}/{name}: cannot be read as a picture .*{reason}'):
+        with pytest.raises(InputError, match=f'^{tmp_path}/{name}: cannot be read as an image .*{reason}'):
             open_image(tmp_path / name)
     with pytest.raises(InputError, match='symbolic links'):
         open_image(tmp_path / 'loop.jpg')

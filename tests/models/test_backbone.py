@@ -16,7 +16,7 @@ from msff_timm.models.backbone import (
 )
 
 # One of each way in which timm gives feature maps: layers as they are, flattened ones, a class of its own, and one that
-# computes in NHWC for one picture size.
+# computes in NHWC for one image size.
 BACKBONES = ['test_resnet', 'convnext_atto', 'test_efficientnet', 'swin_tiny_patch4_window7_224']
 
 
@@ -172,9 +172,7 @@ def test_arguments_of_the_backbone_reach_it():
 
 
 @pytest.mark.parametrize('size', [(31, 64), (64, 31)])
-def test_pictures_that_are_too_small_are_refused(size):
-    with pytest.raises(
-        ValueError, match=f'pictures of {size[0]} x {size[1]} pixels are too small: 32 x 32 is the least'
-    ):
+def test_images_that_are_too_small_are_refused(size):
+    with pytest.raises(ValueError, match=f'images of {size[0]} x {size[1]} pixels are too small: 32 x 32 is the least'):
         check_size(torch.zeros(1, 3, *size))
     check_size(torch.zeros(1, 3, 32, 32))

@@ -136,7 +136,7 @@ def test_scales_are_stacked_cell_over_cell_and_found_again_on_every_grid():
         stacked = stack_scales(tokens, height, width)
         assert stacked.shape == (2, 9, height, width)
         assert all(torch.equal(a, b) for a, b in zip(split_scales(stacked), tokens, strict=True))
-        # The cell of a coarse scale above the middle of a fine cell, in the first picture's first channel.
+        # The cell of a coarse scale above the middle of a fine cell, in the first image's first channel.
         for i, (h, w) in enumerate(grids):
             row, column = int((height - 0.5) * h / height), int(0.5 * w / width)
             assert stacked[0, 3 * i, height - 1, 0] == tokens[i][0, row * w + column, 0]
@@ -204,7 +204,7 @@ def test_dropout_acts_in_training_only():
 LAYER_ARGS = dict(embed_dim=12, num_heads=3, ffn_dim=20)
 
 
-def test_a_new_layer_passes_its_input_on_and_a_new_decoder_passes_the_picture_on():
+def test_a_new_layer_passes_its_input_on_and_a_new_decoder_passes_the_image_on():
     tokens, query = [torch.randn(2, length, 12) for length in (9, 4, 1)], torch.randn(1, 7, 12)
     for got, x in zip(GlobalFeatureEnhancement(2, **LAYER_ARGS)(tokens), tokens, strict=True):
         torch.testing.assert_close(got, nn.LayerNorm(12)(x), atol=1e-4, rtol=1e-4)
@@ -233,7 +233,7 @@ def test_branches_share_layers_or_have_their_own(num_branches):
 
 
 @pytest.mark.parametrize('self_attn', [False, True])
-def test_what_depends_on_the_labels_alone_is_computed_once_for_all_pictures_and_scales(self_attn):
+def test_what_depends_on_the_labels_alone_is_computed_once_for_all_images_and_scales(self_attn):
     tokens, query, rows = [torch.randn(2, length, 12) for length in (9, 4, 1)], torch.randn(1, 7, 12), []
     selection = RegionSelection(2, self_attn=2 * [self_attn], **LAYER_ARGS).eval()
     for layer in selection.branches[0]:
@@ -243,7 +243,7 @@ def test_what_depends_on_the_labels_alone_is_computed_once_for_all_pictures_and_
     assert rows == ([7, 7, 2 * 3 * 7, 2 * 3 * 7] if self_attn else [7, 2 * 3 * 7])
 
 
-def test_dropout_among_the_labels_is_of_each_picture_and_scale():
+def test_dropout_among_the_labels_is_of_each_image_and_scale():
     """Without dropout the same tokens give the same: what differs is that of the self-attention, the only one here."""
     tokens, query = [torch.randn(1, 4, 12).repeat(2, 1, 1)] * 3, torch.randn(1, 7, 12)
     selection = randomise(RegionSelection(1, self_attn=[True], **LAYER_ARGS))

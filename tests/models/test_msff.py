@@ -239,10 +239,10 @@ def test_wrong_arguments_are_named(args, message):
     assert message in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_a_picture_that_is_too_small_is_refused():
+def test_an_image_that_is_too_small_is_refused():
     model = small()
     for call in (model, model.forward_features, model.forward_intermediates):
-        with pytest.raises(ValueError, match='pictures of 31 x 64 pixels are too small: 32 x 32 is the least'):
+        with pytest.raises(ValueError, match='images of 31 x 64 pixels are too small: 32 x 32 is the least'):
             call(torch.zeros(1, 3, 31, 64))
 
 
@@ -260,7 +260,7 @@ def test_other_backbones(name):
 
 
 def test_shapes_at_every_step_at_448():
-    """The blueprint's table of shapes, read off the modules while a picture passes."""
+    """The blueprint's table of shapes, read off the modules while an image passes."""
     model = timm.create_model('msff_resnet101').eval()
     seen = {}
 

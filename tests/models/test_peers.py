@@ -225,10 +225,10 @@ def test_wrong_arguments_are_named(name, args, message):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_picture_that_is_too_small_is_refused(name):
+def test_an_image_that_is_too_small_is_refused(name):
     model = small(name)
     for call in (model, model.forward_features, model.forward_intermediates):
-        with pytest.raises(ValueError, match='pictures of 31 x 64 pixels are too small: 32 x 32 is the least'):
+        with pytest.raises(ValueError, match='images of 31 x 64 pixels are too small: 32 x 32 is the least'):
             call(torch.zeros(1, 3, 31, 64))
 
 

@@ -83,9 +83,9 @@ def test_tables_share_runs_and_tell_the_papers_figures_apart(tmp_path, monkeypat
     def train(run, launch, stop):
         run.output.mkdir(parents=True)
         config = json.loads(json.dumps(variants.about_run(run.config, [], {})))['config']
-        # The same pictures; the seed adds its number to mAP, and each argument takes 1 away.
+        # The same images; the seed adds its number to mAP, and each argument takes 1 away.
         found = made_up(80 + run.config.seed - len(run.variant.args), 0, 'scenes') | {'config': config}
-        (run.output / 'results.json').write_text(json.dumps({**found, 'raw_weights': {}}))
+        (run.output / 'results.json').write_text(json.dumps({**found, 'model_weights': {}}))
         for name in ('report.md', 'model.safetensors'):
             (run.output / name).touch()
         trained.append(run.variant.folder)
@@ -111,7 +111,7 @@ def test_tables_share_runs_and_tell_the_papers_figures_apart(tmp_path, monkeypat
     )
     assert bicubic['difference']['mAP'] == {'mean': -1, 'low': -1, 'high': -1} and bilinear['mean']['mAP'] == 80.5
     assert "the paper's mAP (COCO 2014)" in text and '85.12 |' in text and 'none of them was measured here' in text
-    assert 'bicubic takes 4 to 5 times' in text and 'scale attention of a picture' in text
+    assert 'bicubic takes 4 to 5 times' in text and 'scale attention of an image' in text
 
     trained.clear()
     table, text = run('7', '--turns=0')
@@ -154,5 +154,5 @@ def test_an_ablation_runs(script, tmp_path):
                 tmp_path / variants.Variant(row['name'], row['model'], row['args']).folder / 'seed-1' / 'results.json'
             ).read_text()
         )
-        assert row['values']['mAP'][1] == run['measures']['mAP'] and row['num_parameters'] == run['num_parameters']
+        assert row['values']['mAP'][1] == run['metrics']['mAP'] and row['num_parameters'] == run['num_parameters']
     assert '6 of 6 runs are at their end.' in script('ablate.py', '--table=5', *own).stdout

@@ -60,25 +60,25 @@ def test_models_are_trained_alike_and_tabulated(compared):
     assert runs[0]['config']['data'] == runs[1]['config']['data'] and runs[0]['config']['data']['eval_size'] == 24
     table = json.loads((compared / 'compare.json').read_text())
     for row, run, name in zip(table['rows'], runs, MODELS, strict=True):
-        assert row['model'] == name and row['mean']['mAP'] == run['measures']['mAP'] and row['std']['mAP'] is None
+        assert row['model'] == name and row['mean']['mAP'] == run['metrics']['mAP'] and row['std']['mAP'] is None
         assert row['mean']['mAP_small'] == run['mAP_by_size']['small']
         assert row['AP']['bolt'] == [run['labels']['bolt']['AP']]
         assert run['top']['k'] == 2 and row['mean']['N+_top2'] == run['top']['N+']
         assert row['values']['P_top2'] == [run['top']['P']]
         model = timm.create_model(name, num_classes=12)
         assert row['num_parameters'] == run['num_parameters'] == sum(p.numel() for p in model.parameters())
-        assert row['pictures_per_second'] > 0 and row['train_peak_bytes'] > 100e6
+        assert row['images_per_second'] > 0 and row['train_peak_bytes'] > 100e6
     assert table['rows'][0]['time_ratio'] == 1 and 0 < table['rows'][1]['time_ratio'] != 1
     assert table['rows'][0]['gflops'] > table['rows'][1]['gflops'] > 0 and table['num_images'] == 24
     with (compared / 'compare.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert [row['name'] for row in rows if row['figures_of'] == 'measured here'] == MODELS
-    assert float(rows[1]['mAP']) == runs[1]['measures']['mAP']
+    assert float(rows[1]['mAP']) == runs[1]['metrics']['mAP']
     assert {row['figures_of'] for row in rows[2:]} == {
         'the paper, Table 1, section 4.4.1', 'the paper, Table 2, section 4.4.2', 'the paper, Table 3, section 4.4.3'
     }  # fmt: skip
     text = (compared / 'compare.md').read_text()
-    assert f'| test\\_resnet | {runs[1]["measures"]["mAP"]:.2f} |' in text and 'no spread is known' in text
+    assert f'| test\\_resnet | {runs[1]["metrics"]["mAP"]:.2f} |' in text and 'no spread is known' in text
     assert text.count('of other data than a few scenes: not to be compared') == 3 and '| MSFF (paper) | 95.8 |' in text
     for name in ('cost', 'labels'):
         assert f'(compare_{name}.png)' in text and Image.open(compared / f'compare_{name}.png').width > 500
@@ -270,7 +270,7 @@ def test_the_interval_of_paired_differences():
 
 def made_up_table(data: str = 'voc2007', top_k: int = 3) -> dict:
     of = {'ours': (80, 82, 84), 'a|b': (79, 80, 81)}
-    # Every seed is measured on the same pictures.
+    # Every seed is measured on the same images.
     runs = [
         (tables.Variant(name, name), [made_up(x, 0, data, top_k=top_k) for x in found]) for name, found in of.items()
     ]
@@ -292,7 +292,7 @@ def test_a_table_over_seeds(tmp_path):
     tables.write_table(table, tmp_path, 'made_up')
     text = (tmp_path / 'made_up.md').read_text()
     assert '| a\\|b | 80.00 ± 1.00 | -2.00 (-4.48 to +0.48) |' in text and '| ours | 82.00 ± 2.00 | reference |' in text
-    assert 'pictures/s' in text and '| 0.25 | – | – | 1,024 MiB |' in text  # no speed was measured
+    assert 'images/s' in text and '| 0.25 | – | – | 1,024 MiB |' in text  # no speed was measured
     assert all(Image.open(tmp_path / f'made_up_{name}.png').height > 200 for name in ('cost', 'labels'))
 
 
@@ -374,11 +374,11 @@ def test_what_the_runs_have_started_from_is_told(tmp_path, changes, start):
     assert f'trained alike from {start}, with seeds' in (tmp_path / 'table.md').read_text()
 
 
-def test_runs_that_were_measured_on_other_pictures_make_no_table():
+def test_runs_that_were_measured_on_other_images_make_no_table():
     variant = tables.Variant('ours', 'ours')
     others = made_up(81, num_images=39), made_up(81, seed=1), made_up(81, data='voc2012'), made_up(81, top_k=5)
     for other in others:
-        with pytest.raises(InputError, match='was not measured on the same pictures'):
+        with pytest.raises(InputError, match='was not measured on the same images'):
             tables.tabulate([(variant, [made_up(80), other])], 'ours', {'rows': [{}]})
 
 
@@ -445,7 +445,7 @@ sys.exit(75)
 
 @pytest.mark.slow
 def test_a_comparison_that_is_stopped_goes_on(tmp_path):
-    """With a backbone that is trained first, on a few pictures as all else here."""
+    """With a backbone that is trained first, on a few images as all else here."""
     recipe = yaml.safe_load(RECIPE.read_text())
     recipe['data'] |= {'train_size': 64, 'eval_size': 24, 'image_size': 32}
     recipe['optim'] |= {'epochs': 1}

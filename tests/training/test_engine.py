@@ -107,23 +107,23 @@ def test_layer_decay_lowers_the_rate_from_the_head_down():
 
 
 @pytest.mark.parametrize(
-    ('batch_size', 'most', 'num_pictures', 'num_processes', 'outcome'),
+    ('batch_size', 'most', 'num_images', 'num_processes', 'outcome'),
     [
         (128, None, 128, 4, (32, 1)),
         (128, 8, 128, 4, (8, 4)),
         (128, 8, 128, 1, (8, 16)),
         (60, 8, 99, 2, (6, 5)),
         (128, None, 500, 3, 'optim.batch_size is 128: must be a multiple of the 3 processes.'),
-        (128, None, 127, 1, 'optim.batch_size is 128: there are only 127 training pictures.'),
+        (128, None, 127, 1, 'optim.batch_size is 128: there are only 127 training images.'),
     ],
 )
-def test_the_batch_is_divided_over_processes_and_passes(batch_size, most, num_pictures, num_processes, outcome):
+def test_the_batch_is_divided_over_processes_and_passes(batch_size, most, num_images, num_processes, outcome):
     optim = OptimConfig(batch_size=batch_size, max_per_process=most)
     if isinstance(outcome, tuple):
-        assert divide_batch(optim, num_pictures, num_processes) == outcome
+        assert divide_batch(optim, num_images, num_processes) == outcome
     else:
         with pytest.raises(InputError) as caught:
-            divide_batch(optim, num_pictures, num_processes)
+            divide_batch(optim, num_images, num_processes)
         assert str(caught.value) == outcome
 
 
@@ -139,7 +139,7 @@ def steps_of(sampler, num_processes, passes):
     return [{key for share in shares for batch in share[step] for key in batch} for step in range(len(shares[0]))]
 
 
-def test_each_step_has_the_same_pictures_for_any_number_of_processes_and_passes():
+def test_each_step_has_the_same_images_for_any_number_of_processes_and_passes():
     sampler = EpochSampler(50, 12, seed=3)
     expected = steps_of(sampler, 1, 1)
     assert len(expected) == 4 and all(len(keys) == 12 for keys in expected) and len(set.union(*expected)) == 48
@@ -161,7 +161,7 @@ def test_a_sampler_that_goes_on_gives_what_is_left_of_the_epoch():
 
 
 class Linear(nn.Module):
-    """One weight for each label; a picture of one pixel is its input."""
+    """One weight for each label; an image of one pixel is its input."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -314,7 +314,7 @@ def test_frozen_norms_of_the_backbone_stay_as_they_are():
     assert not torch.equal(model.backbone.conv1[0].weight, before['backbone.conv1.0.weight'])
 
 
-def test_what_either_picture_does_not_know_their_mixture_does_not():
+def test_what_either_image_does_not_know_their_mixture_does_not():
     np.random.seed(0)
     image, target = torch.zeros(2, 3, 4, 4), torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 1.0]])
     image[0] = 1

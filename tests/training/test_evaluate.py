@@ -79,7 +79,7 @@ def drawn_voc(tmp_path, monkeypatch):
 
 
 def probabilities(folder, base, ids):
-    """Those of the pictures and of their mirror images, without our loader and transform."""
+    """Those of the images and of their mirror images, without our loader and transform."""
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     images = [Image.open(base / 'JPEGImages' / f'{image_id}.jpg') for image_id in ids]
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
@@ -123,7 +123,7 @@ def test_coco_weights_are_measured_on_voc_by_two_processes(script, drawn_voc, tm
     predicted = (found > np.array(per_class)[columns]) & (states != 0)
     correct = (predicted & (states == 1)).sum()
     of1 = 100 * 2 * correct / (predicted.sum() + (states == 1).sum())
-    assert measured['measures']['OF1'] == pytest.approx(of1, abs=1e-9) and of1 > 0
+    assert measured['metrics']['OF1'] == pytest.approx(of1, abs=1e-9) and of1 > 0
     assert measured['definitions']['threshold'] == pytest.approx([per_class[column] for column in columns])
     assert measured['labels_left_out'] == ['sheep', 'tvmonitor'] and list(measured['labels']) == names
     assert measured['label_map'] == {new: old for new, old in RENAMED.items() if new != 'tvmonitor'}
@@ -218,7 +218,7 @@ def test_ignored_labels_take_no_part_in_the_metrics(table_root, monkeypatch, cap
     ap = {name: 100 * average_precision_score(present, table[name].to_numpy()) for name, present in truth.items()}
     aps = {name: label['AP'] for name, label in found['labels'].items()}
     assert aps.pop('cat') is None and aps == pytest.approx(ap)
-    assert found['measures']['mAP'] == pytest.approx(np.mean(list(ap.values())))
+    assert found['metrics']['mAP'] == pytest.approx(np.mean(list(ap.values())))
     is_dog = table['dog'].to_numpy() >= table['tv'].to_numpy()
     correct = np.where(is_dog, truth['dog'], truth['tv'])
     assert found['top']['OP'] == pytest.approx(100 * correct.mean()) and found['top']['num_labels'] == 2
@@ -267,7 +267,7 @@ def test_labels_that_do_not_count_are_named_before_and_in_the_results(table_root
     assert top.startswith('top 3: CF1 ') and top.endswith('  N+ 2  (P, R and N+ over 2 labels with a positive)')
     found, table = json.loads(output.read_text()), pq.read_table(scores)
     ap = 100 * average_precision_score([1, 0, 1, 0, 0], table['cat'].to_numpy())
-    assert found['measures']['mAP'] == found['labels']['cat']['AP'] == pytest.approx(ap)
+    assert found['metrics']['mAP'] == found['labels']['cat']['AP'] == pytest.approx(ap)
     assert (found['labels']['dog']['AP'], found['labels']['owl']['AP'], found['num_labels_counted']) == (None, None, 1)
     assert stored.startswith('Thresholds of 1 of 3 labels fitted, 0.5 for the others; stored in ')
     thresholds = json.loads((table_root / 'model' / 'config.json').read_text())['thresholds']
@@ -302,7 +302,7 @@ def test_weights_that_are_not_finite_are_one_line(tmp_path, monkeypatch, value, 
     assert not (tmp_path / 'results.json').exists()
 
 
-def test_the_mean_of_a_picture_and_its_mirror_image_is_exact_at_both_ends():
+def test_the_mean_of_an_image_and_its_mirror_image_is_exact_at_both_ends():
     class Ends(torch.nn.Module):
         def forward(self, images):
             return images[:, 0, 0, :1].repeat(1, 2)  # the upper left pixel, which the mirror image has right
@@ -340,7 +340,7 @@ def test_a_model_of_a_fixed_size_takes_another(tmp_path):
     model, data_config = evaluate.load_model(f'local-dir:{tmp_path}', 96)
     assert data_config['input_size'] == (3, 96, 96) and model(torch.zeros(1, 3, 96, 96)).shape == (1, 2)
     assert evaluate.load_model(f'local-dir:{tmp_path}', None)[1]['input_size'] == (3, 160, 160)
-    with pytest.raises(InputError, match='image_size is 100: local-dir:.* does not take pictures of that size'):
+    with pytest.raises(InputError, match='image_size is 100: local-dir:.* does not take images of that size'):
         evaluate.load_model(f'local-dir:{tmp_path}', 100)  # no multiple of its patches
 
 

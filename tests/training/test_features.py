@@ -127,7 +127,7 @@ def test_the_weights_of_a_cached_run_give_its_results_from_pixels(undisturbed):
     present = np.array([[k in labels for labels in rows['labels']] for k in range(12)])
     counted = [k for k in range(12) if 0 < present[k].sum() < 12]
     expected = 100 * np.mean([average_precision_score(present[k], scores[:, k]) for k in counted])
-    assert results(undisturbed)['measures']['mAP'] == pytest.approx(expected, abs=0.1)
+    assert results(undisturbed)['metrics']['mAP'] == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -381,5 +381,5 @@ def test_two_processes_share_the_work(script, tmp_path):
     run(tmp_path / 'one', **settings)
     assert results(tmp_path / 'two')['num_processes'] == 2 and results(tmp_path / 'two')['num_images'] == 13
     assert losses(tmp_path / 'two') == pytest.approx(losses(tmp_path / 'one'), rel=1e-3)
-    a, b = (results(tmp_path / name)['measures']['mAP'] for name in ('one', 'two'))
+    a, b = (results(tmp_path / name)['metrics']['mAP'] for name in ('one', 'two'))
     assert a == pytest.approx(b, abs=0.5) and not (tmp_path / 'two' / 'features').exists()

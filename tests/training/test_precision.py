@@ -14,7 +14,7 @@ X = torch.rand(4, 3, 96, 128, generator=torch.Generator().manual_seed(0)) * 4 - 
 
 @pytest.fixture
 def model():
-    """All of whose parameters matter, and whose BatchNorm has seen pictures."""
+    """All of whose parameters matter, and whose BatchNorm has seen images."""
     torch.manual_seed(0)
     model = timm.create_model('msff_test_resnet', num_classes=6)
     for parameter in model.parameters():
@@ -82,8 +82,8 @@ def test_autocast(model, dtype):
 @torch.no_grad()
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'msff_efficientnet_b0'])
-def test_extreme_pictures_give_finite_logits(name, dtype):
-    """Pictures that somebody forgot to normalise: of a new EfficientNet, Eq. 3 makes more than float16 can hold."""
+def test_extreme_images_give_finite_logits(name, dtype):
+    """Images that somebody forgot to normalise: of a new EfficientNet, Eq. 3 makes more than float16 can hold."""
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     for value in (0.0, 255.0):

@@ -88,7 +88,7 @@ def test_mistakes_are_12_of_a_kind_and_2_of_an_image():
 
 def test_a_report_says_what_was_measured_and_all_of_it_is_in_the_results(tmp_path):
     dataset = msff_timm.data.load('scenes', 'validation', size=40, image_size=48)
-    run, measures = make_run(dataset, epoch=2, raw_weights={name: 12.34 for name in report.SUMMARY})
+    run, measures = make_run(dataset, epoch=2, model_weights={name: 12.34 for name in report.SUMMARY})
     report.write_json(run, tmp_path / 'results.json')
     path = report.write_report(tmp_path, json.loads((tmp_path / 'results.json').read_text()), dataset)
     text = path.read_text()
@@ -190,7 +190,7 @@ def test_text_of_the_data_is_shown_as_it_is(tmp_path):
 def test_the_chart_of_labels_is_cut(num_labels, num_shown):
     labels = {f'label {k}': {'AP': k * 100 / num_labels, 'num_positives': k} for k in range(1, num_labels)}
     labels['label 0'] = {'AP': None, 'num_positives': 0}
-    run = {'labels': labels, 'definitions': {'mAP': 'voc11'}, 'measures': {'mAP': 50.0}, 'num_classes': num_labels}
+    run = {'labels': labels, 'definitions': {'mAP': 'voc11'}, 'metrics': {'mAP': 50.0}, 'num_classes': num_labels}
     figure = report._draw_ap(run)
     left, right = figure.axes
     shown = [label.get_text() for label in left.get_yticklabels()]
@@ -201,7 +201,7 @@ def test_the_chart_of_labels_is_cut(num_labels, num_shown):
     assert ('highest' in figure.get_suptitle()) == (num_labels == 1000)
 
 
-def test_a_picture_that_is_gone_does_not_cost_the_report(tmp_path):
+def test_an_image_that_is_gone_does_not_cost_the_report(tmp_path):
     dataset = make_dataset(tmp_path, ['a', 'b'], [[0], [1]], [[], []], ['one', 'two'])
     run, _ = make_run(dataset)
     (tmp_path / '0.png').unlink()

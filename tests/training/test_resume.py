@@ -86,7 +86,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     a, b = (json.loads((run / checkpoint / 'random_0.json').read_text()) for run in (one, other))
     assert a == b
     a, b = (json.loads((run / 'results.json').read_text()) for run in (one, other))
-    assert a['history'] == b['history'] and a['measures'] == b['measures'] and len(a['history']) == 2
+    assert a['history'] == b['history'] and a['metrics'] == b['metrics'] and len(a['history']) == 2
 
 
 @pytest.fixture(scope='module')
@@ -189,7 +189,7 @@ def test_another_number_of_processes_goes_on(undisturbed, tmp_path):
     shutil.rmtree(newest(run))  # that of the end; what is left is the one before
     assert state_of(run)['progress']['steps_done'] < 24
     printed = finish(start(run, 1, **{'optim.max_per_process': 4}))
-    assert 'a step of 8 pictures is 1 x 2 x 4' in printed
+    assert 'a step of 8 images is 1 x 2 x 4' in printed
     results = json.loads((run / 'results.json').read_text())
     assert results['history'][0] == json.loads((undisturbed[2] / 'results.json').read_text())['history'][0]
     assert len(results['history']) == 2
@@ -204,11 +204,11 @@ def test_other_settings_are_refused(undisturbed, tmp_path):
     assert refused.returncode == 2 and 'optim.lr was 0.002 and is 0.001' in printed.splitlines()[-1]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_pictures(tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(tmp_path):
     run = start(tmp_path / 'run', **{'optim.lr': 1e20, 'optim.warmup': 0, 'resume': 'null'})
     printed, _ = run.communicate(timeout=120)
     assert run.returncode == 2 and 'Traceback' not in printed, printed
-    assert re.search('the loss of a step is (nan|inf); .*not_finite.json names its pictures', printed.splitlines()[-1])
+    assert re.search('the loss of a step is (nan|inf); .*not_finite.json names its images', printed.splitlines()[-1])
     found = json.loads((tmp_path / 'run' / 'not_finite.json').read_text())
     ids = found['image_ids']
     assert len(ids) == len(set(ids)) == 8 and all(name.startswith('train-') for name in ids)
@@ -296,7 +296,7 @@ def best(undisturbed_best, tmp_path):
 def assert_announces(output: Path, epoch: int, like: Path) -> None:
     """Results of an epoch beside its weights, which an undisturbed run's checkpoint holds."""
     results, config = (json.loads((output / name).read_text()) for name in ('results.json', 'config.json'))
-    assert results['epoch'] == epoch and results['measures']['mAP'] == {1: 10.0, 2: 30.0}[epoch]
+    assert results['epoch'] == epoch and results['metrics']['mAP'] == {1: 10.0, 2: 30.0}[epoch]
     assert config['thresholds'] == results['thresholds']
     a, b = load_file(output / 'model.safetensors'), load_file(like / f'checkpoints/step-{2 * epoch:08}/ema.safetensors')
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)

@@ -49,10 +49,10 @@ def test_a_run_leaves_weights_config_results_and_curves(trained):
     definitions = {key: run['definitions'][key] for key in ('mAP', 'threshold', 'unit')}
     assert definitions == {'mAP': 'all-points', 'threshold': 0.5, 'unit': 'percent'}
     assert run['unreadable'] == [] and set(run['top']) == {'k', 'num_labels', *SUMMARY[1:], *ANNOTATION}
-    assert set(run['measures']) == set(run['raw_weights']) - {'epoch'} == set(SUMMARY) and len(run['labels']) == 12
-    assert run['measures'] != run['raw_weights']
+    assert set(run['metrics']) == set(run['model_weights']) - {'epoch'} == set(SUMMARY) and len(run['labels']) == 12
+    assert run['metrics'] != run['model_weights']
     assert [entry['epoch'] for entry in run['history']] == [1, 2]
-    assert run['measures'] == {name: run['history'][-1][name] for name in SUMMARY}
+    assert run['metrics'] == {name: run['history'][-1][name] for name in SUMMARY}
     assert (trained / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -97,7 +97,7 @@ def test_the_saved_weights_give_the_recorded_measures(trained):
         ap[name] = 100 * average_precision_score(present, scores[:, k])
     run = results(trained)
     assert {name: label['AP'] for name, label in run['labels'].items()} == pytest.approx(ap, abs=1e-6)
-    assert run['measures']['mAP'] == pytest.approx(sum(ap.values()) / 12, abs=1e-6)
+    assert run['metrics']['mAP'] == pytest.approx(sum(ap.values()) / 12, abs=1e-6)
 
 
 def test_the_learning_rate_follows_one_cycle(trained):
@@ -121,18 +121,16 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_a
     script('train.py', *TINY, *settings, processes=2)
     assert results(run)['num_processes'] == 2 and results(run)['num_images'] == 99
     # Both processes measured the weights that the first one saved, BatchNorm's statistics included.
-    assert measure(run, 99, processes=1)['measures'] == pytest.approx(results(run)['measures'], abs=1e-6)
+    assert measure(run, 99, processes=1)['metrics'] == pytest.approx(results(run)['metrics'], abs=1e-6)
 
     one = measure(trained, 33, processes=1)
     for processes in (2, 3):
         several = measure(trained, 33, processes)
         assert (one['num_processes'], several['num_processes']) == (1, processes)
-        assert (
-            one['num_images'] == several['num_images'] == 33
-        )  # 2 and 3 processes repeat pictures to fill their batches
-        same = ('measures', 'top', 'mAP_by_size', 'labels', 'num_labels_counted')
+        assert one['num_images'] == several['num_images'] == 33  # 2 and 3 processes repeat images to fill their batches
+        same = ('metrics', 'top', 'mAP_by_size', 'labels', 'num_labels_counted')
         assert {key: several[key] for key in same} == {key: one[key] for key in same}
-    assert one['measures'] == pytest.approx(results(trained)['measures'], abs=1e-6)
+    assert one['metrics'] == pytest.approx(results(trained)['metrics'], abs=1e-6)
 
 
 @pytest.mark.parametrize('case', ['celeba', pytest.param('blank', marks=pytest.mark.slow)])
@@ -315,7 +313,7 @@ PHOTOS += ['--optim.batch_size=4', '--optim.epochs=2', '--data.workers=1']
 
 def test_unreadable_training_photos_are_named_and_too_many_end_the_run_in_one_line(script, photos):
     """The error of a policy `error` comes from a loader's worker, whose traceback PyTorch puts into the message."""
-    reason = f'{photos}/train2014/7.jpg: cannot be read as a picture (not a picture that Pillow can read).'
+    reason = f'{photos}/train2014/7.jpg: cannot be read as an image (not an image that Pillow can read).'
     arguments = [*PHOTOS, f'--data.root={photos}', f'--output={photos / "run"}']
     result = script('train.py', *arguments, '--data.unreadable=error', check=False)
     assert result.returncode == 2 and 'Traceback' not in result.stderr
@@ -323,7 +321,7 @@ def test_unreadable_training_photos_are_named_and_too_many_end_the_run_in_one_li
 
     result = script('train.py', *arguments, check=False)  # skip, but 1 of 8 is over 1 %
     assert result.returncode == 2 and f'skipped {reason}' in result.stderr
-    assert '1 training pictures cannot be read, over 1% of them (0); the last' in result.stderr.splitlines()[-1]
+    assert '1 training images cannot be read, over 1% of them (0); the last' in result.stderr.splitlines()[-1]
 
 
 def test_a_photo_that_cannot_be_read_ends_an_evaluation(script, trained, photos):
@@ -332,7 +330,7 @@ def test_a_photo_that_cannot_be_read_ends_an_evaluation(script, trained, photos)
     (photos / 'test.csv').write_text(table.replace('|', ','))
     arguments = ['--data.name=table', f'--data.root={photos}', '--data.split=test', f'--model=local-dir:{trained}']
     result = script('evaluate.py', *arguments, f'--data.label_names={json.dumps(scenes)}', check=False)
-    assert result.returncode == 2 and '7.jpg: cannot be read as a picture' in result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and '7.jpg: cannot be read as an image' in result.stderr.splitlines()[-1]
 
 
 def test_thresholds_are_stored_with_the_model_and_used(script, trained, tmp_path):
@@ -341,7 +339,7 @@ def test_thresholds_are_stored_with_the_model_and_used(script, trained, tmp_path
     assert stored == run['thresholds'] and len(stored['per_class']) == 12 and stored['num_images'] == 33
     assert stored['data'] == {'name': 'scenes', 'split': 'validation'} and stored['folds'] == 5
     # The default of 0.5 chooses nothing, so its figures out of fold are those of the run.
-    assert stored['out_of_fold']['default']['OF1'] == pytest.approx(run['measures']['OF1'], abs=1e-9)
+    assert stored['out_of_fold']['default']['OF1'] == pytest.approx(run['metrics']['OF1'], abs=1e-9)
     model = hub.load(f'local-dir:{trained}')
     assert model.thresholds == stored['per_class']
 
@@ -352,7 +350,7 @@ def test_thresholds_are_stored_with_the_model_and_used(script, trained, tmp_path
     measured = json.loads(output.read_text())
     assert measured['definitions']['threshold'] == stored['per_class'] and measured['definitions']['mAP'] == 'voc11'
     low, high = measured['mAP_interval_95']
-    assert low < measured['measures']['mAP'] < high
+    assert low < measured['metrics']['mAP'] < high
     fitted = json.loads((folder / 'config.json').read_text())['thresholds']
     assert fitted == measured['thresholds'] and fitted['num_images'] == 40
     assert hub.load(f'local-dir:{folder}').thresholds == fitted['per_class']
@@ -395,7 +393,7 @@ def test_the_training_transforms_travel_with_the_model(script, trained, tmp_path
 
 @pytest.fixture
 def shards(tmp_path):
-    """A data set of four Parquet files with the pictures in them, as it lies on the Hub."""
+    """A data set of four Parquet files with the images in them, as it lies on the Hub."""
     (tmp_path / 'data').mkdir()
     for split, count in (('train', 4), ('validation', 1)):
         for shard in range(count):
@@ -435,7 +433,7 @@ def test_128_real_photos_are_memorised(script, coco_root, tmp_path):
     config = ROOT / 'train' / 'configs' / 'memorise.yaml'
     script('train.py', f'--config={config}', f'--data.root={coco_root}', f'--output={tmp_path}')
     run = results(tmp_path)
-    assert run['num_images'] == 128 and run['measures']['mAP'] > 95
+    assert run['num_images'] == 128 and run['metrics']['mAP'] > 95
 
 
 @pytest.mark.slow
@@ -443,4 +441,4 @@ def test_the_demo_reaches_90(script, tmp_path):
     start = time.time()
     script('train.py', f'--output={tmp_path}')
     run = results(tmp_path)
-    assert run['num_images'] >= 500 and run['measures']['mAP'] >= 90, time.time() - start
+    assert run['num_images'] >= 500 and run['metrics']['mAP'] >= 90, time.time() - start

@@ -53,7 +53,7 @@ MAX_PHOTOS = 256  # that `data` takes from a folder
 CHUNK = 16  # photos in one measurement of `data`
 NUM_CLASSES = 80  # of `annotations`
 RESULTS = Path(__file__).parents[2] / 'hub_cards' / 'results'
-PICTURE_BYTES = 13e9 / 82783  # "83K/13GB", https://cocodataset.org/#download
+IMAGE_BYTES = 13e9 / 82783  # "83K/13GB", https://cocodataset.org/#download
 MODELS = ['resnet101', 'msff_resnet101', 'q2l_resnet101', 'mldecoder_resnet101']  # of `model`
 EVERY_OPERATION = 'rand-m9-n2-p1-mstd0.5'
 IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225), 'interpolation': 'bilinear'}
@@ -153,7 +153,7 @@ class Parser(argparse.ArgumentParser):
 def main() -> None:
     parser = Parser(description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest='command', required=True)
-    data = commands.add_parser('data', help='pictures per second of the training transform', allow_abbrev=False)
+    data = commands.add_parser('data', help='images per second of the training transform', allow_abbrev=False)
     data.add_argument('--root', type=Path, required=True, help='folder with photos, subfolders included')
     data.add_argument('--image_size', type=int, default=448, help='side of the result in pixels')
     data.add_argument('--seconds', type=float, default=60, help='measured for at least that long')
@@ -163,7 +163,7 @@ def main() -> None:
     annotations.add_argument('--num_boxes', type=int, default=604907, help="COCO 2014's by default")
     annotations.set_defaults(run=benchmark_annotations)
     metrics = commands.add_parser('metrics', help='msff_timm.metrics.evaluate', allow_abbrev=False)
-    metrics.add_argument('--shapes', nargs='+', default=['40137x80', '100000x1000'], help='pictures x labels')
+    metrics.add_argument('--shapes', nargs='+', default=['40137x80', '100000x1000'], help='images x labels')
     metrics.set_defaults(run=benchmark_metrics)
     train = commands.add_parser('train', help='training of a recipe, all its settings included', allow_abbrev=False)
     train.add_argument('--steps', type=int, default=10, help='that are measured of each loop')
@@ -174,9 +174,9 @@ def main() -> None:
     load.set_defaults(run=benchmark_load)
     model = commands.add_parser('model', help='models beside each other in turns', allow_abbrev=False)
     model.add_argument('--models', nargs='+', default=MODELS, help='registered names, the first is the reference')
-    model.add_argument('--image_size', type=int, default=448, help='side of the pictures in pixels')
+    model.add_argument('--image_size', type=int, default=448, help='side of the images in pixels')
     model.add_argument('--num_classes', type=int, default=80, help='labels')
-    model.add_argument('--batch_sizes', type=int, nargs='+', default=[2], help='pictures at once')
+    model.add_argument('--batch_sizes', type=int, nargs='+', default=[2], help='images at once')
     for name, choices in (('dtypes', DTYPES), ('formats', FORMATS), ('modes', MODES), ('passes', PASSES)):
         model.add_argument(f'--{name}', nargs='+', choices=tuple(choices), default=[next(iter(choices))])
     model.add_argument('--turns', type=int, default=15, help='that each model is measured in each case')
@@ -184,18 +184,18 @@ def main() -> None:
     model.set_defaults(run=benchmark_model)
     labels = commands.add_parser('labels', help='inference of one photo with many labels', allow_abbrev=False)
     labels.add_argument('--model', default='msff_resnet101', help='registered name')
-    labels.add_argument('--image_size', type=int, default=448, help='side of the picture in pixels')
+    labels.add_argument('--image_size', type=int, default=448, help='side of the image in pixels')
     labels.add_argument('--num_classes', type=int, nargs='+', default=[80, 1000, 9600], help='numbers of labels')
     labels.add_argument('--max_queries', type=int, default=100, help='of the model, beside one for each label')
     labels.add_argument('--turns', type=int, default=9, help='that each is measured')
     labels.set_defaults(run=benchmark_labels)
     many = commands.add_parser('scale', help='training at many devices, simulated', allow_abbrev=False)
     many.add_argument('--model', default='msff_resnet101', help='registered name')
-    many.add_argument('--image_size', type=int, default=448, help='side of the pictures in pixels')
+    many.add_argument('--image_size', type=int, default=448, help='side of the images in pixels')
     many.add_argument('--num_classes', type=int, default=80, help='labels')
     one_device = many.add_mutually_exclusive_group(required=True)
     one_device.add_argument('--step', type=Path, help='JSON of `model` or `train`: the speed of one device')
-    one_device.add_argument('--pictures_per_second', type=float, help='of training on one device, an assumption')
+    one_device.add_argument('--images_per_second', type=float, help='of training on one device, an assumption')
     many.add_argument('--batch_size', type=int, help="that a device takes at once; the file's, or 16")
     many.add_argument('--devices', type=int, nargs='+', default=[8, 64, 512], help='in all')
     many.add_argument('--per_node', type=int, default=8, help='devices of a node')
@@ -211,8 +211,8 @@ def main() -> None:
     many.add_argument('--latency_between', type=float, default=10, help='microseconds of a message, an assumption')
     many.add_argument('--data', type=Path, default=RESULTS / 'benchmark_data.json', help='JSON of `data`')
     many.add_argument('--cores_per_node', type=int, default=112, help="CPU cores: a DGX H100's")
-    many.add_argument('--picture_bytes', type=float, default=PICTURE_BYTES, help="mean of a file, COCO train2014's")
-    many.add_argument('--num_pictures', type=int, default=82783, help="of an epoch, COCO train2014's")
+    many.add_argument('--image_bytes', type=float, default=IMAGE_BYTES, help="mean of a file, COCO train2014's")
+    many.add_argument('--num_images', type=int, default=82783, help="of an epoch, COCO train2014's")
     many.set_defaults(run=benchmark_scale)
     for command in (data, annotations, metrics, train, load, model, labels, many):
         command.add_argument('--output', type=Path, help='JSON file for the results')
@@ -234,7 +234,7 @@ def main() -> None:
 
 
 def benchmark_data(arguments: argparse.Namespace) -> dict:
-    """Measures pictures per second of one core, from a file to a tensor, ours beside plain torchvision.
+    """Measures images per second of one core, from a file to a tensor, ours beside plain torchvision.
 
     Plain is PIL's decoding, torchvision's `Resize`, `RandAugment()`, `ToTensor` and `Normalize`, and Cutout's hole in
     the tensor. Ours is what training does, with two strings of RandAugment:
@@ -246,7 +246,7 @@ def benchmark_data(arguments: argparse.Namespace) -> dict:
     15 hold `Invert` and `SolarizeAdd` instead; magnitude 9 is of 30 at torchvision and of 10 at timm, so timm's move
     and change more, which costs no time; and timm varies the magnitude.
 
-    Part of what plain loses goes to glibc, which gives the memory of a large picture back to the system and asks for it
+    Part of what plain loses goes to glibc, which gives the memory of a large image back to the system and asks for it
     again at the next: MALLOC_MMAP_THRESHOLD_=1000000000 MALLOC_TRIM_THRESHOLD_=1000000000 in the environment leave
     the difference in work.
     """
@@ -283,14 +283,14 @@ def benchmark_data(arguments: argparse.Namespace) -> dict:
     ratios = {name: np.divide(rates[name], rates['plain']) for name in ('every_operation', 'default')}
     print(f'{len(photos)} photos at {size} x {size}, one core, {chunk} turns:')
     for name in pipelines:
-        print(f'{name:16} {np.median(rates[name]):8.1f} pictures/s')
+        print(f'{name:16} {np.median(rates[name]):8.1f} images/s')
     for name, ratio in ratios.items():
         low, median, high = np.percentile(ratio, (10, 50, 90))
         print(f'{name:16} {median:8.3f} times plain (80% of the turns from {low:.3f} to {high:.3f})')
     return {
         'num_photos': len(photos),
         'image_size': size,
-        'pictures_per_second': {name: float(np.median(values)) for name, values in rates.items()},
+        'images_per_second': {name: float(np.median(values)) for name, values in rates.items()},
         'ratio': {name: float(np.median(values)) for name, values in ratios.items()},
         'ratio_10_to_90_percent': {name: np.percentile(v, (10, 90)).tolist() for name, v in ratios.items()},
         'turns': rates,
@@ -340,7 +340,7 @@ def benchmark_annotations(arguments: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         file = write_annotations(Path(folder), arguments.num_images, arguments.num_boxes)
         mib = file.stat().st_size / 2**20
-        print(f'{arguments.num_images} pictures, {arguments.num_boxes} boxes, {mib:.0f} MiB of JSON:')
+        print(f'{arguments.num_images} images, {arguments.num_boxes} boxes, {mib:.0f} MiB of JSON:')
         environment = {'HF_DATASETS_CACHE': str(Path(folder, 'cache'))}
         times = {turn: in_subprocess(LOAD, folder, **environment) for turn in ('first', 'second')}
     for turn, measured in times.items():
@@ -352,7 +352,7 @@ def benchmark_annotations(arguments: argparse.Namespace) -> dict:
 
 
 def write_annotations(root: Path, num_images: int, num_boxes: int) -> Path:
-    """Writes made-up annotations with every key of COCO's, and empty files for the pictures."""
+    """Writes made-up annotations with every key of COCO's, and empty files for the images."""
     generator = np.random.default_rng(0)
     (root / 'annotations').mkdir()
     (root / 'train2014').mkdir()
@@ -383,10 +383,10 @@ def write_annotations(root: Path, num_images: int, num_boxes: int) -> Path:
 
 
 def benchmark_metrics(arguments: argparse.Namespace) -> dict:
-    """Measures `msff_timm.metrics.evaluate` on scores of chance, with three labels a picture."""
+    """Measures `msff_timm.metrics.evaluate` on scores of chance, with three labels an image."""
     for shape in arguments.shapes:
         if [size.isdecimal() and int(size) > 0 for size in shape.split('x')] != [True, True]:
-            raise InputError(f'--shapes has {shape!r}: must be pictures x labels, 40137x80 say.')
+            raise InputError(f'--shapes has {shape!r}: must be images x labels, 40137x80 say.')
     measured = {}
     for shape in arguments.shapes:
         measured[shape] = in_subprocess(EVALUATE, shape)
@@ -448,11 +448,11 @@ def benchmark_train(arguments: argparse.Namespace) -> dict:
     overhead = float(np.median(np.divide(seconds['fed'], seconds['bare']))) - 1
     size = config.optim.batch_size
     accelerator.print(
-        f'{config.model.name}, {config.data.image_size} x {config.data.image_size}, {size} pictures a step in'
+        f'{config.model.name}, {config.data.image_size} x {config.data.image_size}, {size} images a step in'
         f' {accelerator.num_processes} process(es) on {accelerator.device.type}, {accelerator.mixed_precision}:'
     )
     for name in loops:
-        accelerator.print(f'{name:5} {size / median[name]:9.2f} pictures/s')
+        accelerator.print(f'{name:5} {size / median[name]:9.2f} images/s')
     accelerator.print(
         f'waiting for data {share:.1%} of a step, the loop {overhead:+.1%} over the bare one,'
         f' {flops / median["bare"] / 1e12:.3f} TFLOP/s in each process, peak {peak_memory(accelerator) / 1e9:.1f} GB'
@@ -466,7 +466,7 @@ def benchmark_train(arguments: argparse.Namespace) -> dict:
         'device': accelerator.device.type,
         'mixed_precision': accelerator.mixed_precision,
         'compile': config.model.compile,
-        'pictures_per_second': {name: size / value for name, value in median.items()},
+        'images_per_second': {name: size / value for name, value in median.items()},
         'waiting_share': share,
         'overhead': overhead,
         'flops_per_step': flops,
@@ -636,22 +636,22 @@ def benchmark_scale(arguments: argparse.Namespace) -> dict:
     if not timm.is_model(arguments.model):
         raise unknown('--model', arguments.model, hub.list_models())
     at_least(arguments, image_size=32, num_classes=1, batch_size=1, devices=1, per_node=1, cores_per_node=1)
-    at_least(arguments, num_pictures=1, latency_within=0, latency_between=0)
-    above_0(arguments, 'pictures_per_second', 'within', 'between', 'picture_bytes')
+    at_least(arguments, num_images=1, latency_within=0, latency_between=0)
+    above_0(arguments, 'images_per_second', 'within', 'between', 'image_bytes')
     for devices in arguments.devices:
         if devices > arguments.per_node and devices % arguments.per_node:
             raise InputError(f'--devices is {devices}: must be whole nodes of {arguments.per_node}, or fit into one.')
     if arguments.step:
         step = scale.read_step(arguments.step, arguments.model, arguments.image_size)
     else:
-        step = scale.Step(16, arguments.pictures_per_second, 'an assumption, not measured')
+        step = scale.Step(16, arguments.images_per_second, 'an assumption, not measured')
     step = replace(step, batch_size=arguments.batch_size or step.batch_size)
     core_rate = read_core_rate(arguments.data, arguments.image_size)
 
     with torch.device('meta'):
         model = timm.create_model(arguments.model, num_classes=arguments.num_classes).train()
-        pictures = torch.empty(step.batch_size, 3, arguments.image_size, arguments.image_size)
-    gradients, forward_share = scale.arrivals(model, pictures)
+        images = torch.empty(step.batch_size, 3, arguments.image_size, arguments.image_size)
+    gradients, forward_share = scale.arrivals(model, images)
     buckets = scale.make_buckets(gradients)
     num_bytes = sum(gradient.num_bytes for gradient in gradients)
     buffer_bytes = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
@@ -676,17 +676,17 @@ def benchmark_scale(arguments: argparse.Namespace) -> dict:
         clusters,
         core_rate,
         arguments.cores_per_node,
-        arguments.picture_bytes,
-        arguments.num_pictures,
+        arguments.image_bytes,
+        arguments.num_images,
     )
     print(
         f'{arguments.model}: {num_bytes / 1e6:.1f} MB of gradients in {len(buckets)} buckets, {buffer_bytes / 1e6:.2f}'
         f' MB of buffers, {forward_share:.0%} of the FLOPs forward.\n'
-        f'One device: a step of {step.batch_size} pictures in {step.seconds:.3f} s, {step.pictures_per_second:.4g}'
-        f' pictures/s ({step.source}).\n'
-        f'One CPU core: {core_rate:.1f} pictures/s ({arguments.data.name}).\n'
+        f'One device: a step of {step.batch_size} images in {step.seconds:.3f} s, {step.images_per_second:.4g}'
+        f' images/s ({step.source}).\n'
+        f'One CPU core: {core_rate:.1f} images/s ({arguments.data.name}).\n'
     )
-    print('\n'.join(scale.lines(rows, arguments.num_pictures)))
+    print('\n'.join(scale.lines(rows, arguments.num_images)))
     return {
         'model': arguments.model,
         'image_size': arguments.image_size,
@@ -696,23 +696,23 @@ def benchmark_scale(arguments: argparse.Namespace) -> dict:
         'gradient_bytes': num_bytes,
         'buffer_bytes': buffer_bytes,
         'buckets': [asdict(bucket) for bucket in buckets],
-        'core_pictures_per_second': core_rate,
+        'core_images_per_second': core_rate,
         'cores_per_node': arguments.cores_per_node,
-        'picture_bytes': arguments.picture_bytes,
-        'num_pictures': arguments.num_pictures,
+        'image_bytes': arguments.image_bytes,
+        'num_images': arguments.num_images,
         'rows': rows,
     }
 
 
 def read_core_rate(path: Path, image_size: int) -> float:
-    """Reads the pictures per second of one core that `data` measured of training's own transform.
+    """Reads the images per second of one core that `data` measured of training's own transform.
 
     Raises:
-        InputError: The file is not of `data`, or of another size of pictures.
+        InputError: The file is not of `data`, or of another size of images.
     """
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
-        rate, measured_at = found['pictures_per_second']['default'], found['image_size']
+        rate, measured_at = found['images_per_second']['default'], found['image_size']
     except FileNotFoundError:
         raise InputError(f'--data is {path}: there is no such file.') from None
     except (OSError, ValueError, KeyError, TypeError) as e:

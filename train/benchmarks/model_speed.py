@@ -46,11 +46,11 @@ class Case:
     """What all models of a comparison do alike.
 
     Attributes:
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the images in pixels.
         num_classes: Labels.
-        batch_size: Pictures at once.
+        batch_size: Images at once.
         dtype: float32, or bfloat16 by autocast, as training has it: weights and loss stay in float32.
-        format: channels_last or contiguous, of weights and pictures.
+        format: channels_last or contiguous, of weights and images.
         mode: eager or compiled.
         kind: forward, in evaluation mode without gradients; or train, a whole step: the model in training mode,
             asymmetric loss on random targets, backward, AdamW.
@@ -98,7 +98,7 @@ def measure_case(case: Case, models: Sequence[str], turns: int, profiled: bool) 
 
     Returns:
         The case, `reference`, `ours` (or None), `turns` (the seconds of each model) and `rows`; for each model `model`
-        and `error`, or `seconds` (median), `pictures_per_second`, `flops` of the pass, `flops_per_second`,
+        and `error`, or `seconds` (median), `images_per_second`, `flops` of the pass, `flops_per_second`,
         `time_to_reference` and `time_of_ours` (to its own; both as `speed.median_interval` gives them),
         `flops_per_second_to_reference`, and on a GPU `peak_bytes` and `share_of_peak`.
     """
@@ -141,7 +141,7 @@ def measure_case(case: Case, models: Sequence[str], turns: int, profiled: bool) 
     peak = PEAKS.get(torch.cuda.get_device_name()) if device.type == 'cuda' and case.dtype == 'bfloat16' else None
     for number, (row, seconds) in enumerate(zip(measured, timing.seconds, strict=True)):
         rate = row['flops'] / seconds
-        row |= {'seconds': seconds, 'pictures_per_second': case.batch_size / seconds, 'flops_per_second': rate}
+        row |= {'seconds': seconds, 'images_per_second': case.batch_size / seconds, 'flops_per_second': rate}
         if models[0] in names:
             row['time_to_reference'] = timing.compare(number, 0)
             row['flops_per_second_to_reference'] = rate / measured[0]['flops_per_second']
@@ -162,8 +162,8 @@ def make_pass(name: str, case: Case, device: torch.device) -> Callable[[], objec
     """Makes a model with weights that are drawn, and what is called to have it do the pass of a case."""
     torch.manual_seed(0)
     model = hub.create(name, num_classes=case.num_classes).to(device, memory_format=FORMATS[case.format])
-    pictures = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
-    pictures = pictures.to(memory_format=FORMATS[case.format])
+    images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
+    images = images.to(memory_format=FORMATS[case.format])
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=case.dtype == 'bfloat16')
     model.train(case.kind == 'train')
     called = torch.compile(model) if case.mode == 'compiled' else model
@@ -171,7 +171,7 @@ def make_pass(name: str, case: Case, device: torch.device) -> Callable[[], objec
 
         def forward() -> torch.Tensor:
             with torch.inference_mode(), autocast():
-                return called(pictures)
+                return called(images)
 
         return forward
 
@@ -184,7 +184,7 @@ def make_pass(name: str, case: Case, device: torch.device) -> Callable[[], objec
 
     def train() -> None:
         with autocast():
-            logits = called(pictures)
+            logits = called(images)
         loss_fn(logits.float(), targets).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -199,11 +199,11 @@ def count_flops(name: str, case: Case) -> int:
     """
     with torch.device('meta'):
         model = timm.create_model(name, num_classes=case.num_classes).train(case.kind == 'train')
-        pictures = torch.empty(case.batch_size, 3, case.image_size, case.image_size)
+        images = torch.empty(case.batch_size, 3, case.image_size, case.image_size)
     is_forward = case.kind == 'forward'
     model.requires_grad_(not is_forward)  # the counter would follow gradients even in inference mode
     with torch.inference_mode(is_forward), FlopCounterMode(display=False) as counter:
-        logits = model(pictures)
+        logits = model(images)
         if not is_forward:
             logits.sum().backward()
     return counter.get_total_flops()
@@ -241,7 +241,7 @@ def lines(found: dict) -> list[str]:
     """Shows what `measure_case` gives as a table in Markdown, with the reasons and the profiles below."""
     reference, ours = found['reference'], found['ours']
     is_gpu = any('peak_bytes' in row for row in found['rows'])
-    head = ['model', 'ms', 'pictures/s', f"time / {reference}'s", f"{ours}'s time / its", 'GFLOP', 'GFLOP/s']
+    head = ['model', 'ms', 'images/s', f"time / {reference}'s", f"{ours}'s time / its", 'GFLOP', 'GFLOP/s']
     head.append(f"of {reference}'s FLOP/s")
     head += ['of the peak', 'peak memory'] if is_gpu else []
     table, below = [], []
@@ -252,7 +252,7 @@ def lines(found: dict) -> list[str]:
         cells = [
             row['model'],
             f'{1000 * row["seconds"]:.4g}',
-            f'{row["pictures_per_second"]:.4g}',
+            f'{row["images_per_second"]:.4g}',
             with_interval(row.get('time_to_reference')),
             with_interval(row.get('time_of_ours')),
             f'{row["flops"] / 1e9:.4g}',

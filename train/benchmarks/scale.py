@@ -99,33 +99,33 @@ class Step:
     """A training step of one device alone.
 
     Attributes:
-        batch_size: Pictures in it.
-        pictures_per_second: Of it.
+        batch_size: Images in it.
+        images_per_second: Of it.
         source: Where that is from.
     """
 
     batch_size: int
-    pictures_per_second: float
+    images_per_second: float
     source: str
 
     @property
     def seconds(self) -> float:
-        return self.batch_size / self.pictures_per_second
+        return self.batch_size / self.images_per_second
 
 
-def arrivals(model: nn.Module, pictures: torch.Tensor) -> tuple[list[Gradient], float]:
+def arrivals(model: nn.Module, images: torch.Tensor) -> tuple[list[Gradient], float]:
     """Finds in which order the gradients become whole, and when, as if time passed with the FLOPs that are counted.
 
     Args:
         model: On the meta device, where nothing is computed.
-        pictures: (B, C, H, W), there too.
+        images: (B, C, H, W), there too.
 
     Returns:
         The gradients in that order, and the forward pass's share of the FLOPs of both passes.
     """
     arrived = []
     with FlopCounterMode(display=False) as counter:
-        result = model(pictures)
+        result = model(images)
         forward = counter.get_total_flops()
         hooks = [
             parameter.register_post_accumulate_grad_hook(
@@ -217,14 +217,14 @@ def read_step(path: Path, model: str, image_size: int) -> Step:
         of = f'{path.name}, {found["device"]} ({found["machine"]["cpu"]})'
         if found['command'] == 'train':
             processes = found['num_processes']
-            rate = found['pictures_per_second']['fed'] / processes
+            rate = found['images_per_second']['fed'] / processes
             step = Step(found['batch_size'] // processes, rate, f'{of}, mixed precision: {found["mixed_precision"]}')
             steps = [step] if (found['model'], found['image_size']) == (model, image_size) else []
         else:
             steps = [
                 Step(
                     case['batch_size'],
-                    row['pictures_per_second'],
+                    row['images_per_second'],
                     f'{of}, {case["dtype"]}, {case["format"]}, {case["mode"]}',
                 )
                 for case in found['cases']
@@ -238,7 +238,7 @@ def read_step(path: Path, model: str, image_size: int) -> Step:
         raise InputError(f'--step is {path}: was not written by benchmark.py model or train ({e!r}).') from None
     if not steps:
         raise InputError(f'--step is {path}: holds no training step of {model} at {image_size} pixels.')
-    return max(steps, key=lambda step: step.pictures_per_second)
+    return max(steps, key=lambda step: step.images_per_second)
 
 
 def predict(
@@ -249,10 +249,10 @@ def predict(
     clusters: Sequence[Cluster],
     core_rate: float,
     cores_per_node: int,
-    picture_bytes: float,
-    num_pictures: int,
+    image_bytes: float,
+    num_images: int,
 ) -> list[dict]:
-    """Predicts training on clusters, each device with the pictures of one step alone.
+    """Predicts training on clusters, each device with the images of one step alone.
 
     Args:
         gradients: What `arrivals` gives.
@@ -260,16 +260,16 @@ def predict(
         buffer_bytes: BatchNorm's statistics, which the first process gives to all before each step.
         step: Of one device; its time is the two passes', in proportion to their FLOPs.
         clusters: What to predict for.
-        core_rate: Pictures/s that one CPU core loads and transforms.
+        core_rate: Images/s that one CPU core loads and transforms.
         cores_per_node: CPU cores of a node.
-        picture_bytes: Mean size of a picture's file.
-        num_pictures: Of an epoch.
+        image_bytes: Mean size of an image's file.
+        num_images: Of an epoch.
 
     Returns:
         For each cluster its own values and: `all_reduce_seconds` and `exposed_seconds`, by `ring` and `hierarchical`
         (exposed: with the broadcast and the small sums, what a step takes longer than alone), `efficiency` with the
-        better one, `pictures_per_second` in all; `passes`, how many have to be accumulated for 0.95; of loading
-        `needed_pictures_per_second` for each node, `needed_cores` for each node, `workers` of each process,
+        better one, `images_per_second` in all; `passes`, how many have to be accumulated for 0.95; of loading
+        `needed_images_per_second` for each node, `needed_cores` for each node, `workers` of each process,
         `node_bytes_per_second`, `shards`, the least number that gives each worker one; `global_batch`,
         `steps_per_epoch`; and `limits`, of: loading, communication, steps, or else computing.
     """
@@ -288,9 +288,9 @@ def predict(
         lost = min(lost_by.values())
         efficiency = step.seconds / (step.seconds + lost)
         per_node = min(cluster.devices, cluster.per_node)
-        needed = per_node * step.pictures_per_second
-        workers = math.ceil(step.pictures_per_second / core_rate)
-        steps = num_pictures // (cluster.devices * step.batch_size)
+        needed = per_node * step.images_per_second
+        workers = math.ceil(step.images_per_second / core_rate)
+        steps = num_images // (cluster.devices * step.batch_size)
         limits = [
             *(['loading'] if cores_per_node * core_rate < needed * efficiency else []),
             *(['communication'] if efficiency < LIMITING else []),
@@ -304,12 +304,12 @@ def predict(
                 'all_reduce_seconds': seconds,
                 'exposed_seconds': lost_by,
                 'efficiency': efficiency,
-                'pictures_per_second': cluster.devices * step.pictures_per_second * efficiency,
+                'images_per_second': cluster.devices * step.images_per_second * efficiency,
                 'passes': max(1, math.ceil(lost / step.seconds * EFFICIENT / (1 - EFFICIENT))),
-                'needed_pictures_per_second': needed,
+                'needed_images_per_second': needed,
                 'needed_cores': needed / core_rate,
                 'workers': workers,
-                'node_bytes_per_second': needed * picture_bytes,
+                'node_bytes_per_second': needed * image_bytes,
                 'shards': cluster.devices * workers,
                 'global_batch': cluster.devices * step.batch_size,
                 'steps_per_epoch': steps,
@@ -319,34 +319,34 @@ def predict(
     return rows
 
 
-def lines(rows: Sequence[dict], num_pictures: int) -> list[str]:
+def lines(rows: Sequence[dict], num_images: int) -> list[str]:
     """Shows what `predict` gives as two tables in Markdown: of communication, and of loading and steps."""
     head = ['devices', 'node to node', 'all-reduce: ring', 'hierarchical', 'exposed: ring', 'hierarchical']
-    head += ['efficiency', 'pictures/s', 'passes for 95 %', 'limits']
+    head += ['efficiency', 'images/s', 'passes for 95 %', 'limits']
     communication = [
         [
             str(row['devices']),
             f'{8 * row["between"] / 1e9:g} Gb/s' if row['nodes'] > 1 else 'one node',
             *(f'{1000 * row[key][name]:.1f} ms' for key in ('all_reduce_seconds', 'exposed_seconds') for name in BOTH),
             f'{row["efficiency"]:.1%}',
-            large(row['pictures_per_second']),
+            large(row['images_per_second']),
             str(row['passes']),
             ', '.join(row['limits']),
         ]
         for row in rows
     ]
-    loading_head = ['devices', 'pictures/s a node', 'cores a node', 'workers a process', 'MB/s a node', 'MB/s in all']
-    loading_head += ['shards', 'pictures a shard', 'pictures a step', 'steps an epoch']
+    loading_head = ['devices', 'images/s a node', 'cores a node', 'workers a process', 'MB/s a node', 'MB/s in all']
+    loading_head += ['shards', 'images a shard', 'images a step', 'steps an epoch']
     loading = {
         row['devices']: [
             str(row['devices']),
-            large(row['needed_pictures_per_second']),
+            large(row['needed_images_per_second']),
             f'{row["needed_cores"]:.1f}',
             str(row['workers']),
             large(row['node_bytes_per_second'] / 1e6),
             large(row['nodes'] * row['node_bytes_per_second'] / 1e6),
             f'{row["shards"]:,}',
-            f'{num_pictures / row["shards"]:,.0f}',
+            f'{num_images / row["shards"]:,.0f}',
             f'{row["global_batch"]:,}',
             f'{row["steps_per_epoch"]:,}',
         ]

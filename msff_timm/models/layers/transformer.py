@@ -38,7 +38,7 @@ class MultiHeadAttention(nn.Module):
         Scales that lie one after another are projected at once, and a query that all have in common is projected once.
 
         Args:
-            query: (B, N, d), or (1, N, d) where all pictures have it in common.
+            query: (B, N, d), or (1, N, d) where all images have it in common.
             memory: (B, L, d).
             query_lengths: Parts of N, one for each scale; a single one is the query of every scale.
             memory_lengths: Parts of L, one for each scale; None where there is but one.
@@ -127,7 +127,7 @@ class TransformerLayer(nn.Module):
         if self.self_attn is not None and self.norm0 is not None:
             query = self.norm0(query + self.drop(self.self_attn(query, query, query_lengths, query_lengths)))
         update = self.drop(self.attn(query, memory, query_lengths, memory_lengths))
-        # A query that pictures or scales have in common is added to what each of them makes of it.
+        # A query that images or scales have in common is added to what each of them makes of it.
         query = (query.unsqueeze(1) + update.unflatten(1, (-1, query.shape[1]))).flatten(1, 2)
         query = self.norm1(query)
         return self.norm2(query + self.drop(self.ffn(query)))
@@ -180,7 +180,7 @@ class RegionSelection(nn.Module):
     def __init__(self, depth: int, num_branches: int = 1, self_attn: Sequence[bool] = (), **layer_args):
         super().__init__()
         self.grad_checkpointing = False
-        # Self-attention in the first layer depends on the labels alone, but dropout in it is each picture's own.
+        # Self-attention in the first layer depends on the labels alone, but dropout in it is each image's own.
         self.drops_labels = bool(self_attn and self_attn[0])
         self.branches = nn.ModuleList(
             nn.ModuleList(TransformerLayer(self_attn=own, **layer_args) for own in self_attn or depth * [False])
@@ -189,7 +189,7 @@ class RegionSelection(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Lets the first attention bring the picture to the labels: the features would else hold labels only."""
+        """Lets the first attention bring the image to the labels: the features would else hold labels only."""
         for layers in self.branches:
             nn.init.xavier_uniform_(layers[0].attn.proj.weight)
 

@@ -15,7 +15,7 @@ from ..config import CONFIGS, AblateConfig, parse
 from ..engine import run_command
 from .speed import time_in_turns
 from .tables import Variant, read_paper
-from .variants import compare, make_models, make_pictures
+from .variants import compare, make_images, make_models
 
 INTERPOLATION = '6'  # the table that also tells how long each takes
 
@@ -51,9 +51,9 @@ def rows_of(table: str, model: str) -> tuple[list[Variant], dict]:
 def add_times(table: dict, variants: list[Variant], reference: str, config: AblateConfig) -> None:
     """Measures how long the scale attention takes with each interpolation, in turns, on maps of training's size."""
     models = make_models(variants, table['num_classes'])
-    pictures = make_pictures(models, table['recipe']['data']['image_size'], config.batch_size)
+    images = make_images(models, table['recipe']['data']['image_size'], config.batch_size)
     with torch.inference_mode():  # in float32
-        scales = models[0].projection(models[0].backbone(pictures))
+        scales = models[0].projection(models[0].backbone(images))
         loops = [partial(model.scale_attention, scales) for model in models]
         number = [variant.name for variant in variants].index(reference)
         timing = time_in_turns(loops, config.turns, number)

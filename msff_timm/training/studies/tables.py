@@ -1,4 +1,4 @@
-"""Tables of what was trained alike: measures over seeds with intervals, cost, pictures, the paper's figures beside."""
+"""Tables of what was trained alike: measures over seeds with intervals, cost, images, the paper's figures beside."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ PAPER_COLUMNS = {
     'million_parameters': ("the paper's parameters", '{:.1f} M'),
 }
 INTERVAL = ('mean', 'low', 'high')
-COST = ('num_parameters', 'gflops', 'pictures_per_second', 'time_ratio', 'train_peak_bytes')
+COST = ('num_parameters', 'gflops', 'images_per_second', 'time_ratio', 'train_peak_bytes')
 COST += ('scale_attention_ms', 'scale_attention_ratio')  # of Table 6
 CONFIDENCE = 0.95
 MARKERS = 'osD^vP*XhH<>'
@@ -105,7 +105,7 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
         what was measured on and with.
 
     Raises:
-        InputError: The runs were not measured on the same pictures in the same way.
+        InputError: The runs were not measured on the same images in the same way.
     """
     every = [run for _, runs in variants for run in runs]
     _check_alike(every)
@@ -174,7 +174,7 @@ def _measure(run: dict, key: str) -> float | None:
     if '_top' in key:
         return run['top'][key.partition('_')[0]]
     size = key.removeprefix('mAP_')
-    return run['mAP_by_size'][size] if size in SIZES else run['measures'][key]
+    return run['mAP_by_size'][size] if size in SIZES else run['metrics'][key]
 
 
 def _distinct(values: Sequence[object]) -> list:
@@ -190,11 +190,11 @@ def _check_alike(runs: Sequence[dict]) -> None:
     for run in runs:
         if basis_of(run) != basis_of(runs[0]):
             one, other = (found['config']['output'] for found in (runs[0], run))
-            raise InputError(f'{other}: was not measured on the same pictures, in the same way, as {one}.')
+            raise InputError(f'{other}: was not measured on the same images, in the same way, as {one}.')
 
 
 def write_table(table: dict, output: Path, name: str) -> None:
-    """Writes a table as `{name}.json`, `.csv` and `.md`, with pictures of accuracy over cost and of each label's AP."""
+    """Writes a table as `{name}.json`, `.csv` and `.md`, with images of accuracy over cost and of each label's AP."""
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_json(table, output / f'{name}.json')
@@ -209,7 +209,7 @@ def write_table(table: dict, output: Path, name: str) -> None:
         )
     except OSError as e:
         raise InputError(f'{output}: cannot be written to ({e.strerror or e}).') from None
-    print('\n'.join(['', *_main_table(table), f'Written to {output / name}.md, .csv, .json and two pictures.']))
+    print('\n'.join(['', *_main_table(table), f'Written to {output / name}.md, .csv, .json and two images.']))
 
 
 def _csv(table: dict) -> Iterator[str]:
@@ -319,7 +319,7 @@ def _main_table(table: dict) -> Iterator[str]:
     head = ['', 'mAP', 'difference', 'CF1', 'OF1', 'parameters']
     of_paper = [key for key in PAPER_COLUMNS if any(key in row['paper'] for row in rows)]
     timed = any('scale_attention_ms' in row for row in rows)
-    head += ['scale attention of a picture (float32)'] * timed
+    head += ['scale attention of an image (float32)'] * timed
     body = []
     for row in rows:
         figures = [spread(row, 'mAP'), difference(row, 'mAP'), spread(row, 'CF1'), spread(row, 'OF1')]
@@ -364,11 +364,11 @@ def _cost_table(table: dict) -> Iterator[str]:
     speed = table['speed']
     yield '## Cost'
     yield ''
-    told = 'GFLOPs are those of one picture; a multiplication and an addition are 2.'
+    told = 'GFLOPs are those of one image; a multiplication and an addition are 2.'
     if speed:
         threads = f', {speed["threads"]} thread(s)' if speed['threads'] else ''
         told += (
-            f' Inference: {speed["image_size"]} x {speed["image_size"]}, {speed["batch_size"]} pictures at once,'
+            f' Inference: {speed["image_size"]} x {speed["image_size"]}, {speed["batch_size"]} images at once,'
             f' {speed["dtype"]}, on {escape(speed["device"])}{threads}; medians of {speed["turns"]} turns in one'
             f' process, "time" relative to {escape(table["reference"])} in the same turn, with the range of 80 % of the'
             ' turns.'
@@ -380,10 +380,10 @@ def _cost_table(table: dict) -> Iterator[str]:
         timed = ['–', '–']
         if speed:
             low, high = row['time_ratio_10_to_90_percent']
-            timed = [f'{row["pictures_per_second"]:.1f}', f'{row["time_ratio"]:.2f} ({low:.2f} to {high:.2f})']
+            timed = [f'{row["images_per_second"]:.1f}', f'{row["time_ratio"]:.2f} ({low:.2f} to {high:.2f})']
         body.append([escape(row['name']), f'{row["num_parameters"]:,}', f'{row["gflops"]:.3g}', *timed])
         body[-1].append(f'{row["train_peak_bytes"] / 2**20:,.0f} MiB')
-    yield from markdown_table(['', 'parameters', 'GFLOPs', 'pictures/s', 'time', 'training memory'], body)
+    yield from markdown_table(['', 'parameters', 'GFLOPs', 'images/s', 'time', 'training memory'], body)
 
 
 def _paper_tables(table: dict) -> Iterator[str]:
@@ -436,11 +436,11 @@ def _in_columns(table: dict, row: dict, columns: Sequence[str]) -> Iterator[str]
 def _draw_cost(table: dict) -> Figure:
     """Draws mAP over what it costs, with the standard deviation over the seeds."""
     rows = table['rows']
-    panels = {'GFLOPs of a picture': [row['gflops'] for row in rows]}
+    panels = {'GFLOPs of an image': [row['gflops'] for row in rows]}
     panels['parameters in millions'] = [row['num_parameters'] / 1e6 for row in rows]
     if table['speed']:
-        title = f'ms for a picture ({table["speed"]["device"]}, {table["speed"]["batch_size"]} at once)'
-        panels[title] = [1000 / row['pictures_per_second'] for row in rows]
+        title = f'ms for an image ({table["speed"]["device"]}, {table["speed"]["batch_size"]} at once)'
+        panels[title] = [1000 / row['images_per_second'] for row in rows]
     figure = Figure((4.5 * len(panels), 4.2), layout='constrained')
     for number, (axes, (title, costs)) in enumerate(
         zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True)

@@ -28,7 +28,7 @@ __all__ = [
     'Run',
     'compare',
     'make_models',
-    'make_pictures',
+    'make_images',
     'measure_speed',
     'plan',
     'train_all',
@@ -75,7 +75,7 @@ class Run:
                 f'{self.output} holds a run of other settings: {"; ".join(different)}. Make these the same, choose'
                 ' another output, or remove that folder.'
             )
-        return found if 'raw_weights' in found else None  # which training measures last
+        return found if 'model_weights' in found else None  # which training measures last
 
 
 class Interrupted(Stopped):
@@ -93,7 +93,7 @@ def compare(
     title: str,
     more: Callable[[dict], None] | None = None,
 ) -> dict:
-    """Trains all variants that are not trained yet, and writes the table and its pictures.
+    """Trains all variants that are not trained yet, and writes the table and its images.
 
     Args:
         config: Settings.
@@ -245,11 +245,11 @@ def make_models(variants: Sequence[Variant], num_classes: int) -> list[nn.Module
     ]
 
 
-def make_pictures(models: Sequence[nn.Module], image_size: int, batch_size: int) -> torch.Tensor:
+def make_images(models: Sequence[nn.Module], image_size: int, batch_size: int) -> torch.Tensor:
     """Makes noise (B, 3, H, W) where the models are."""
     like = next(models[0].parameters())
-    pictures = torch.randn(batch_size, 3, image_size, image_size, device=like.device)
-    return pictures.to(memory_format=torch.channels_last)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=like.device)
+    return images.to(memory_format=torch.channels_last)
 
 
 def measure_speed(
@@ -266,8 +266,8 @@ def measure_speed(
     On a GPU it computes in bfloat16, as training does there.
 
     Returns:
-        `rows`, for each variant `num_parameters`, `gflops` of one picture (a multiplication and an addition are 2) and,
-        unless `turns` is 0, `pictures_per_second` and `time_ratio`, that of its time to the reference's with 10 and
+        `rows`, for each variant `num_parameters`, `gflops` of one image (a multiplication and an addition are 2) and,
+        unless `turns` is 0, `images_per_second` and `time_ratio`, that of its time to the reference's with 10 and
         90 % of the turns; and what it was measured with.
     """
     rows = []
@@ -278,15 +278,15 @@ def measure_speed(
     if not turns:
         return {'rows': rows}
     models = make_models(variants, num_classes)
-    pictures = make_pictures(models, image_size, batch_size)
-    is_gpu = pictures.device.type == 'cuda'
+    images = make_images(models, image_size, batch_size)
+    is_gpu = images.device.type == 'cuda'
     print(f'\nTiming inference of {len(models)} models in {turns} turns.', flush=True)
     with torch.inference_mode(), torch.autocast('cuda', torch.bfloat16, enabled=is_gpu):
         number = [variant.name for variant in variants].index(reference)
-        loops = [partial(model, pictures) for model in models]
+        loops = [partial(model, images) for model in models]
         timing = time_in_turns(loops, turns, number, None if stop is None else partial(_check, stop))
     for row, seconds, (ratio, *spread) in zip(rows, timing.seconds, timing.ratio, strict=True):
-        row |= {'pictures_per_second': batch_size / seconds, 'time_ratio': ratio, 'time_ratio_10_to_90_percent': spread}
+        row |= {'images_per_second': batch_size / seconds, 'time_ratio': ratio, 'time_ratio_10_to_90_percent': spread}
     return {
         'rows': rows,
         'device': torch.cuda.get_device_name() if is_gpu else 'cpu',
