@@ -4,13 +4,13 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ['check_file', 'check_folder', 'read_small']
+__all__ = ['check_file', 'check_folder', 'read_small', 'replace_file']
 
 LONGEST_NAME = 255  # bytes
 ROOM = 15  # of these, for what a file's name has beside it while it is written
@@ -44,6 +44,23 @@ def read_small(path: str | Path, most: int, what: str) -> bytes:
 
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe would wait for its writer
+
+
+def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Writes a file in one step: a reader sees the old content or the new one, never a part.
+
+    Args:
+        path: File to write. Its folder is made.
+        write: Function that writes to the path that it is given, which is beside `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.saving')
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_folder(path: str | Path, what: str) -> None:

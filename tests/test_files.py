@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from msff_timm.errors import InputError
-from msff_timm.files import check_file, check_folder, read_small
+from msff_timm.files import check_file, check_folder, read_small, replace_file
 
 PLACES = [
     'fine',
@@ -117,3 +117,16 @@ def test_read_small_reads_regular_files_alone(folder):
         thread.start()
         thread.join(20)  # where it would wait for a writer
         assert said and 'cannot be read as text (' in said[0] and reason in said[0] and '\0' not in said[0]
+
+
+def test_replace_file_keeps_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / 'new' / 'results.json'
+    replace_file(path, lambda file: file.write_text('whole'))
+
+    def fail(file):
+        file.write_text('half')
+        raise OSError(28, 'No space left on device')
+
+    with pytest.raises(OSError):
+        replace_file(path, fail)
+    assert path.read_text() == 'whole' and list(path.parent.iterdir()) == [path]
