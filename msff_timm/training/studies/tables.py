@@ -17,14 +17,17 @@ from scipy import stats
 
 from ...data.sheet import ends, short
 from ...errors import InputError
+from ...files import replace_file
 from ...hub.card import HUB_CARDS, escape
 from ...metrics import SIZES
-from ..report import ANNOTATION, BANDS, basis_of, command_line, markdown_table, replace_file, save_figure, write_json
+from ...results import ANNOTATION_METRICS, SIZE_BANDS, Results, write_json
+from ..figures import save_figure
+from ..report import basis_of, command_line, markdown_table
 
 __all__ = ['Variant', 'paired_interval', 'read_paper', 'read_published', 'tabulate', 'write_table']
 
 MEASURES = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
-TOP = ('CF1', 'OF1', *ANNOTATION)  # of the labels of highest probability in each image
+TOP = ('CF1', 'OF1', *ANNOTATION_METRICS)  # of the labels of highest probability in each image
 BY_SIZE = {size: f'mAP_{size}' for size in SIZES}
 PAPER_COLUMNS = {
     'mAP': ("the paper's mAP (COCO 2014)", '{:.2f}'),
@@ -141,7 +144,7 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
         'speed': {key: value for key, value in speed.items() if key != 'rows'},
         'data': first['data'],
         **{key: first[key] for key in ('num_images', 'num_classes', 'num_labels_counted', 'definitions')},
-        'basis': basis_of(first),
+        'basis': basis_of(Results(**first)),
         'top_k': top_k,
         'num_labels_with_a_positive': first['top']['num_labels'],
         'num_positives': {label: found['num_positives'] for label, found in first['labels'].items()},
@@ -333,7 +336,7 @@ def _main_table(table: dict) -> Iterator[str]:
 
 def _size_table(table: dict) -> Iterator[str]:
     yield (
-        f'mAP by the size of the largest instance ({", ".join(f"{size} {BANDS[size]}" for size in SIZES)} of the'
+        f'mAP by the size of the largest instance ({", ".join(f"{size} {SIZE_BANDS[size]}" for size in SIZES)} of the'
         ' image), and its difference:'
     )
     yield ''
