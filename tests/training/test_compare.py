@@ -24,8 +24,8 @@ from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import VOC_LABELS
 from msff_timm.training.config import AblateConfig, CompareConfig, ModelConfig, TrainConfig, parse
+from msff_timm.training.run_model import make_model
 from msff_timm.training.studies import ablate, compare, tables, variants
-from msff_timm.training.train import make_model
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / 'train' / 'configs').glob('*/*.yaml'))

@@ -11,8 +11,8 @@ from functools import partial
 
 import torch
 
+from ..commands import run_command
 from ..config import CONFIGS, AblateConfig, parse
-from ..engine import run_command
 from .speed import time_in_turns
 from .tables import Variant, read_paper
 from .variants import compare, make_images, make_models

@@ -9,8 +9,8 @@ import msff_timm_cli.startup  # noqa: F401  isort: skip
 import sys
 
 from ...errors import InputError
+from ..commands import run_command
 from ..config import CONFIGS, CompareConfig, flatten, parse
-from ..engine import run_command
 from .tables import Variant, read_paper, read_published
 from .variants import compare
 

@@ -20,8 +20,9 @@ from ...files import write_text
 from ...hub.card import HUB_CARDS, escape
 from ...metrics import SIZES
 from ...results import ANNOTATION_METRICS, SIZE_BANDS, Results, write_json
+from ..commands import command_line
 from ..figures import save_figure
-from ..report import basis_of, command_line, markdown_table
+from ..report import basis_of, markdown_table
 
 __all__ = ['Variant', 'paired_interval', 'read_paper', 'read_published', 'tabulate', 'write_table']
 
