@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 from ..errors import InputError, unknown
 from ..files import read_small
 
-__all__ = ['CONFIGS', 'find_settings', 'parse', 'read_yaml', 'write_yaml']
+__all__ = ['CONFIGS', 'find_settings', 'format_value', 'parse', 'read_yaml', 'write_yaml']
 
 ConfigT = TypeVar('ConfigT')
 INSTALLED = Path(__file__).parent / 'configs'
@@ -134,7 +134,7 @@ def _read_file(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f'{path}: cannot be read as settings ({e}).') from None
     try:
         if not isinstance(content, dict | None):
-            raise InputError(f'settings must be "key: value" lines, not {_shown(content)}.')
+            raise InputError(f'settings must be "key: value" lines, not {format_value(content)}.')
         values = {}
         for key, value in _leaves(content or {}, kinds):
             if key in values:
@@ -155,7 +155,9 @@ def _leaves(content: dict[str, Any], kinds: dict[str, Any], prefix: str = '') ->
         elif not any(known.startswith(f'{key}.') for known in kinds):
             raise _unknown('setting', key, kinds)
         elif value != {}:
-            raise InputError(f'{key} is {_shown(value)}: must hold settings, as in "{key}: {{...}}", or be left out.')
+            raise InputError(
+                f'{key} is {format_value(value)}: must hold settings, as in "{key}: {{...}}", or be left out.'
+            )
 
 
 def _unknown(what: str, key: str, kinds: Iterable[str], dashes: str = '') -> InputError:
@@ -235,7 +237,7 @@ class _Values:
             line = key_node.start_mark.line + 1
             key = self.read(key_node, depth + 1)
             if not isinstance(key, str):
-                raise ValueError(f'line {line}: the key {_shown(key)} is no text; put it in quotes')
+                raise ValueError(f'line {line}: the key {format_value(key)} is no text; put it in quotes')
             if key in found:
                 raise ValueError(f'{key} is given twice, in lines {lines[key]} and {line}')
             found[key], lines[key] = self.read(value_node, depth + 1), line
@@ -347,7 +349,7 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
         raise InputError(f'{key} is empty: must be {must}.')
     numbers = any(isinstance(item, int | float) for item in (value if isinstance(value, list) else [value]))
     quotes = ' Put what is text in quotes.' if numbers and 'text' in must else ''
-    raise InputError(f'{key} is {_shown(value)}: must be {must}.{quotes}')
+    raise InputError(f'{key} is {format_value(value)}: must be {must}.{quotes}')
 
 
 def _converted(value: Any, kind: Any) -> tuple[Any, bool]:
@@ -377,7 +379,7 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Shows a value as YAML has it, on one line and not much of it."""
     if isinstance(value, str):
         text = value if value.isprintable() else ascii(value)
