@@ -1,6 +1,5 @@
 """Results of runs that were never trained, and settings of the smallest real runs."""
 
-import json
 from pathlib import Path
 
 import numpy as np
