@@ -83,10 +83,11 @@ def test_ablate_shares_runs_between_tables(tmp_path, monkeypatch, capsys):
 
     def train(run, launch, stop):
         run.output.mkdir(parents=True)
-        config = json.loads(json.dumps(about_run(run.config, [], {})))['config']
         # The same images for all; the mAP is 80, plus the seed, minus the number of arguments.
-        found = made_up(80 + run.config.seed - len(run.variant.args), 0, 'scenes') | {'config': config}
-        (run.output / 'results.json').write_text(json.dumps({**found, 'model_weights': {}}))
+        found = made_up(80 + run.config.seed - len(run.variant.args), 0, 'scenes')
+        found.config = about_run(run.config, [], {})['config']
+        found.model_weights = {'epoch': 1}
+        found.to_json(run.output / 'results.json')
         for name in ('report.md', 'model.safetensors'):
             (run.output / name).touch()
         trained.append(run.variant.folder)

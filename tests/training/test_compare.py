@@ -365,9 +365,9 @@ def test_add_published_adds_paper_table_of_same_data(tmp_path):
 def test_write_table_describes_initial_weights(tmp_path, changes, start):
     runs = [made_up(80), made_up(81)]
     for seed, run in enumerate(runs):
-        run['config']['model'] |= changes
+        run.config['model'] |= changes
         if 'backbone_from' in changes:
-            run['config']['model']['backbone_from'] = changes['backbone_from'].format(seed)
+            run.config['model']['backbone_from'] = changes['backbone_from'].format(seed)
     speed = {'rows': [{'num_parameters': 1, 'gflops': 1}]}
     table = {'title': 'A table', **tables.tabulate([(tables.Variant('a', 'test_resnet'), runs)], 'a', speed)}
     pages.write_table(table, tmp_path, 'table')
@@ -378,7 +378,7 @@ def test_tabulate_rejects_runs_on_other_images():
     variant = tables.Variant('ours', 'ours')
     others = made_up(81, num_images=39), made_up(81, seed=1), made_up(81, data='voc2012'), made_up(81, top_k=5)
     for other in others:
-        with pytest.raises(InputError, match='not evaluated on the same images'):
+        with pytest.raises(InputError, match='ours, seed .: not evaluated on the same images'):
             tables.tabulate([(variant, [made_up(80), other])], 'ours', {'rows': [{}]})
 
 

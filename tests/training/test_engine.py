@@ -516,7 +516,7 @@ def test_a_fault_in_training_says_what_was_saved(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert ended.value.code == 2 and printed.count('\n') == 1
     assert printed.endswith(f'The run in {tmp_path / "run"} has stopped: --resume auto resumes from step-00000001.\n')
-    assert printed.startswith('train.py: error: a worker of the loader was killed')
+    assert printed.startswith('train.py: error: a data loader worker was killed')
 
 
 def test_the_peak_of_memory_is_not_that_of_the_process_that_started_this_one():

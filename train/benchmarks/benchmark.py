@@ -43,9 +43,10 @@ from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError, unknown
 from msff_timm.files import check_file
 from msff_timm.hub import card
+from msff_timm.results import write_json
 from msff_timm.training.config import CONFIGS, DataConfig, TrainConfig, parse
 from msff_timm.training.engine import StopRequest, grouped, peak_memory, run_command
-from msff_timm.training.report import markdown_table, write_json
+from msff_timm.training.report import markdown_table
 from msff_timm.training.studies.speed import Timing, order, timed
 from msff_timm.training.train import Run, make_accelerator
 

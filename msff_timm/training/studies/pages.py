@@ -4,17 +4,19 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import InputError
+from ...files import write_text
 from ...hub.card import escape
 from ...metrics import SIZES
-from ..report import BANDS, markdown_table, replace_file, save_figure, write_json
+from ...results import METRICS, SIZE_BANDS, write_json
+from ..figures import save_figure
+from ..report import markdown_table
 from .figures import plot_cost, plot_labels
-from .tables import BY_SIZE, METRICS, TOP
+from .tables import BY_SIZE, TOP
 
 __all__ = ['write_table']
 
@@ -34,8 +36,8 @@ def write_table(table: dict, output: Path, name: str) -> None:
         write_json(table, output / f'{name}.json')
         save_figure(plot_cost(table), output / f'{name}_cost.png')
         save_figure(plot_labels(table), output / f'{name}_labels.png')
-        for suffix, text in (('csv', _csv(table)), ('md', '\n'.join(_page(table, name)) + '\n')):
-            replace_file(output / f'{name}.{suffix}', partial(Path.write_text, data=text, encoding='utf-8'))
+        write_text(output / f'{name}.csv', _csv(table))
+        write_text(output / f'{name}.md', '\n'.join(_page(table, name)) + '\n')
     except OSError as e:
         raise InputError(
             f'{output}: cannot write the table there ({e.strerror or e}); choose another output.'
@@ -161,7 +163,7 @@ def _main_table(table: dict) -> Iterator[str]:
 
 
 def _size_table(table: dict) -> Iterator[str]:
-    bands = ', '.join(f'{size} {BANDS[size]}' for size in SIZES)
+    bands = ', '.join(f'{size} {SIZE_BANDS[size]}' for size in SIZES)
     yield f'mAP by the size of the largest instance ({bands} of the image), and its difference:'
     yield ''
     body = []

@@ -18,9 +18,11 @@ import torch.nn as nn
 from ... import hub
 from ...errors import InputError
 from ...hub import card
+from ...results import Results
 from ..checkpoint import about_run, differences
 from ..config import TrainConfig, VariantsConfig, parse
 from ..engine import Stopped, StopRequest
+from ..report import read_settings
 from .pages import write_table
 from .speed import time_in_turns
 from .tables import Variant, tabulate
@@ -51,7 +53,7 @@ class Run:
     def output(self) -> Path:
         return Path(self.config.output)
 
-    def results(self) -> dict | None:
+    def results(self) -> Results | None:
         """Reads the results of a finished run; returns None for an unfinished one.
 
         Raises:
@@ -59,18 +61,15 @@ class Run:
         """
         if not all((self.output / name).is_file() for name in FINISHED):
             return None
-        try:
-            found = json.loads((self.output / 'results.json').read_text(encoding='utf-8'))
-            before = {'config': found['config']}
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise InputError(f'{self.output}: cannot read results.json ({e}); remove that folder.') from None
+        found = Results.from_json(self.output / 'results.json')
+        before = {'config': read_settings(self.output) or found.config}
         different = list(differences(before, {'config': about_run(self.config, [], {})['config']}))
         if different:
             raise InputError(
                 f'{self.output} holds a run with other settings: {"; ".join(different)}. Use the same settings, choose'
                 ' another output, or remove that folder.'
             )
-        return found if 'model_weights' in found else None  # evaluated last in training
+        return found if found.model_weights else None  # evaluated last in training
 
 
 def run_study(
@@ -104,7 +103,7 @@ def run_study(
     runs = plan(config, variants)
     train_all(runs, config.launch, stop)
     found = [(variant, [run.results() for run in runs if run.variant is variant]) for variant in variants]
-    size, num_classes = runs[-1].config.data.image_size, found[0][1][0]['num_classes']
+    size, num_classes = runs[-1].config.data.image_size, found[0][1][0].num_classes
     speed = measure_speed(variants, num_classes, size, config.batch_size, config.turns, reference, stop)
     table = {'title': title, **tabulate(found, reference, speed)}
     if 'title' in table['data']:

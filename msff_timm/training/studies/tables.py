@@ -13,12 +13,12 @@ from scipy import stats
 from ...errors import InputError
 from ...hub.card import HUB_CARDS
 from ...metrics import SIZES
-from ..report import ANNOTATION, basis_of, command_line
+from ...results import ANNOTATION_METRICS, METRICS, Results
+from ..report import basis_of, command_line
 
-__all__ = ['BY_SIZE', 'METRICS', 'TOP', 'Variant', 'add_published', 'paired_interval', 'read_paper', 'tabulate']
+__all__ = ['BY_SIZE', 'TOP', 'Variant', 'add_published', 'paired_interval', 'read_paper', 'tabulate']
 
-METRICS = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
-TOP = ('CF1', 'OF1', *ANNOTATION)  # metrics of the top k labels of each image
+TOP = ('CF1', 'OF1', *ANNOTATION_METRICS)  # metrics of the top k labels of each image
 BY_SIZE = {size: f'mAP_{size}' for size in SIZES}
 
 
@@ -81,7 +81,7 @@ def paired_interval(values: Sequence[float], reference: Sequence[float]) -> dict
     return {'mean': float(np.subtract(values, reference).mean()), 'low': low, 'high': high}
 
 
-def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str, speed: dict) -> dict:
+def tabulate(variants: Sequence[tuple[Variant, Sequence[Results]]], reference: str, speed: dict) -> dict:
     """Makes the table of finished runs.
 
     Args:
@@ -98,8 +98,8 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
         InputError: The runs were not evaluated on the same images in the same way.
     """
     every = [run for _, runs in variants for run in runs]
-    _check_alike(every)
-    first, top_k = every[0], every[0]['top']['k']
+    _check_alike([(variant.name, run) for variant, runs in variants for run in runs])
+    first, top_k = every[0], every[0].top['k']
     keys = (*METRICS, *(f'{key}_top{top_k}' for key in TOP), *BY_SIZE.values())
     values = {variant.name: {key: [_metric(run, key) for run in runs] for key in keys} for variant, runs in variants}
     rows = []
@@ -113,37 +113,37 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
                 'args': variant.args,
                 'settings': variant.settings,
                 **cost,
-                'train_peak_bytes': max(run['peak_bytes'] for run in runs),
-                'train_seconds': [run['seconds'] for run in runs],
+                'train_peak_bytes': max(run.peak_bytes for run in runs),
+                'train_seconds': [run.seconds for run in runs],
                 'values': known,
                 'mean': {key: float(np.mean(found)) for key, found in known.items()},
                 'std': {key: float(np.std(found, ddof=1)) if len(found) > 1 else None for key, found in known.items()},
                 'difference': None if variant.name == reference else differences,
-                'AP': {label: [run['labels'][label]['AP'] for run in runs] for label in runs[0]['labels']},
+                'AP': {label: [run.labels[label]['AP'] for run in runs] for label in runs[0].labels},
                 'paper': variant.paper,
             }
         )
     return {
         'reference': reference,
-        'seeds': [run['config']['seed'] for run in variants[0][1]],
+        'seeds': [run.config['seed'] for run in variants[0][1]],
         'rows': rows,
         'speed': {key: value for key, value in speed.items() if key != 'rows'},
-        'data': first['data'],
-        **{key: first[key] for key in ('num_images', 'num_classes', 'num_labels_counted', 'definitions')},
+        'data': first.data,
+        **{key: getattr(first, key) for key in ('num_images', 'num_classes', 'num_labels_counted', 'definitions')},
         'basis': basis_of(first),
         'top_k': top_k,
-        'num_labels_with_a_positive': first['top']['num_labels'],
-        'num_positives': {label: found['num_positives'] for label, found in first['labels'].items()},
-        'num_positives_by_size': first['num_positives_by_size'],
-        'weights': first['weights'],
-        'start': start_of([run['config']['model'] for run in every]),
+        'num_labels_with_a_positive': first.top['num_labels'],
+        'num_positives': {label: found['num_positives'] for label, found in first.labels.items()},
+        'num_positives_by_size': first.num_positives_by_size,
+        'weights': first.weights,
+        'start': start_of([run.config['model'] for run in every]),
         'recipe': {
-            'data': {**first['config']['data'], 'root': None, 'image_root': None},  # paths of one machine
-            'optim': first['config']['optim'],
+            'data': {**first.config['data'], 'root': None, 'image_root': None},  # paths of one machine
+            'optim': first.config['optim'],
         },
         'command': command_line(),
         'trained_with': {
-            key: _distinct([run[key] for run in every])
+            key: _distinct([getattr(run, key) for run in every])
             for key in ('git_commit', 'git_dirty', 'devices', 'num_processes', 'mixed_precision', 'versions')
         },
     }
@@ -159,27 +159,27 @@ def start_of(models: Sequence[dict]) -> str:
     return 'random weights'
 
 
-def _metric(run: dict, key: str) -> float | None:
+def _metric(run: Results, key: str) -> float | None:
     if '_top' in key:
-        return run['top'][key.partition('_')[0]]
+        return run.top[key.partition('_')[0]]
     size = key.removeprefix('mAP_')
-    return run['mAP_by_size'][size] if size in SIZES else run['metrics'][key]
+    return run.mAP_by_size[size] if size in SIZES else run.metrics[key]
 
 
 def _distinct(values: Sequence[object]) -> list:
     return [value for i, value in enumerate(values) if value not in values[:i]]
 
 
-def _check_alike(runs: Sequence[dict]) -> None:
-    def evaluation(run: dict) -> dict:
-        counts = {name: (label['num_positives'], label['num_negatives']) for name, label in run['labels'].items()}
-        same = {key: run[key] for key in ('data', 'num_images', 'definitions', 'weights')}
-        return {**same, 'counts': counts, 'top_k': run['top']['k']}
+def _check_alike(runs: Sequence[tuple[str, Results]]) -> None:
+    def evaluation(run: Results) -> dict:
+        counts = {name: (label['num_positives'], label['num_negatives']) for name, label in run.labels.items()}
+        same = {key: getattr(run, key) for key in ('data', 'num_images', 'definitions', 'weights')}
+        return {**same, 'counts': counts, 'top_k': run.top['k']}
 
-    for run in runs:
-        if evaluation(run) != evaluation(runs[0]):
-            one, other = (found['config']['output'] for found in (runs[0], run))
+    (_, first), *others = runs
+    for name, run in others:
+        if evaluation(run) != evaluation(first):
             raise InputError(
-                f'{other}: not evaluated on the same images in the same way as {one}; remove that folder to train it'
-                ' again.'
+                f'{name}, seed {run.config["seed"]}: not evaluated on the same images in the same way as {runs[0][0]},'
+                f' seed {first.config["seed"]}; remove its folder to train it again.'
             )
