@@ -1,4 +1,4 @@
-"""Compares models that are trained alike: `python train/compare.py [--config FILE] [--key value ...]`."""
+"""Trains models alike and compares them: `python train/compare.py [--config FILE] [--key value ...]`."""
 
 import msff_timm_cli.startup  # noqa: F401  isort: skip
 

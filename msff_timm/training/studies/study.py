@@ -1,4 +1,4 @@
-"""Trains variants of a model alike, with several seeds each, and times them in turns."""
+"""Trains variants alike with several seeds, times their inference in turns, and tabulates the results."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,25 +19,20 @@ from ... import hub
 from ...errors import InputError
 from ...hub import card
 from ...results import Results
-from ..checkpoint import about_run, differences
 from ..commands import Stopped, StopRequest
 from ..config import TrainConfig, VariantsConfig, parse
+from ..identity import about_run, differences
 from ..report import read_settings
+from .pages import write_table
 from .speed import time_in_turns
-from .tables import Variant, tabulate, write_table
+from .tables import Variant, tabulate
 
-__all__ = [
-    'Run',
-    'compare',
-    'make_models',
-    'make_images',
-    'measure_speed',
-    'plan',
-    'train_all',
-]
+__all__ = ['Run', 'make_inputs', 'measure_speed', 'plan', 'run_study', 'train_all']
 
 TRAIN = ('-m', 'msff_timm.training.train')
-PUSH_NOTHING = ('--push_to=null', '--push_private=false')
+NO_PUSH = ('--push_to=null', '--push_private=false')
+STOPPED = 75  # exit code of a run that was stopped and can be resumed
+FINISHED = ('results.json', 'report.md', 'model.safetensors')  # files of a finished run
 
 
 @dataclass(frozen=True)
@@ -45,9 +40,9 @@ class Run:
     """One training run.
 
     Attributes:
-        variant: That is trained.
+        variant: Row of the table that it belongs to.
         config: All its settings.
-        argv: The same, as a command line gives them.
+        argv: Command-line arguments that give these settings.
     """
 
     variant: Variant
@@ -58,110 +53,105 @@ class Run:
     def output(self) -> Path:
         return Path(self.config.output)
 
-    def results(self) -> dict | None:
-        """Reads what the run has left; None where it is not at its end.
+    def results(self) -> Results | None:
+        """Reads the results of a finished run; returns None for an unfinished one.
 
         Raises:
-            InputError: The folder holds a run of other settings.
+            InputError: The folder holds a run with other settings.
         """
-        if not all((self.output / name).is_file() for name in ('results.json', 'report.md', 'model.safetensors')):
+        if not all((self.output / name).is_file() for name in FINISHED):
             return None
         found = Results.from_json(self.output / 'results.json')
         before = {'config': read_settings(self.output) or found.config}
         different = list(differences(before, {'config': about_run(self.config, [], {})['config']}))
         if different:
             raise InputError(
-                f'{self.output} holds a run of other settings: {"; ".join(different)}. Make these the same, choose'
+                f'{self.output} holds a run with other settings: {"; ".join(different)}. Use the same settings, choose'
                 ' another output, or remove that folder.'
             )
-        return asdict(found) if found.model_weights else None  # which training evaluates last
+        return found if found.model_weights else None  # evaluated last in training
 
 
-class Interrupted(Stopped):
-    """The comparison was asked to stop, and the run at hand is saved."""
-
-    def __str__(self) -> str:
-        return 'stopped, as it was asked to; the same command goes on from here.'
-
-
-def compare(
+def run_study(
     config: VariantsConfig,
     variants: Sequence[Variant],
     reference: str,
     name: str,
     title: str,
-    more: Callable[[dict], None] | None = None,
+    extend: Callable[[dict], None],
 ) -> dict:
-    """Trains all variants that are not trained yet, and writes the table and its images.
+    """Trains all variants that are not trained yet, and writes their table.
 
     Args:
-        config: Settings.
+        config: Settings of the study.
         variants: Rows of the table.
         reference: Name of the row that the others are compared with.
-        name: Of the files: `{name}.md`, `.csv`, `.json`, ...
-        title: Of the table.
-        more: Adds to the table before it is written.
+        name: Name of the files: `{name}.md`, `.csv`, `.json`, ...
+        title: Title of the table.
+        extend: Function that completes the table before it is written.
 
     Returns:
-        The table, as `tabulate` makes it.
+        The table, see `tabulate`.
 
     Raises:
-        InputError: A setting is wrong, or a run did not end as it should.
-        Interrupted: It was asked to stop.
+        InputError: A setting is wrong, or a run failed.
+        Stopped: SIGTERM or Ctrl-C was received.
     """
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        raise InputError('this is to be started once, with python: `launch` says how its runs are started.')
+        raise InputError('a study starts its own processes: start it with python, and set launch for several GPUs.')
     stop = StopRequest()
     runs = plan(config, variants)
     train_all(runs, config.launch, stop)
     found = [(variant, [run.results() for run in runs if run.variant is variant]) for variant in variants]
-    size, num_classes = runs[-1].config.data.image_size, found[0][1][0]['num_classes']
+    size, num_classes = runs[-1].config.data.image_size, found[0][1][0].num_classes
     speed = measure_speed(variants, num_classes, size, config.batch_size, config.turns, reference, stop)
     table = {'title': title, **tabulate(found, reference, speed)}
     if 'title' in table['data']:
         table['data'] = {**table['data'], 'name': table['data']['title']}
-    if more is not None:
-        more(table)
+    extend(table)
     write_table(table, Path(config.output), name)
     return table
 
 
 def plan(config: VariantsConfig, variants: Sequence[Variant]) -> list[Run]:
-    """Makes the runs, and checks all of them before any is trained: of the first seed the backbone and all rows, ...
+    """Makes all runs and checks them before any is trained: for each seed the backbone, if any, then every variant.
 
     Raises:
-        InputError: A setting is wrong, or a folder holds a run of other settings.
+        InputError: A setting is wrong, or a folder holds a run with other settings.
     """
-    shared = ['--config', config.train, *_arguments(config.settings), *PUSH_NOTHING]
+    shared = ['--config', config.train, *_arguments(config.settings), *NO_PUSH]
     recipe = parse(TrainConfig, [*shared, f'--output={config.output}'])
     if recipe.model.args:
-        raise InputError(f'{config.train} has model.args: leave it out, each row has its own.')
+        raise InputError(f'{config.train} sets model.args: remove it, as each row has its own.')
     runs = []
+
+    def add(variant: Variant, folder: Path, seed: int, argv: list[str], **model: object) -> None:
+        own = {'output': str(folder), 'seed': seed, 'model': {'name': variant.model, **model}}
+        argv = [*argv, *_arguments(own)]
+        if variant.args:
+            argv.append(f'--model.args={json.dumps(variant.args)}')
+        runs.append(Run(variant, parse(TrainConfig, argv), argv))
+        runs[-1].results()
+
     for seed in config.seeds:
         start = []
         if config.backbone:
-            # One for each seed: which backbone they start from moves all variants by more than their own seeds do.
+            # One for each seed, because results vary more with the backbone than with the seed of the run itself
             folder = Path(config.output, 'backbone', f'seed-{seed}')
-            own = {'output': str(folder), 'seed': seed, 'model': {'name': config.backbone}}
-            argv = ['--config', config.train, *PUSH_NOTHING, *_arguments(own)]
-            runs.append(Run(Variant(config.backbone, config.backbone), parse(TrainConfig, argv), argv))
-            runs[-1].results()
+            add(Variant(config.backbone, config.backbone), folder, seed, ['--config', config.train, *NO_PUSH])
             start = [f'--model.backbone_from=local-dir:{folder}']
         for variant in variants:
-            folder = Path(config.output, variant.folder, f'seed-{seed}')
-            own = {'output': str(folder), 'seed': seed, 'model': {'name': variant.model}}
+            model = {}
             if recipe.model.backbone_pretrained and variant.model not in hub.list_models():
-                # A plain model is all backbone: it starts from the weights that the others' backbones start from.
-                own['model'] |= {'backbone_pretrained': False, 'init_from': variant.model}
-            argv = [*shared, *start, *_arguments(variant.settings), *_arguments(own)]
-            argv.append(f'--model.args={json.dumps(variant.args)}')
-            runs.append(Run(variant, parse(TrainConfig, argv), argv))
-            runs[-1].results()
+                # A plain model is a backbone: it starts from the weights that the other models' backbones start from.
+                model = {'backbone_pretrained': False, 'init_from': variant.model}
+            argv = [*shared, *start, *_arguments(variant.settings)]
+            add(variant, Path(config.output, variant.folder, f'seed-{seed}'), seed, argv, **model)
     return runs
 
 
 def _arguments(settings: dict, prefix: str = '') -> Iterator[str]:
-    """Writes nested settings as a command line does."""
+    """Converts nested settings to command-line arguments."""
     for key, value in settings.items():
         if isinstance(value, dict):
             yield from _arguments(value, f'{prefix}{key}.')
@@ -170,52 +160,58 @@ def _arguments(settings: dict, prefix: str = '') -> Iterator[str]:
 
 
 def train_all(runs: Sequence[Run], launch: Sequence[str] | None, stop: StopRequest) -> None:
-    """Trains those runs that are not at their end, each from where it stopped.
+    """Trains the unfinished runs in order, resuming those that were interrupted.
 
     Args:
-        runs: In their order.
-        launch: Arguments of `accelerate launch`; None for a Python alone.
-        stop: Whether the comparison has been asked to stop.
+        runs: All runs of the study.
+        launch: Arguments of `accelerate launch`; None to start plain Python.
+        stop: Signal received so far, if any.
 
     Raises:
-        InputError: A run did not end as it should.
-        Interrupted: It was asked to stop.
+        InputError: A run failed.
+        Stopped: SIGTERM or Ctrl-C was received.
     """
     left = [run for run in runs if run.results() is None]
-    print(f'{len(runs) - len(left)} of {len(runs)} runs are at their end.', flush=True)
+    print(f'{len(runs) - len(left)} of {len(runs)} runs are finished.', flush=True)
     for number, run in enumerate(left, 1):
         print(f'\nRun {number} of {len(left)}: {run.variant.name}, seed {run.config.seed}, {run.output}', flush=True)
-        code = None if stop.received else _train(run, launch, stop)
-        if stop.received or code == 75:
-            raise Interrupted
+        _check(stop)
+        code = _train(run, launch, stop)
+        _check(stop, code)
         if code or run.results() is None:
             raise InputError(
-                f'{run.output}: training ended with code {code}, and what it said stands above; the same command goes'
-                ' on, once that is mended.'
+                f'{run.output}: training failed with exit code {code}, see its message above; fix the cause and run the'
+                ' same command again to resume.'
             )
 
 
+def _check(stop: StopRequest, code: int | None = None) -> None:
+    """Raises `Stopped` if a signal was received, by this process or by a run that ended with that exit code."""
+    if stop.received or code == STOPPED:
+        raise Stopped('run the same command again to resume')
+
+
 def _train(run: Run, launch: Sequence[str] | None, stop: StopRequest) -> int:
-    """Runs the training; a request to stop goes on to it, once. Returns its exit code."""
+    """Runs the training, and passes a request to stop on to it, once; returns its exit code."""
     launcher = [] if launch is None else ['-m', 'accelerate.commands.launch', '--quiet', *launch]
     command = [sys.executable, *launcher, *TRAIN, *run.argv, '--resume=auto']
-    # In a session of its own, Ctrl-C reaches it through here alone: a second one would end it at once.
+    # In a session of its own it does not receive Ctrl-C from the terminal as well, which would end it at once.
     process = subprocess.Popen(command, start_new_session=True)
-    family, asked = [psutil.Process(process.pid)], False
+    family, passed_on = [psutil.Process(process.pid)], False
     try:
         while process.poll() is None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=0.2)
-            if stop.received and not asked:
-                asked = True
+            if stop.received and not passed_on:
+                passed_on = True
                 with suppress(psutil.NoSuchProcess):
                     family += family[0].children(recursive=True)
                 with suppress(ProcessLookupError):
                     if hasattr(os, 'killpg'):
                         os.killpg(process.pid, signal.SIGTERM)
-                    else:  # on Windows, which cannot ask
+                    else:  # Windows has no SIGTERM to send
                         process.terminate()
-        psutil.wait_procs(family[1:])  # a launcher may end before what it has started
+        psutil.wait_procs(family[1:])  # a launcher may end before the processes that it started
         return process.returncode
     finally:  # a second Ctrl-C
         if process.poll() is None:
@@ -227,28 +223,20 @@ def _train(run: Run, launch: Sequence[str] | None, stop: StopRequest) -> int:
         process.wait()
 
 
-def _check(stop: StopRequest) -> None:
-    if stop.received:
-        raise Interrupted
-
-
-def make_models(variants: Sequence[Variant], num_classes: int) -> list[nn.Module]:
-    """Makes the variants without trained weights, for inference on the device that there is."""
+def make_inputs(
+    variants: Sequence[Variant], num_classes: int, image_size: int, batch_size: int
+) -> tuple[list[nn.Module], torch.Tensor]:
+    """Makes untrained models for inference, and noise (B, 3, H, W) as their input, on the GPU if there is one."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.manual_seed(0)
-    return [
+    models = [
         hub.create(variant.model, num_classes=num_classes, **variant.args)
         .eval()
         .to(device, memory_format=torch.channels_last)
         for variant in variants
     ]
-
-
-def make_images(models: Sequence[nn.Module], image_size: int, batch_size: int) -> torch.Tensor:
-    """Makes noise (B, 3, H, W) where the models are."""
-    like = next(models[0].parameters())
-    images = torch.randn(batch_size, 3, image_size, image_size, device=like.device)
-    return images.to(memory_format=torch.channels_last)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    return models, images.to(memory_format=torch.channels_last)
 
 
 def measure_speed(
@@ -258,16 +246,14 @@ def measure_speed(
     batch_size: int,
     turns: int,
     reference: str,
-    stop: StopRequest | None = None,
+    stop: StopRequest,
 ) -> dict:
-    """Counts parameters and FLOPs, and times inference of all variants in turns in this process.
-
-    On a GPU it computes in bfloat16, as training does there.
+    """Counts parameters and FLOPs, and times inference of all variants in turns, on a GPU in bfloat16.
 
     Returns:
-        `rows`, for each variant `num_parameters`, `gflops` of one image (a multiplication and an addition are 2) and,
-        unless `turns` is 0, `images_per_second` and `time_ratio`, that of its time to the reference's with 10 and
-        90 % of the turns; and what it was measured with.
+        `rows`, for each variant `num_parameters`, `gflops` per image (a multiplication and an addition count as 2) and,
+        unless `turns` is 0, `images_per_second` and `time_ratio`, its time relative to the reference, with the 10th and
+        90th percentile of the turns; and the conditions of the measurement.
     """
     rows = []
     for variant in variants:
@@ -276,14 +262,12 @@ def measure_speed(
         rows.append(card.count(model, (3, image_size, image_size)))
     if not turns:
         return {'rows': rows}
-    models = make_models(variants, num_classes)
-    images = make_images(models, image_size, batch_size)
+    models, images = make_inputs(variants, num_classes, image_size, batch_size)
     is_gpu = images.device.type == 'cuda'
     print(f'\nTiming inference of {len(models)} models in {turns} turns.', flush=True)
     with torch.inference_mode(), torch.autocast('cuda', torch.bfloat16, enabled=is_gpu):
         number = [variant.name for variant in variants].index(reference)
-        loops = [partial(model, images) for model in models]
-        timing = time_in_turns(loops, turns, number, None if stop is None else partial(_check, stop))
+        timing = time_in_turns([partial(model, images) for model in models], turns, number, partial(_check, stop))
     for row, seconds, (ratio, *spread) in zip(rows, timing.seconds, timing.ratio, strict=True):
         row |= {'images_per_second': batch_size / seconds, 'time_ratio': ratio, 'time_ratio_10_to_90_percent': spread}
     return {
