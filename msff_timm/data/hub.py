@@ -9,7 +9,8 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Larg
 
 from ..errors import InputError, unknown
 from . import table
-from .cells import (
+from .hub_source import Source, find_split
+from .label_cells import (
     cells_note,
     check_names,
     check_settings,
@@ -21,10 +22,9 @@ from .cells import (
     read_state,
     split_labels,
 )
-from .delimiters import find_delimiter, texts_of
+from .label_delimiters import find_delimiter, texts_of
 from .records import features, set_notes
-from .source import Source, find_split
-from .splits import of_split
+from .table_splits import of_split
 
 __all__ = ['load']
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..errors import InputError, unknown
-from .cells import (
+from .label_cells import (
     NOT_LABELS,
     cells_note,
     check_names,
@@ -27,10 +27,10 @@ from .cells import (
     split_labels,
     state_of,
 )
-from .delimiters import find_delimiter, texts_of
-from .files import Table, read
+from .label_delimiters import find_delimiter, texts_of
 from .records import Records, cached, is_one_line, locate, shown
-from .splits import SPLITS, SUFFIXES, check_split, find_files, no_split, part
+from .table_files import Table, read
+from .table_splits import SPLITS, SUFFIXES, check_split, find_files, no_split, part
 
 __all__ = ['NOT_LABELS', 'load', 'match_names']
 

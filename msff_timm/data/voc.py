@@ -11,8 +11,8 @@ from datasets import Dataset
 from ..errors import InputError, unknown
 from ..labels import VOC_LABELS
 from .records import Records, cached, found_in, is_one_line, make_note, shown
-from .submission import check_submission, write_submission
 from .voc_files import VocObject, find_base, find_images, read_ids, read_objects, read_states
+from .voc_submission import check_submission, write_submission
 
 __all__ = ['LABEL_NAMES', 'check_submission', 'load', 'write_submission']
 

@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 
 import msff_timm
 
-from ..data import sheet
+from ..data import figures as data_figures
 from ..data.counts import left_out
-from ..data.sheet import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
+from ..data.figures import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
 from ..hub.card import escape
 from ..metrics import FEW, SIZES
 
@@ -294,7 +294,7 @@ def plot_curves(history: list[dict], path: str | Path) -> None:
 
 def save_figure(figure: Figure, path: str | Path, **options: object) -> None:
     """Writes a drawing as PNG, in one step."""
-    replace_file(path, partial(sheet.save_figure, figure, format='png', dpi=DPI, **options))
+    replace_file(path, partial(data_figures.save_figure, figure, format='png', dpi=DPI, **options))
 
 
 def write_report(output: str | Path, run: dict, dataset: datasets.Dataset) -> Path:

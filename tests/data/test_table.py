@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msff_timm.data import cells, label_names, load, notes, table
+from msff_timm.data import label_cells, label_names, load, notes, table
 from msff_timm.errors import InputError
 
 IMAGES = ('a.png', 'b.png', 'c.png', 'd.png')
@@ -622,7 +622,7 @@ def test_timm_reads_what_we_write(root, tmp_path_factory):
 
 name = st.text(st.characters(codec='utf-8', exclude_categories=('Cc', 'Zl', 'Zp')), min_size=1, max_size=6)
 label = name.map(str.strip).filter(
-    lambda text: text and '|' not in text and text[0] not in '[({"\'' and text not in cells.MISSING
+    lambda text: text and '|' not in text and text[0] not in '[({"\'' and text not in label_cells.MISSING
 )
 quick = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import msff_timm.data
-from msff_timm.data import DIFFICULT, submission, voc
+from msff_timm.data import DIFFICULT, voc, voc_submission
 from msff_timm.data.samples import Samples
 from msff_timm.data.voc_files import VocBoxes, read_boxes
 from msff_timm.errors import InputError
@@ -621,7 +621,7 @@ def test_an_interrupted_writer_leaves_the_submission_before_it(tmp_path, monkeyp
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(submission, 'check_submission', interrupted)
+    monkeypatch.setattr(voc_submission, 'check_submission', interrupted)
     with pytest.raises(KeyboardInterrupt):
         voc.write_submission(path, list(OBJECTS), SCORES * 2, voc.LABEL_NAMES)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ...data.sheet import ends, short
+from ...data.figures import ends, short
 from ...errors import InputError
 from ...hub.card import HUB_CARDS, escape
 from ...metrics import SIZES

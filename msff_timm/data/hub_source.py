@@ -19,7 +19,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.splits import SplitDict
 
 from ..errors import InputError, unknown
-from .splits import of_split
+from .table_splits import of_split
 
 __all__ = ['Source', 'find_split']
 

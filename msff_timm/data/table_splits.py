@@ -10,9 +10,9 @@ from pathlib import Path
 from datasets.data_files import SPLIT_KEYWORDS
 
 from ..errors import InputError
-from .cells import state_of
-from .files import Table
+from .label_cells import state_of
 from .records import found_in, shown
+from .table_files import Table
 
 __all__ = ['SPLITS', 'SUFFIXES', 'check_split', 'find_files', 'no_split', 'of_split', 'part']
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from ..errors import InputError
-from .cells import MISSING, NONE, is_missing, read_list
+from .label_cells import MISSING, NONE, is_missing, read_list
 from .records import shown
 
 __all__ = ['find_delimiter', 'texts_of']

@@ -12,16 +12,16 @@ from datasets.data_files import SPLIT_KEYWORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msff_timm.data import cells
-from msff_timm.data.cells import is_label, name_vector, read_state, split_labels
-from msff_timm.data.delimiters import find_delimiter, texts_of
-from msff_timm.data.splits import of_split
+from msff_timm.data import label_cells
+from msff_timm.data.label_cells import is_label, name_vector, read_state, split_labels
+from msff_timm.data.label_delimiters import find_delimiter, texts_of
+from msff_timm.data.table_splits import of_split
 from msff_timm.errors import InputError
 
 names = st.lists(
     st.text(st.characters(codec='utf-8', exclude_categories=('Cc', 'Zl', 'Zp')), min_size=1, max_size=8)
     .map(str.strip)
-    .filter(lambda text: text and text not in cells.MISSING),
+    .filter(lambda text: text and text not in label_cells.MISSING),
     unique=True,
     max_size=5,
 )
@@ -198,7 +198,7 @@ def test_read_state(minus_one, blank):
     values = [1, 0, -1, 1.0, -1.0, True, False, None, float('nan'), np.float32(1), np.int8(-1)]
     expected = [1, 0, of_minus_one, 1, of_minus_one, 1, 0, of_blank, of_blank, 1, of_minus_one]
     assert [read_state(value, '', minus_one, blank) for value in values] == expected
-    assert cells.read_states(values, None, minus_one, blank) == expected
+    assert label_cells.read_states(values, None, minus_one, blank) == expected
     for value in ('2', 'yes', 'inf', [], {}, 0.5):
         with pytest.raises(InputError, match='^cell is '):
             read_state(value, 'cell', minus_one, blank)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InputError
-from .cells import check_names
+from .label_cells import check_names
 from .records import shown
 
 __all__ = ['Table', 'read']
