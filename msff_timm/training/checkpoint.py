@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from ..data.records import file_digest, shown
+from ..data.records import file_digest
+from ..data.text import quote as shown
 from ..errors import InputError
 from .config import TrainConfig
 
