@@ -315,7 +315,7 @@ def test_missing_images_are_left_out_in_training_and_end_evaluation(root):
         for _ in range(2):
             dataset, note = load_with_note(root, split, missing=missing)
             assert dataset['image_id'][:] == ['2008_000007', '2008_000005'] and dataset['labels'][:] == [[CAT], []]
-            assert 'left out images that are not in' in note and "1 of 3 (line 2, '2008_000003')" in note
+            assert 'skipped images that are not in' in note and "1 of 3 (line 2, '2008_000003')" in note
     for split, missing in (('trainval', 'error'), ('val', None)):
         with pytest.raises(InputError, match='1 of 3 .line 2.*set missing to skip') as caught:
             msff_timm.data.load('voc2012', split, root, missing=missing)
