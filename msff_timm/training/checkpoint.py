@@ -29,9 +29,10 @@ from tqdm import tqdm
 from .. import __version__
 from ..data.records import file_digest
 from ..errors import InputError, one_line
-from .identity import change, differences, flat
-from .parsing import format_value
+from .identity import change, differences
+from .parsing import flatten
 from .storage import is_shared, sync
+from .yaml12 import format_value
 
 __all__ = ['WEIGHTS', 'Checkpoints', 'Progress']
 
@@ -321,8 +322,8 @@ class Checkpoints:
                 f'{path} is of another run: {"; ".join(different)}. Restore these, choose another output, or set force'
                 ' to true.'
             )
-        before = {**state['computed_with'], 'data.workers': dict(flat(state['about'])).get('config.data.workers')}
-        now = {**self._computed_with(), 'data.workers': dict(flat(about)).get('config.data.workers')}
+        before = {**state['computed_with'], 'data.workers': dict(flatten(state['about'])).get('config.data.workers')}
+        now = {**self._computed_with(), 'data.workers': dict(flatten(about)).get('config.data.workers')}
         changed = [key for key in now if before.get(key) != now[key]]
         if changed and self.accelerator.is_main_process:
             changes = ', '.join(change(key, before.get(key), now[key]) for key in changed)

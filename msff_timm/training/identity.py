@@ -8,9 +8,10 @@ from dataclasses import asdict
 import numpy as np
 
 from .config import TrainConfig
-from .parsing import format_value
+from .parsing import flatten
+from .yaml12 import format_value
 
-__all__ = ['about_run', 'change', 'differences', 'fingerprint', 'flat']
+__all__ = ['about_run', 'change', 'differences', 'fingerprint']
 
 # Settings that a resumed run may change: they change neither what is learnt nor which images are evaluated.
 FREE = ('output', 'overwrite', 'resume', 'force', 'trackers', 'log_every', 'push_to', 'push_private', 'checkpoint')
@@ -25,7 +26,7 @@ def about_run(config: TrainConfig, label_names: list[str], data: dict[str, str])
 
 def differences(before: dict, now: dict) -> Iterator[str]:
     """Returns how two descriptions of a run differ, apart from settings that a resumed run may change."""
-    before, now = dict(flat(before)), dict(flat(now))
+    before, now = dict(flatten(before)), dict(flatten(now))
     for key in {**before, **now}:
         setting = key.removeprefix('config.')
         if any(setting == free or setting.startswith(f'{free}.') for free in FREE):
@@ -44,12 +45,3 @@ def fingerprint(targets: np.ndarray, image_ids: list[str]) -> str:
 def change(key: str, before: object, now: object) -> str:
     """Describes the change of a value on one line."""
     return f'{key} was {format_value(before)} and is {format_value(now)}'
-
-
-def flat(content: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
-    """Returns the values of nested dictionaries with their keys, e.g. `('data.root', '/data')`."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from flat(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}', value
