@@ -20,9 +20,10 @@ from ...errors import InputError
 from ...hub import card
 from ...results import Results
 from ..commands import Stopped, StopRequest
-from ..config import TrainConfig, VariantsConfig, parse
+from ..config import TrainConfig, parse
 from ..identity import about_run, differences
 from ..report import read_settings
+from .config import VariantsConfig
 from .pages import write_table
 from .speed import time_in_turns
 from .tables import Variant, tabulate
