@@ -100,7 +100,7 @@ def test_main_evaluates_coco_weights_on_voc_in_two_processes(script, drawn_voc, 
     arguments = ['--data.name=voc2012', f'--data.root={base}', '--data.workers=0', '--batch_size=3', '--threshold=null']
     arguments += [f'--model={model}', '--image_size=48', '--flip=true', f'--output={output}', f'--scores={scores}']
     printed = script('evaluate.py', *arguments, processes=2)
-    left_out = f'{model} does not know 2 of the 20 labels; left out: sheep, tvmonitor.'
+    left_out = f'{model} lacks 2 of the 20 labels; left out: sheep, tvmonitor.'
     assert printed.stdout.splitlines().count(left_out) == 1
     taken = [line for line in printed.stdout.splitlines() if ' is taken for ' in line]
     assert sorted(taken) == [f'{new!r} is taken for {old!r}.' for new, old in sorted(RENAMED.items()) if old != 'tv']
@@ -138,7 +138,7 @@ def test_main_refuses_a_submission_without_all_labels_of_voc(drawn_voc, tmp_path
     settings = {'data__name': 'voc2012', 'data__root': base, 'data__split': 'test'}
     settings |= {'submission': tmp_path / 'results.tar', 'image_size': 48}
     lacking = make_model(tmp_path / 'lacking', [name for name in COCO if name != 'couch'])
-    with pytest.raises(InputError, match=r"holds VOC's 20 classes, and local-dir:.*lacking does not know sofa\."):
+    with pytest.raises(InputError, match=r"needs VOC's 20 labels, and local-dir:.*lacking lacks sofa\."):
         run(monkeypatch, model=lacking, **settings)
     assert not (tmp_path / 'results.tar').exists()
 
@@ -165,7 +165,9 @@ def test_main_stores_thresholds_in_the_order_of_the_model(tmp_path, monkeypatch)
     with pytest.raises(InputError, match='fit_thresholds is true: 4 images are too few; give at least 5'):
         run(monkeypatch, model=model, data__size=4, fit_thresholds='true')
     more = make_model(tmp_path / 'more', [*names, 'unicorn'])
-    with pytest.raises(InputError, match=r'fit_thresholds is true: the data have not all labels of .*\(unicorn\)'):
+    with pytest.raises(
+        InputError, match=r'fit_thresholds is true: each label of .* needs a threshold, and the data lack unicorn\.'
+    ):
         run(monkeypatch, model=more, data__size=12, fit_thresholds='true')
 
 
@@ -231,16 +233,16 @@ def test_main_refuses_labels_that_are_not_shared(table_root, monkeypatch):
     table_of(table_root, 'unicorn', 'griffin', '', '')
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test'}
     named = make_model(table_root / 'model', ['cat', 'dog'])
-    message = r'knows none of the labels of the data \(griffin, unicorn\), only cat, dog\.'
+    message = r'has none of the labels of the data \(griffin, unicorn\), only cat, dog\.'
     with pytest.raises(InputError, match=message):
         run(monkeypatch, model=named, **settings)
-    with pytest.raises(InputError, match='m: has 3 labels without names, and the data 2;'):
+    with pytest.raises(InputError, match='m: has 3 labels without names, and the data have 2;'):
         evaluate.share_labels('m', 3, None, ['a', 'b'])
     assert evaluate.share_labels('m', 2, None, ['a', 'b']).columns == [0, 1]  # any model with as many logits
 
     table_of(table_root, 'cat', 'image_id', '', '')
     twice = make_model(table_root / 'twice', ['cat', 'image_id'])
-    with pytest.raises(InputError, match='a label is called image_id'):
+    with pytest.raises(InputError, match='a label is named image_id'):
         run(monkeypatch, model=twice, scores=table_root / 's.parquet', **settings)
 
 
@@ -340,16 +342,13 @@ def test_load_model_resizes_a_model_of_fixed_input_size(tmp_path):
     model, data_config = evaluate.load_model(f'local-dir:{tmp_path}', 96)
     assert data_config['input_size'] == (3, 96, 96) and model(torch.zeros(1, 3, 96, 96)).shape == (1, 2)
     assert evaluate.load_model(f'local-dir:{tmp_path}', None)[1]['input_size'] == (3, 160, 160)
-    with pytest.raises(InputError, match='image_size is 100: local-dir:.* does not take images of that size'):
+    with pytest.raises(InputError, match='image_size is 100: local-dir:.* does not accept that size'):
         evaluate.load_model(f'local-dir:{tmp_path}', 100)  # no multiple of its patches
 
 
-def test_writing_reports_a_full_disk(tmp_path):
-    def full(path):
+def test_reporting_faults_reports_a_full_disk(tmp_path):
+    with pytest.raises(InputError) as caught, evaluate.reporting_faults(str(tmp_path / 'results.json')):
         raise OSError(28, os.strerror(28))
-
-    with pytest.raises(InputError) as caught:
-        evaluate.written(str(tmp_path / 'results.json'), full)
     assert str(caught.value) == f'{tmp_path}/results.json: cannot be written (No space left on device).'
 
 
@@ -371,7 +370,7 @@ def test_writing_reports_a_full_disk(tmp_path):
         (['--data.split=trainval'], "unknown data.split of scenes 'trainval': did you mean train?"),
         (['--data.difficult=easy'], "unknown data.difficult 'easy': choose from ignore, negative, positive."),
         (['--data.label_delimiter='], 'data.label_delimiter is empty: must be text'),
-        (['--data.name=voc2007'], 'data.root is null: voc2007 needs its folder'),
+        (['--data.name=voc2007'], 'data.root is null: voc2007 needs a folder'),
         (['--data.name=table', '--data.root={tmp}/none'], 'data.root is {tmp}/none: there is no such folder or file.'),
         (['--fit_thresholds=true', '--model=hf-hub:a/b'], 'hf-hub:a/b is not local-dir:FOLDER.'),
         (['--fit_thresholds=true', '--flip=true'], "for the model's own input; leave out flip and image_size."),

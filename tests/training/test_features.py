@@ -277,7 +277,7 @@ def test_feature_cache_holds_images_and_mirror_images(photos, tmp_path, name):
     model = timm.create_model(name, num_classes=3, **({'img_size': 64} if name == 'test_vit' else {}))
     cache = cache_of(photos, tmp_path / 'features', model)
     line = fill(cache)
-    assert line.startswith("The backbone's maps of 10 training images with their mirror images are cached in ")
+    assert line.startswith('The feature maps of 10 training images with their mirror images are cached in ')
     assert len(cache.unreadable) == 1 and '3.png' in cache.unreadable[0]
     transform = eval_transform(timm.data.resolve_model_data_config(model, {'img_size': 64, 'crop_pct': 1.0}))
     for probability, change in ((0.0, lambda image: image), (1.0, hflip)):
