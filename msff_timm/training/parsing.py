@@ -118,7 +118,7 @@ def find_settings(name: str, key: str = '--config') -> Path:
         InputError: There is no such file or recipe.
     """
     recipe = CONFIGS / f'{name}.yaml'
-    if not os.path.lexists(name) and os.path.isfile(recipe):
+    if not os.path.isfile(name) and os.path.isfile(recipe):
         return recipe
     if not os.path.lexists(name):
         recipes = sorted(path.relative_to(CONFIGS).with_suffix('').as_posix() for path in CONFIGS.rglob('*.yaml'))
