@@ -22,7 +22,7 @@ from msff_timm.errors import InputError
 from msff_timm.training import evaluate
 from msff_timm.training.config import EvalDataConfig, EvaluateConfig, TrainConfig, parse
 
-# COCO's names for VOC's classes, not in VOC's order, and two that VOC has not.
+# COCO's names of VOC's labels, in another order, and two labels that VOC lacks.
 COCO = ['zebra', *reversed('airplane bicycle bird boat bottle bus car cat chair cow'.split()), 'dining table', 'dog']
 COCO += ['toaster', 'horse', 'motorcycle', 'person', 'potted plant', 'sheep', 'couch', 'train', 'tv']
 RENAMED = {'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle'}
@@ -31,7 +31,7 @@ NUM_IMAGES = 13
 
 
 def make_model(folder, label_names, name='msff_test_resnet', own_thresholds=None, side=64):
-    """Saves a model that has learnt nothing, but whose probabilities are spread."""
+    """Saves an untrained model with spread probabilities."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=len(label_names))
     data_config = timm.data.resolve_model_data_config(model)
@@ -49,14 +49,14 @@ def run(monkeypatch, **settings):
 
 @pytest.fixture
 def drawn_voc(tmp_path, monkeypatch):
-    """VOC2012's layout: a split val with a dog that is difficult only, and a test split without labels."""
+    """VOC2012's layout: a val split with a dog that is always difficult, and a test split without labels."""
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     base, rng = tmp_path / 'VOCdevkit' / 'VOC2012', np.random.default_rng(0)
     for folder in ('ImageSets/Main', 'JPEGImages', 'Annotations'):
         (base / folder).mkdir(parents=True)
     ids = [f'2012_{n:06}' for n in range(NUM_IMAGES)]
     present = rng.random((NUM_IMAGES, 20)) < 0.3
-    present[:2] = [[True], [False]]  # so that each class has both
+    present[:2] = [[True], [False]]  # each label has a positive and a negative
     states = np.where(present, 1, -1)
     states[3, voc.LABEL_NAMES.index('dog')] = 0
     for image_id, row in zip(ids, states, strict=True):
@@ -79,7 +79,7 @@ def drawn_voc(tmp_path, monkeypatch):
 
 
 def probabilities(folder, base, ids):
-    """Those of the images and of their mirror images, without our loader and transform."""
+    """Probabilities of the images and of their mirror images, without our loader and transform."""
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     images = [Image.open(base / 'JPEGImages' / f'{image_id}.jpg') for image_id in ids]
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
@@ -91,7 +91,7 @@ def probabilities(folder, base, ids):
 
 
 def test_main_evaluates_coco_weights_on_voc_in_two_processes(script, drawn_voc, tmp_path, monkeypatch):
-    """Against scikit-learn, and F1 by hand: mapped labels, difficult ones, mirror images, own thresholds, scores."""
+    """Compared with scikit-learn, and F1 by hand, with mapped and difficult labels, flips and own thresholds."""
     base, ids, states = drawn_voc
     label_names = [name for name in COCO if name not in ('sheep', 'tv')]
     per_class = np.linspace(0.3, 0.7, len(label_names)).tolist()
@@ -187,7 +187,7 @@ def table_of(root, *labels):
 @pytest.mark.parametrize(
     ('labels', 'measured', 'left_out'),
     [
-        # All that occur are the model's: it is measured on all of its labels, as where it was trained.
+        # The model has all labels that occur: it is evaluated on all of its labels, as in training.
         (('cat', 'dog', 'cat|dog', ''), ['dog', 'cat', 'tv'], []),
         (('tvmonitor', 'unicorn', 'cat|unicorn', ''), ['cat', 'tvmonitor'], ['unicorn']),
     ],
@@ -207,7 +207,7 @@ def test_main_evaluates_the_labels_of_a_table_that_the_model_has(table_root, mon
 
 
 def test_main_leaves_ignored_labels_out_of_the_metrics(table_root, monkeypatch, capsys):
-    """As if the data did not have them: neither in mAP nor among the labels of highest probability."""
+    """They count neither in mAP nor among the top k labels, as if the data did not have them."""
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
     table_of(table_root, 'cat|tv', 'dog', 'cat|dog', 'tv')
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'output': output, 'top_k': 1}
@@ -238,7 +238,7 @@ def test_main_refuses_labels_that_are_not_shared(table_root, monkeypatch):
         run(monkeypatch, model=named, **settings)
     with pytest.raises(InputError, match='m: has 3 labels without names, and the data have 2;'):
         evaluate.share_labels('m', 3, None, ['a', 'b'])
-    assert evaluate.share_labels('m', 2, None, ['a', 'b']).columns == [0, 1]  # any model with as many logits
+    assert evaluate.share_labels('m', 2, None, ['a', 'b']).columns == [0, 1]  # any model with the same number of logits
 
     table_of(table_root, 'cat', 'image_id', '', '')
     twice = make_model(table_root / 'twice', ['cat', 'image_id'])
@@ -252,7 +252,7 @@ def masked_table(root, *rows):
 
 
 def test_main_reports_labels_that_do_not_count(table_root, monkeypatch, capsys):
-    """Of three labels the second has no absent entry, the third no positive."""
+    """The second of three labels has no absent entry, the third no positive."""
     Image.new('RGB', (40, 40)).save(table_root / '4.png')
     masked_table(table_root, '1,1,0', '0,-1,0', '1,,0', '0,1,', '0,1,0')
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'owl']), table_root / 'results.json'
@@ -307,12 +307,12 @@ def test_main_reports_weights_that_are_not_finite(tmp_path, monkeypatch, value, 
 def test_scorer_averages_exactly_near_0_and_1():
     class Ends(torch.nn.Module):
         def forward(self, images):
-            return images[:, 0, 0, :1].repeat(1, 2)  # the upper left pixel, which the mirror image has right
+            return images[:, 0, 0, :1].repeat(1, 2)  # the upper left pixel; the mirror image has it on the right
 
     left, right = np.array([0.3, 30, -40, 20]), np.array([-2, 25, -50, -20.0])
     images = torch.tensor(np.stack([left, right], 1), dtype=torch.float32)[:, None, None]
     logits = evaluate.Scorer(Ends(), [1], flip=True)(images).numpy()[:, 0].astype(np.float64)
-    for sign in (1, -1):  # the probabilities that it is and that it is not, each to its own last digits
+    for sign in (1, -1):  # both p and 1 - p are exact
         expected = (1 / (1 + np.exp(-sign * left)) + 1 / (1 + np.exp(-sign * right))) / 2
         np.testing.assert_allclose(1 / (1 + np.exp(-sign * logits)), expected, rtol=1e-5)
     assert evaluate.Scorer(Ends(), [1], flip=False)(images)[:, 0].tolist() == pytest.approx(left.tolist())
@@ -343,7 +343,7 @@ def test_load_model_resizes_a_model_of_fixed_input_size(tmp_path):
     assert data_config['input_size'] == (3, 96, 96) and model(torch.zeros(1, 3, 96, 96)).shape == (1, 2)
     assert evaluate.load_model(f'local-dir:{tmp_path}', None)[1]['input_size'] == (3, 160, 160)
     with pytest.raises(InputError, match='image_size is 100: local-dir:.* does not accept that size'):
-        evaluate.load_model(f'local-dir:{tmp_path}', 100)  # no multiple of its patches
+        evaluate.load_model(f'local-dir:{tmp_path}', 100)  # not a multiple of the patch size
 
 
 def test_reporting_faults_reports_a_full_disk(tmp_path):
