@@ -1,16 +1,16 @@
-"""Small files that users name, and places to write to: looked at before any work is done."""
+"""Reading small files that users name, checking where output can be written, and writing files in one step."""
 
 import errno
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
 
-__all__ = ['check_file', 'check_folder', 'read_small']
+__all__ = ['check_file', 'check_folder', 'read_small', 'replace_file', 'replace_files', 'write_text']
 
 LONGEST_NAME = 255  # bytes
 ROOM = 15  # of these, for what a file's name has beside it while it is written
@@ -91,3 +91,48 @@ def _check(path: str | Path, whole: Path, places: Sequence[Path], what: str, roo
     except (OSError, ValueError) as e:
         reason = f'nothing can be written to {place} ({getattr(e, "strerror", None) or e})'
         raise InputError(f'{what} is {path}: {reason}; choose another place.'.replace('\0', '\\0')) from None
+
+
+@contextmanager
+def replace_files(folder: str | Path) -> Iterator[Path]:
+    """Replaces files of a folder, each in one step, once all of them are written: a reader never sees half a file.
+
+    After an error, the folder holds what it held before.
+
+    Args:
+        folder: Folder that the files belong to; created if it is missing.
+
+    Yields:
+        Temporary folder to write to. The files in it are moved in reverse order of their names: `model.onnx.data`
+        is there before `model.onnx`, and `model.safetensors` before `config.json`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.saving-') as temporary:
+        yield Path(temporary)
+        for path in sorted(Path(temporary).iterdir(), reverse=True):
+            os.replace(path, folder / path.name)
+
+
+@contextmanager
+def replace_file(path: str | Path) -> Iterator[Path]:
+    """Replaces a file in one step, as `replace_files` does.
+
+    Args:
+        path: File to replace; its folder is created if it is missing.
+
+    Yields:
+        Temporary file of the same name to write; for a device or a pipe, the path itself.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a rename would remove /dev/null
+        yield path
+        return
+    with replace_files(path.parent) as temporary:
+        yield temporary / path.name
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a UTF-8 text file in one step, as `replace_file` does."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding='utf-8')

@@ -1,15 +1,14 @@
-"""Runs that need no training: results as they leave them, and the settings of the smallest real ones."""
+"""Results of runs that were never trained, and settings of the smallest real runs."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from msff_timm import metrics
 from msff_timm.labels import VOC_LABELS
+from msff_timm.results import Results
 from msff_timm.training.config import TrainConfig, parse
-from msff_timm.training.report import results
-from msff_timm.training.studies import variants
+from msff_timm.training.identity import about_run
 
 RECIPE = Path(__file__).parents[1] / 'train' / 'configs' / 'demo.yaml'
 TINY = {
@@ -19,15 +18,26 @@ TINY = {
 TINY = [f'--settings.{key}={value}' for key, value in TINY.items()]
 
 
-def made_up(mAP: float, seed: int = 0, data: str = 'voc2007', num_images: int = 40, top_k: int = 3, **changes) -> dict:
-    """Results as a run leaves them, of scores of chance; `changes` replaces metrics."""
+def made_up(mAP: float, seed: int = 0, data: str = 'voc2007', num_images: int = 40, top_k: int = 3) -> Results:
+    """Returns results as a run writes them, with random scores, except for mAP."""
     rng = np.random.default_rng(seed)
     targets = rng.random((num_images, 20)) < 0.3
-    measures = metrics.evaluate(rng.random((num_images, 20)), targets, areas=targets * 0.05, top_k=top_k)
-    measures |= {'mAP': mAP, **changes}
+    evaluated = metrics.evaluate(rng.random((num_images, 20)), targets, areas=targets * 0.05, top_k=top_k)
+    evaluated['mAP'] = mAP
     definition = {'name': data, 'split': 'test', 'trained_on': 'trainval'}
-    found = results(measures, list(VOC_LABELS), data=definition, weights='exponential moving average')
     config = parse(TrainConfig, [f'--output=runs/made-up-{mAP}', f'--seed={seed}'], RECIPE)
-    found['config'] = json.loads(json.dumps(variants.about_run(config, [], {})))['config']
-    found |= {'git_commit': 'c0ffee', 'git_dirty': False, 'devices': ['cpu'], 'num_processes': 1}
-    return found | {'mixed_precision': 'no', 'peak_bytes': 2**30, 'seconds': 60.0}
+    return Results.from_metrics(
+        evaluated,
+        list(VOC_LABELS),
+        model='msff_test_resnet',
+        data=definition,
+        weights='exponential moving average',
+        config=about_run(config, [], {})['config'],
+        git_commit='c0ffee',
+        git_dirty=False,
+        devices=['cpu'],
+        num_processes=1,
+        mixed_precision='no',
+        peak_bytes=2**30,
+        seconds=60.0,
+    )

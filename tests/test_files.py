@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from msff_timm.errors import InputError
-from msff_timm.files import check_file, check_folder, read_small
+from msff_timm.files import check_file, check_folder, read_small, replace_file, replace_files, write_text
 
 PLACES = [
     'fine',
@@ -117,3 +117,41 @@ def test_read_small_reads_regular_files_alone(folder):
         thread.start()
         thread.join(20)  # where it would wait for a writer
         assert said and 'cannot be read as text (' in said[0] and reason in said[0] and '\0' not in said[0]
+
+
+def test_replace_files_moves_all_files_or_none(folder):
+    with replace_files(folder / 'new') as temporary:
+        (temporary / 'b').write_text('b')
+        (temporary / 'a').write_text('a')
+        assert listing(folder / 'new') == [str(temporary), str(temporary / 'a'), str(temporary / 'b')]
+    assert {path.name: path.read_text() for path in (folder / 'new').iterdir()} == {'a': 'a', 'b': 'b'}
+    with pytest.raises(ZeroDivisionError), replace_files(folder) as temporary:
+        (temporary / 'file').write_text('half')
+        raise ZeroDivisionError
+    assert (folder / 'file').read_text() == 'kept' and not list(folder.glob('.*'))
+
+
+def test_replace_files_moves_data_before_the_file_that_needs_it(folder, monkeypatch):
+    moved, replace = [], os.replace
+    monkeypatch.setattr(os, 'replace', lambda source, target: (moved.append(target.name), replace(source, target)))
+    with replace_files(folder) as temporary:
+        for name in ('config.json', 'model.safetensors', 'model.onnx', 'model.onnx.data'):
+            (temporary / name).touch()
+    assert moved == ['model.safetensors', 'model.onnx.data', 'model.onnx', 'config.json']
+
+
+def test_write_text_replaces_a_file_and_creates_its_folder(folder):
+    for path in (folder / 'file', folder / 'new' / 'x'):
+        write_text(path, 'é')
+        assert path.read_bytes() == 'é'.encode()
+    assert not list(folder.rglob('.*'))
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (folder / 'file').stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_replace_file_writes_to_a_device_or_a_pipe_itself(folder):
+    os.mkfifo(folder / 'pipe')
+    with replace_file(folder / 'pipe') as path:
+        assert path == folder / 'pipe'
+    assert (folder / 'pipe').is_fifo()

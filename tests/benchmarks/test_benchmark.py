@@ -10,7 +10,7 @@ import benchmark
 import msff_timm  # noqa: F401  registers the models
 from benchmark import RESULTS, main, write_annotations
 from msff_timm.errors import InputError
-from msff_timm.training.engine import run_command
+from msff_timm.training.commands import run_command
 
 
 @pytest.fixture

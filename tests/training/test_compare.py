@@ -1,4 +1,4 @@
-"""Comparisons: what is trained, what is not trained again, and what the tables say."""
+"""Tests of studies: planning, training and tabulating runs."""
 
 import csv
 import json
@@ -23,9 +23,11 @@ from made_up import RECIPE, TINY, made_up
 from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import VOC_LABELS
-from msff_timm.training.config import AblateConfig, CompareConfig, ModelConfig, TrainConfig, parse
-from msff_timm.training.studies import ablate, compare, tables, variants
-from msff_timm.training.train import make_model
+from msff_timm.training.commands import Stopped
+from msff_timm.training.config import ModelConfig, TrainConfig, parse
+from msff_timm.training.run_model import make_model
+from msff_timm.training.studies import ablate, compare, pages, study, tables
+from msff_timm.training.studies.config import AblateConfig, CompareConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / 'train' / 'configs').glob('*/*.yaml'))
@@ -39,22 +41,22 @@ def settings(output: Path, *more: str) -> CompareConfig:
     return parse(CompareConfig, [*own, *TINY, *shared, *more], DEMO)
 
 
-def plan(config: CompareConfig) -> list[variants.Run]:
-    return variants.plan(config, compare.rows_of(config))
+def plan(config: CompareConfig) -> list[study.Run]:
+    return study.plan(config, compare.make_rows(config))
 
 
 @pytest.fixture(scope='module')
 def compared(script, tmp_path_factory) -> Path:
-    """The folder of a comparison of two models that have hardly been trained."""
+    """Returns the folder of a comparison of two models, each trained for a moment."""
     folder = tmp_path_factory.mktemp('compared')
     arguments = [f'--output={folder}', f'--train={RECIPE}', '--models', '[msff_test_resnet, test_resnet]']
     arguments += ['--settings.top_k=2', '--settings.data.title=a few scenes']
     printed = script('compare.py', *arguments, '--seeds=[0]', *TINY, '--backbone=null', '--turns=2').stdout
-    assert '0 of 2 runs are at their end.' in printed and '| msff\\_test\\_resnet |' in printed
+    assert '0 of 2 runs are finished.' in printed and '| msff\\_test\\_resnet |' in printed
     return folder
 
 
-def test_models_are_trained_alike_and_tabulated(compared):
+def test_compare_trains_models_alike_and_writes_table(compared):
     runs = [json.loads((compared / name / 'seed-0' / 'results.json').read_text()) for name in MODELS]
     assert runs[0]['config']['optim'] == runs[1]['config']['optim'] and runs[0]['config']['optim']['epochs'] == 1
     assert runs[0]['config']['data'] == runs[1]['config']['data'] and runs[0]['config']['data']['eval_size'] == 24
@@ -78,13 +80,13 @@ def test_models_are_trained_alike_and_tabulated(compared):
         'the paper, Table 1, section 4.4.1', 'the paper, Table 2, section 4.4.2', 'the paper, Table 3, section 4.4.3'
     }  # fmt: skip
     text = (compared / 'compare.md').read_text()
-    assert f'| test\\_resnet | {runs[1]["metrics"]["mAP"]:.2f} |' in text and 'no spread is known' in text
-    assert text.count('of other data than a few scenes: not to be compared') == 3 and '| MSFF (paper) | 95.8 |' in text
+    assert f'| test\\_resnet | {runs[1]["metrics"]["mAP"]:.2f} |' in text and 'the spread is unknown' in text
+    assert text.count('The data is not a few scenes: do not compare') == 3 and '| MSFF (paper) | 95.8 |' in text
     for name in ('cost', 'labels'):
         assert f'(compare_{name}.png)' in text and Image.open(compared / f'compare_{name}.png').width > 500
 
 
-def test_what_is_at_its_end_is_not_trained_again(compared, tmp_path, monkeypatch, capsys):
+def test_train_all_skips_finished_runs(compared, tmp_path, monkeypatch, capsys):
     folder, started = tmp_path / 'copy', []
     shutil.copytree(compared, folder)
 
@@ -93,20 +95,20 @@ def test_what_is_at_its_end_is_not_trained_again(compared, tmp_path, monkeypatch
         (run.output / 'report.md').touch()
         return 0
 
-    monkeypatch.setattr(variants, '_train', train)
+    monkeypatch.setattr(study, '_train', train)
     stop = SimpleNamespace(received=None)
-    variants.train_all(plan(settings(folder)), None, stop)
-    assert not started and capsys.readouterr().out.startswith('2 of 2 runs are at their end.')
+    study.train_all(plan(settings(folder)), None, stop)
+    assert not started and capsys.readouterr().out.startswith('2 of 2 runs are finished.')
     (folder / 'test_resnet' / 'seed-0' / 'report.md').unlink()  # it ended before its last file
-    variants.train_all(plan(settings(folder)), None, stop)
+    study.train_all(plan(settings(folder)), None, stop)
     assert len(started) == 1 and f'--output={folder}/test_resnet/seed-0' in started[0]
     (folder / 'test_resnet' / 'seed-0' / 'report.md').unlink()
-    monkeypatch.setattr(variants, '_train', lambda *_: 1)
-    with pytest.raises(InputError, match='test_resnet/seed-0: training ended with code 1'):
-        variants.train_all(plan(settings(folder)), None, stop)
+    monkeypatch.setattr(study, '_train', lambda *_: 1)
+    with pytest.raises(InputError, match='test_resnet/seed-0: training failed with exit code 1'):
+        study.train_all(plan(settings(folder)), None, stop)
     with pytest.raises(InputError) as caught:
         plan(settings(folder, '--settings.optim.lr=0.5'))
-    assert 'msff_test_resnet/seed-0 holds a run of other settings: optim.lr was 0.001 and is 0.5' in str(caught.value)
+    assert 'msff_test_resnet/seed-0 holds a run with other settings: optim.lr was 0.001 and is 0.5' in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_what_is_at_its_end_is_not_trained_again(compared, tmp_path, monkeypatch
         (['--rows={a: {model: 3}}'], 'must be {model: NAME}'),
         (['--rows={a: {model: tst_resnet}}'], "unknown model in rows.a 'tst_resnet': did you mean test_resnet?"),
         (['--rows={test_resnet: {model: test_resnet}}'], 'rows.test_resnet: test_resnet is one of models, too'),
-        (['--rows={a: {model: test_resnet}}'], 'rows.a is the same as test_resnet: leave one of them out.'),
+        (['--rows={a: {model: test_resnet}}'], 'rows.a is the same as test_resnet: remove one of them.'),
         (
             ['--rows={a: {model: test_resnet, settings: {seed: 1}}}'],
             'rows.a.settings has seed: leave it out, each run has its own.',
@@ -155,7 +157,7 @@ def test_what_is_at_its_end_is_not_trained_again(compared, tmp_path, monkeypatch
         (['--rows={a: {model: msff_test_resnet, args: {max_querys: 1}}}'], "'max_querys': did you mean max_queries?"),
     ],
 )
-def test_wrong_settings_are_named_before_anything_is_trained(tmp_path, arguments, message):
+def test_plan_rejects_wrong_settings(tmp_path, arguments, message):
     with pytest.raises(InputError) as caught:
         plan(settings(tmp_path, *arguments))
     assert message in str(caught.value) and '\n' not in str(caught.value)
@@ -163,14 +165,14 @@ def test_wrong_settings_are_named_before_anything_is_trained(tmp_path, arguments
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: f'{path.parent.name}-{path.stem}')
-def test_every_config_is_valid_and_shares_what_both_need(path, monkeypatch):
+def test_plan_accepts_configs_and_shares_runs(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     is_ablation = path.parent.name == 'ablate'
     config = parse(AblateConfig if is_ablation else CompareConfig, [f'--config={path}', *['--table=4'] * is_ablation])
     assert config.output == f'runs/compare_{path.stem}' and len(config.seeds) >= 3
     ours = tables.Variant('ours', config.model if is_ablation else config.models[0])
-    rows = ablate.rows_of('4', config.model)[0] if is_ablation else compare.rows_of(config)
-    outputs = [str(run.output.relative_to(config.output)) for run in variants.plan(config, rows)]
+    rows = ablate.make_rows('4', config.model)[0] if is_ablation else compare.make_rows(config)
+    outputs = [str(run.output.relative_to(config.output)) for run in study.plan(config, rows)]
     folders = ['backbone'] * bool(config.backbone) + [row.folder for row in rows]
     assert outputs == [f'{folder}/seed-{seed}' for seed in config.seeds for folder in folders]
     assert ours.folder in folders and len(set(folders)) == len(folders)
@@ -181,7 +183,7 @@ def test_every_config_is_valid_and_shares_what_both_need(path, monkeypatch):
     assert {key: other.get(key) for key in shared} == {key: getattr(config, key) or None for key in shared}
 
 
-def test_a_plain_model_starts_from_the_weights_that_the_backbones_of_others_start_from(tmp_path):
+def test_plan_starts_plain_model_from_pretrained_backbone(tmp_path):
     recipe = ROOT / 'train' / 'configs' / 'coco2014_448.yaml'
     config = CompareConfig(output=str(tmp_path), train=str(recipe), models=['msff_resnet101', 'resnet101'], seeds=[3])
     ours, plain = (run.config for run in plan(config))
@@ -190,8 +192,8 @@ def test_a_plain_model_starts_from_the_weights_that_the_backbones_of_others_star
     assert ours.optim == plain.optim and ours.data == plain.data
 
 
-def test_all_rows_start_from_one_backbone_without_network(tmp_path, monkeypatch):
-    """The plain model too, whose own weights timm would fetch, and which keeps its new classifier."""
+def test_plan_starts_all_rows_from_one_backbone_offline(tmp_path, monkeypatch):
+    """Includes the plain model: timm must not download its weights, and its new classifier stays."""
     torch.manual_seed(0)
     source = timm.create_model('test_resnet', num_classes=5)
     data_config = timm.data.resolve_model_data_config(source)
@@ -210,8 +212,8 @@ def test_all_rows_start_from_one_backbone_without_network(tmp_path, monkeypatch)
         assert len(theirs) > 50 and all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items())
 
 
-def test_a_plain_models_new_classifier_starts_as_pytorch_draws_it(tmp_path):
-    """timm's EfficientNet would draw it within 20 ** -0.5, eight times as wide."""
+def test_make_model_initializes_new_classifier_as_pytorch(tmp_path):
+    """timm's EfficientNet would use the range 20 ** -0.5, eight times as wide."""
     source = timm.create_model('tf_efficientnet_lite0')
     hub.save(source, tmp_path, [str(k) for k in range(1000)], timm.data.resolve_model_data_config(source))
     config = ModelConfig('tf_efficientnet_lite0', backbone_pretrained=False, backbone_from=f'local-dir:{tmp_path}')
@@ -220,8 +222,8 @@ def test_a_plain_models_new_classifier_starts_as_pytorch_draws_it(tmp_path):
     assert model.classifier.weight.shape == (20, 1280) and 0.99 < largest * 1280**0.5 <= 1
 
 
-def test_rows_have_arguments_and_settings_of_their_own(tmp_path):
-    """Both are in the names of their folders, so that no run is taken for another's."""
+def test_plan_applies_args_and_settings_of_rows(tmp_path):
+    """Folder names contain both, so that runs cannot be confused."""
     rows = '{few: {model: msff_test_resnet, args: {max_queries: 2}},'
     rows += ' fast: {model: test_resnet, settings: {optim: {lr: 0.25, backbone_lr: 0.5}, model: {drop_rate: 0}}}}'
     first, plain, few, fast = plan(settings(tmp_path, f'--rows={rows}', '--settings.optim.lr=0.125'))
@@ -235,7 +237,7 @@ def test_rows_have_arguments_and_settings_of_their_own(tmp_path):
     assert first.config.data == fast.config.data and plain.output == tmp_path / 'test_resnet' / 'seed-0'
 
 
-def test_with_each_seed_a_backbone_is_trained_by_the_recipe_alone_and_all_start_from_it(tmp_path):
+def test_plan_trains_backbone_for_each_seed(tmp_path):
     runs = plan(settings(tmp_path, '--backbone=test_resnet', '--seeds=[4, 2]'))
     recipe = parse(TrainConfig, [f'--output={tmp_path}'], RECIPE)
     for seed, (first, *others) in zip((4, 2), (runs[:3], runs[3:]), strict=True):
@@ -247,16 +249,16 @@ def test_with_each_seed_a_backbone_is_trained_by_the_recipe_alone_and_all_start_
         assert {run.config.seed for run in (first, *others)} == {seed}
 
 
-def test_a_recipe_whose_model_has_arguments_is_refused(tmp_path):
+def test_plan_rejects_recipe_with_model_args(tmp_path):
     recipe = tmp_path / 'mine.yaml'
     recipe.write_text(
         'output: x\nmodel: {name: msff_test_resnet, backbone_pretrained: false, args: {fusion_mode: 1}}\n'
     )
-    with pytest.raises(InputError, match='mine.yaml has model.args: leave it out'):
+    with pytest.raises(InputError, match='mine.yaml sets model.args: remove it'):
         plan(settings(tmp_path, f'--train={recipe}'))
 
 
-def test_the_interval_of_paired_differences():
+def test_paired_interval_matches_hand_computation():
     # Worked by hand: differences 1, 2, 3; mean 2, s 1, t of 2 degrees of freedom 4.302653 (any table of it).
     found = tables.paired_interval([11, 22, 33], [10, 20, 30])
     half = 4.302653 / 3**0.5
@@ -270,7 +272,7 @@ def test_the_interval_of_paired_differences():
 
 def made_up_table(data: str = 'voc2007', top_k: int = 3) -> dict:
     of = {'ours': (80, 82, 84), 'a|b': (79, 80, 81)}
-    # Every seed is measured on the same images.
+    # The same images for every seed
     runs = [
         (tables.Variant(name, name), [made_up(x, 0, data, top_k=top_k) for x in found]) for name, found in of.items()
     ]
@@ -278,7 +280,7 @@ def made_up_table(data: str = 'voc2007', top_k: int = 3) -> dict:
     return {'title': 'Made up', **tables.tabulate(runs, 'ours', speed)}
 
 
-def test_a_table_over_seeds(tmp_path):
+def test_tabulate_computes_spread_and_differences(tmp_path):
     table = made_up_table()
     ours, other = table['rows']
     assert (ours['mean']['mAP'], ours['std']['mAP'], ours['difference']) == (82, 2, None)
@@ -286,22 +288,22 @@ def test_a_table_over_seeds(tmp_path):
     # The differences are -1, -2, -3.
     half = 4.302653 / 3**0.5
     assert other['difference']['mAP'] == pytest.approx({'mean': -2, 'low': -2 - half, 'high': -2 + half})
-    # All instances are medium: what nothing was measured of is no number.
+    # All instances are medium, so that the other sizes have no mAP.
     assert 'mAP_medium' in ours['mean'] and 'mAP_small' not in ours['mean']
-    compare.lay_beside(table)
-    tables.write_table(table, tmp_path, 'made_up')
+    tables.add_published(table)
+    pages.write_table(table, tmp_path, 'made_up')
     text = (tmp_path / 'made_up.md').read_text()
     assert '| a\\|b | 80.00 ± 1.00 | -2.00 (-4.48 to +0.48) |' in text and '| ours | 82.00 ± 2.00 | reference |' in text
     assert 'images/s' in text and '| 0.25 | – | – | 1,024 MiB |' in text  # no speed was measured
     assert all(Image.open(tmp_path / f'made_up_{name}.png').height > 200 for name in ('cost', 'labels'))
 
 
-def test_figures_of_others_stand_beside_those_of_the_same_data_and_are_marked(tmp_path):
+def test_write_table_marks_published_figures(tmp_path):
     table = made_up_table('table', top_k=5)
     table['data']['name'] = 'Corel5k'
-    compare.lay_beside(table)
+    tables.add_published(table)
     assert list(table['published']) == ['corel5k'] and table['paper'] == {}
-    tables.write_table(table, tmp_path, 'corel')
+    pages.write_table(table, tmp_path, 'corel')
     lines = (tmp_path / 'corel.md').read_text().splitlines()
     (head,) = (line for line in lines if 'P, top 5' in line)
     assert [cell.strip() for cell in head.split('|')[2:-1]] == ['P, top 5', 'R, top 5', 'F1, top 5', 'N+, top 5']
@@ -320,36 +322,35 @@ def test_figures_of_others_stand_beside_those_of_the_same_data_and_are_marked(tm
     assert found['2PKNN (Verma and Jawahar, ECCV 2012)']['figures_of'].startswith('published, ')
 
 
-def test_published_f1_is_the_harmonic_mean_that_it_is_defined_as():
+def test_read_published_f1_is_harmonic_mean():
     for part in tables.read_published().values():
         for name, p, r, f1, found in part['rows']:
             assert f1 == pytest.approx(2 * p * r / (p + r), abs=0.06), name
             assert 0 < found <= 260, name
 
 
-def test_a_subset_is_not_taken_for_the_data_of_its_name():
-    """Neither of the paper's nor of others."""
+def test_add_published_separates_subset_from_full_data():
     table = made_up_table('voc2012')
     table['data'] = {**table['data'], 'name': 'VOC 2012 subset (1,984/2,001)'}
-    compare.lay_beside(table)
-    lines = '\n'.join(tables._paper_tables(table))
-    assert lines.count('of other data than VOC 2012 subset') == 3 and 'measured here**' not in lines
+    tables.add_published(table)
+    lines = '\n'.join(pages._published_tables(table))
+    assert lines.count('The data is not VOC 2012 subset') == 3 and 'measured here**' not in lines
     assert table['published'] == {}
 
 
-def test_the_papers_figures_stand_beside_those_of_the_same_data_and_are_marked(tmp_path):
+def test_add_published_adds_paper_table_of_same_data(tmp_path):
     table = made_up_table('voc2007')
-    compare.lay_beside(table)
+    tables.add_published(table)
     assert list(table['paper']) == ['table2']
-    lines = list(tables._paper_tables(table))
+    lines = list(pages._published_tables(table))
     head = next(line for line in lines if line.startswith('|  | mAP'))
     bottle = head.split('|').index(' bottle ')
     rows = {line.split('|')[1].strip(): line.split('|') for line in lines if line.startswith('| ')}
     assert rows['MSFF (paper)'][bottle].strip() == '85.1' and rows['HCP (paper)'][bottle].strip() == '75.3'
     ours = table['rows'][0]['AP']['bottle']
     assert float(rows['**ours, measured here**'][bottle]) == pytest.approx(np.mean(ours), abs=0.05)
-    assert any('none was measured here' in line for line in lines)
-    assert not any('not to be compared' in line for line in lines)
+    assert any('by its authors, not here' in line for line in lines)
+    assert not any('do not compare' in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -362,28 +363,28 @@ def test_the_papers_figures_stand_beside_those_of_the_same_data_and_are_marked(t
         ({'backbone_pretrained': False}, 'random weights'),
     ],
 )
-def test_what_the_runs_have_started_from_is_told(tmp_path, changes, start):
+def test_write_table_describes_initial_weights(tmp_path, changes, start):
     runs = [made_up(80), made_up(81)]
     for seed, run in enumerate(runs):
-        run['config']['model'] |= changes
+        run.config['model'] |= changes
         if 'backbone_from' in changes:
-            run['config']['model']['backbone_from'] = changes['backbone_from'].format(seed)
+            run.config['model']['backbone_from'] = changes['backbone_from'].format(seed)
     speed = {'rows': [{'num_parameters': 1, 'gflops': 1}]}
     table = {'title': 'A table', **tables.tabulate([(tables.Variant('a', 'test_resnet'), runs)], 'a', speed)}
-    tables.write_table(table, tmp_path, 'table')
+    pages.write_table(table, tmp_path, 'table')
     assert f'trained alike from {start}, with seeds' in (tmp_path / 'table.md').read_text()
 
 
-def test_runs_that_were_measured_on_other_images_make_no_table():
+def test_tabulate_rejects_runs_on_other_images():
     variant = tables.Variant('ours', 'ours')
     others = made_up(81, num_images=39), made_up(81, seed=1), made_up(81, data='voc2012'), made_up(81, top_k=5)
     for other in others:
-        with pytest.raises(InputError, match='was not measured on the same images'):
+        with pytest.raises(InputError, match='ours, seed .: not evaluated on the same images'):
             tables.tabulate([(variant, [made_up(80), other])], 'ours', {'rows': [{}]})
 
 
-def test_the_papers_figures_are_the_papers():
-    """Read in the paper by eye; and the mean of the classes' AP is the mAP that it prints, but for rounding."""
+def test_read_paper_matches_paper():
+    """Copied from the paper by hand; the mean of the AP values printed there is the printed mAP, up to rounding."""
     paper = tables.read_paper()
     rows = {
         (row[0], row[1]): dict(zip(paper['table1']['columns'], row[1:], strict=True)) for row in paper['table1']['rows']
@@ -405,15 +406,15 @@ def test_the_papers_figures_are_the_papers():
     assert dict(zip(paper['table3']['columns'], paper['table3']['rows'][-1][1:], strict=True))['tvmonitor'] == 95.9
 
 
-def test_a_request_to_stop_ends_the_timing():
+def test_measure_speed_stops_on_request():
     rows = [tables.Variant(name, name) for name in MODELS]
-    with pytest.raises(variants.Interrupted, match='the same command goes on'):
-        variants.measure_speed(rows, 3, 32, 1, 1, MODELS[0], SimpleNamespace(received=signal.SIGINT))
+    with pytest.raises(Stopped, match='the same command again to resume'):
+        study.measure_speed(rows, 3, 32, 1, 1, MODELS[0], SimpleNamespace(received=signal.SIGINT))
 
 
 @pytest.mark.parametrize('launched', [False, True])
-def test_a_request_to_stop_reaches_the_run_once_and_is_waited_for(tmp_path, monkeypatch, launched):
-    """With a launcher in between that ends at once, as Accelerate's does."""
+def test_train_passes_stop_request_once_and_waits(tmp_path, monkeypatch, launched):
+    """Also with a launcher in between that ends at once, like Accelerate's."""
     said = tmp_path / 'said'
     run = f"""
 import pathlib, signal, sys, time
@@ -428,7 +429,7 @@ sys.exit(75)
     launcher = f'import subprocess, sys\nsys.exit(subprocess.run([sys.executable, "-c", {run!r}]).returncode)'
     script = tmp_path / 'script.py'
     script.write_text(launcher if launched else run)
-    monkeypatch.setattr(variants, 'TRAIN', (str(script),))
+    monkeypatch.setattr(study, 'TRAIN', (str(script),))
     stop = SimpleNamespace(received=None)
 
     def ask():
@@ -438,14 +439,14 @@ sys.exit(75)
 
     thread = threading.Thread(target=ask)
     thread.start()
-    code = variants._train(SimpleNamespace(argv=[]), None, stop)
+    code = study._train(SimpleNamespace(argv=[]), None, stop)
     thread.join()
     assert said.read_text() == 'saved 1' and code == (-signal.SIGTERM if launched else 75)
 
 
 @pytest.mark.slow
-def test_a_comparison_that_is_stopped_goes_on(tmp_path):
-    """With a backbone that is trained first, on a few images as all else here."""
+def test_compare_resumes_after_stop(tmp_path):
+    """The backbone, which is trained first, sees a few images only."""
     recipe = yaml.safe_load(RECIPE.read_text())
     recipe['data'] |= {'train_size': 64, 'eval_size': 24, 'image_size': 32}
     recipe['optim'] |= {'epochs': 1}
@@ -460,7 +461,7 @@ def test_a_comparison_that_is_stopped_goes_on(tmp_path):
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 75 and 'the same command goes on from here' in err
+    assert process.returncode == 75 and 'run the same command again to resume' in err
     assert any(weights.glob('step-*')) and not (tmp_path / 'compare.md').exists()
     assert 'Going on from' in subprocess.run(command, capture_output=True, text=True, check=True).stdout
     table = json.loads((tmp_path / 'compare.json').read_text())

@@ -22,7 +22,7 @@ from msff_timm.errors import InputError
 from msff_timm.training import evaluate
 from msff_timm.training.config import EvalDataConfig, EvaluateConfig, TrainConfig, parse
 
-# COCO's names for VOC's classes, not in VOC's order, and two that VOC has not.
+# COCO's names of VOC's labels, in another order, and two labels that VOC lacks.
 COCO = ['zebra', *reversed('airplane bicycle bird boat bottle bus car cat chair cow'.split()), 'dining table', 'dog']
 COCO += ['toaster', 'horse', 'motorcycle', 'person', 'potted plant', 'sheep', 'couch', 'train', 'tv']
 RENAMED = {'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle'}
@@ -31,7 +31,7 @@ NUM_IMAGES = 13
 
 
 def make_model(folder, label_names, name='msff_test_resnet', own_thresholds=None, side=64):
-    """Saves a model that has learnt nothing, but whose probabilities are spread."""
+    """Saves an untrained model with spread probabilities."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=len(label_names))
     data_config = timm.data.resolve_model_data_config(model)
@@ -49,14 +49,14 @@ def run(monkeypatch, **settings):
 
 @pytest.fixture
 def drawn_voc(tmp_path, monkeypatch):
-    """VOC2012's layout: a split val with a dog that is difficult only, and a test split without labels."""
+    """VOC2012's layout: a val split with a dog that is always difficult, and a test split without labels."""
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     base, rng = tmp_path / 'VOCdevkit' / 'VOC2012', np.random.default_rng(0)
     for folder in ('ImageSets/Main', 'JPEGImages', 'Annotations'):
         (base / folder).mkdir(parents=True)
     ids = [f'2012_{n:06}' for n in range(NUM_IMAGES)]
     present = rng.random((NUM_IMAGES, 20)) < 0.3
-    present[:2] = [[True], [False]]  # so that each class has both
+    present[:2] = [[True], [False]]  # each label has a positive and a negative
     states = np.where(present, 1, -1)
     states[3, voc.LABEL_NAMES.index('dog')] = 0
     for image_id, row in zip(ids, states, strict=True):
@@ -79,7 +79,7 @@ def drawn_voc(tmp_path, monkeypatch):
 
 
 def probabilities(folder, base, ids):
-    """Those of the images and of their mirror images, without our loader and transform."""
+    """Probabilities of the images and of their mirror images, without our loader and transform."""
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     images = [Image.open(base / 'JPEGImages' / f'{image_id}.jpg') for image_id in ids]
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
@@ -90,8 +90,8 @@ def probabilities(folder, base, ids):
         ]
 
 
-def test_coco_weights_are_measured_on_voc_by_two_processes(script, drawn_voc, tmp_path, monkeypatch):
-    """Against scikit-learn, and F1 by hand: mapped labels, difficult ones, mirror images, own thresholds, scores."""
+def test_main_evaluates_coco_weights_on_voc_in_two_processes(script, drawn_voc, tmp_path, monkeypatch):
+    """Compared with scikit-learn, and F1 by hand, with mapped and difficult labels, flips and own thresholds."""
     base, ids, states = drawn_voc
     label_names = [name for name in COCO if name not in ('sheep', 'tv')]
     per_class = np.linspace(0.3, 0.7, len(label_names)).tolist()
@@ -100,7 +100,7 @@ def test_coco_weights_are_measured_on_voc_by_two_processes(script, drawn_voc, tm
     arguments = ['--data.name=voc2012', f'--data.root={base}', '--data.workers=0', '--batch_size=3', '--threshold=null']
     arguments += [f'--model={model}', '--image_size=48', '--flip=true', f'--output={output}', f'--scores={scores}']
     printed = script('evaluate.py', *arguments, processes=2)
-    left_out = f'{model} does not know 2 of the 20 labels; left out: sheep, tvmonitor.'
+    left_out = f'{model} lacks 2 of the 20 labels; left out: sheep, tvmonitor.'
     assert printed.stdout.splitlines().count(left_out) == 1
     taken = [line for line in printed.stdout.splitlines() if ' is taken for ' in line]
     assert sorted(taken) == [f'{new!r} is taken for {old!r}.' for new, old in sorted(RENAMED.items()) if old != 'tv']
@@ -133,12 +133,12 @@ def test_coco_weights_are_measured_on_voc_by_two_processes(script, drawn_voc, tm
     assert len(measured['devices']) == 2
 
 
-def test_a_submission_needs_all_of_vocs_classes(drawn_voc, tmp_path, monkeypatch, capsys):
+def test_main_refuses_a_submission_without_all_labels_of_voc(drawn_voc, tmp_path, monkeypatch, capsys):
     base, ids, _ = drawn_voc
     settings = {'data__name': 'voc2012', 'data__root': base, 'data__split': 'test'}
     settings |= {'submission': tmp_path / 'results.tar', 'image_size': 48}
     lacking = make_model(tmp_path / 'lacking', [name for name in COCO if name != 'couch'])
-    with pytest.raises(InputError, match=r"holds VOC's 20 classes, and local-dir:.*lacking does not know sofa\."):
+    with pytest.raises(InputError, match=r"needs VOC's 20 labels, and local-dir:.*lacking lacks sofa\."):
         run(monkeypatch, model=lacking, **settings)
     assert not (tmp_path / 'results.tar').exists()
 
@@ -150,7 +150,7 @@ def test_a_submission_needs_all_of_vocs_classes(drawn_voc, tmp_path, monkeypatch
     np.testing.assert_allclose([float(number) for number in lines[1::2]], expected, atol=1e-5)
 
 
-def test_thresholds_are_stored_in_the_models_order(tmp_path, monkeypatch):
+def test_main_stores_thresholds_in_the_order_of_the_model(tmp_path, monkeypatch):
     scenes = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
     names = [*scenes[5:], *scenes[:5]]
     model, scores = make_model(tmp_path / 'model', names), tmp_path / 'scores.parquet'
@@ -165,7 +165,9 @@ def test_thresholds_are_stored_in_the_models_order(tmp_path, monkeypatch):
     with pytest.raises(InputError, match='fit_thresholds is true: 4 images are too few; give at least 5'):
         run(monkeypatch, model=model, data__size=4, fit_thresholds='true')
     more = make_model(tmp_path / 'more', [*names, 'unicorn'])
-    with pytest.raises(InputError, match=r'fit_thresholds is true: the data have not all labels of .*\(unicorn\)'):
+    with pytest.raises(
+        InputError, match=r'fit_thresholds is true: each label of .* needs a threshold, and the data lack unicorn\.'
+    ):
         run(monkeypatch, model=more, data__size=12, fit_thresholds='true')
 
 
@@ -185,12 +187,12 @@ def table_of(root, *labels):
 @pytest.mark.parametrize(
     ('labels', 'measured', 'left_out'),
     [
-        # All that occur are the model's: it is measured on all of its labels, as where it was trained.
+        # The model has all labels that occur: it is evaluated on all of its labels, as in training.
         (('cat', 'dog', 'cat|dog', ''), ['dog', 'cat', 'tv'], []),
         (('tvmonitor', 'unicorn', 'cat|unicorn', ''), ['cat', 'tvmonitor'], ['unicorn']),
     ],
 )
-def test_a_table_is_measured_by_the_labels_that_the_model_knows(table_root, monkeypatch, labels, measured, left_out):
+def test_main_evaluates_the_labels_of_a_table_that_the_model_has(table_root, monkeypatch, labels, measured, left_out):
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
     table_of(table_root, *labels)
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'output': output}
@@ -204,8 +206,8 @@ def test_a_table_is_measured_by_the_labels_that_the_model_knows(table_root, monk
     assert found['num_images'] == 4 and found['labels']['cat']['num_positives'] == sum('cat' in row for row in labels)
 
 
-def test_ignored_labels_take_no_part_in_the_metrics(table_root, monkeypatch, capsys):
-    """As if the data did not have them: neither in mAP nor among the labels of highest probability."""
+def test_main_leaves_ignored_labels_out_of_the_metrics(table_root, monkeypatch, capsys):
+    """They count neither in mAP nor among the top k labels, as if the data did not have them."""
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
     table_of(table_root, 'cat|tv', 'dog', 'cat|dog', 'tv')
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'output': output, 'top_k': 1}
@@ -227,20 +229,20 @@ def test_ignored_labels_take_no_part_in_the_metrics(table_root, monkeypatch, cap
         run(monkeypatch, model=model, data__ignore_labels='[catt]', **settings)
 
 
-def test_labels_that_are_not_shared_are_refused(table_root, monkeypatch):
+def test_main_refuses_labels_that_are_not_shared(table_root, monkeypatch):
     table_of(table_root, 'unicorn', 'griffin', '', '')
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test'}
     named = make_model(table_root / 'model', ['cat', 'dog'])
-    message = r'knows none of the labels of the data \(griffin, unicorn\), only cat, dog\.'
+    message = r'has none of the labels of the data \(griffin, unicorn\), only cat, dog\.'
     with pytest.raises(InputError, match=message):
         run(monkeypatch, model=named, **settings)
-    with pytest.raises(InputError, match='m: has 3 labels without names, and the data 2;'):
+    with pytest.raises(InputError, match='m: has 3 labels without names, and the data have 2;'):
         evaluate.share_labels('m', 3, None, ['a', 'b'])
-    assert evaluate.share_labels('m', 2, None, ['a', 'b']).columns == [0, 1]  # any model with as many logits
+    assert evaluate.share_labels('m', 2, None, ['a', 'b']).columns == [0, 1]  # any model with the same number of logits
 
     table_of(table_root, 'cat', 'image_id', '', '')
     twice = make_model(table_root / 'twice', ['cat', 'image_id'])
-    with pytest.raises(InputError, match='a label is called image_id'):
+    with pytest.raises(InputError, match='a label is named image_id'):
         run(monkeypatch, model=twice, scores=table_root / 's.parquet', **settings)
 
 
@@ -249,8 +251,8 @@ def masked_table(root, *rows):
     (root / 'test.csv').write_text('\n'.join(['image,cat,dog,owl', *lines]))
 
 
-def test_labels_that_do_not_count_are_named_before_and_in_the_results(table_root, monkeypatch, capsys):
-    """Of three labels the second has no absent entry, the third no positive."""
+def test_main_reports_labels_that_do_not_count(table_root, monkeypatch, capsys):
+    """The second of three labels has no absent entry, the third no positive."""
     Image.new('RGB', (40, 40)).save(table_root / '4.png')
     masked_table(table_root, '1,1,0', '0,-1,0', '1,,0', '0,1,', '0,1,0')
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'owl']), table_root / 'results.json'
@@ -275,7 +277,7 @@ def test_labels_that_do_not_count_are_named_before_and_in_the_results(table_root
     assert thresholds['num_fitted'] == 1 and dog == owl == 0.5 != cat
 
 
-def test_nothing_to_evaluate_on_is_told_before_scoring(table_root, monkeypatch):
+def test_main_refuses_data_without_labels_before_scoring(table_root, monkeypatch):
     masked_table(table_root, '1,1,0', '-1,,0', '1,,0', '-1,1,')
     monkeypatch.setattr(evaluate, 'score', lambda *_: pytest.fail('it was scored'))
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test'}
@@ -290,7 +292,7 @@ def test_nothing_to_evaluate_on_is_told_before_scoring(table_root, monkeypatch):
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 @pytest.mark.parametrize('where', ['first', 'last'])
-def test_weights_that_are_not_finite_are_one_line(tmp_path, monkeypatch, value, where):
+def test_main_reports_weights_that_are_not_finite(tmp_path, monkeypatch, value, where):
     names = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
     model, path = make_model(tmp_path, names), tmp_path / 'model.safetensors'
     weights = load_file(path)
@@ -302,21 +304,21 @@ def test_weights_that_are_not_finite_are_one_line(tmp_path, monkeypatch, value, 
     assert not (tmp_path / 'results.json').exists()
 
 
-def test_the_mean_of_an_image_and_its_mirror_image_is_exact_at_both_ends():
+def test_scorer_averages_exactly_near_0_and_1():
     class Ends(torch.nn.Module):
         def forward(self, images):
-            return images[:, 0, 0, :1].repeat(1, 2)  # the upper left pixel, which the mirror image has right
+            return images[:, 0, 0, :1].repeat(1, 2)  # the upper left pixel; the mirror image has it on the right
 
     left, right = np.array([0.3, 30, -40, 20]), np.array([-2, 25, -50, -20.0])
     images = torch.tensor(np.stack([left, right], 1), dtype=torch.float32)[:, None, None]
     logits = evaluate.Scorer(Ends(), [1], flip=True)(images).numpy()[:, 0].astype(np.float64)
-    for sign in (1, -1):  # the probabilities that it is and that it is not, each to its own last digits
+    for sign in (1, -1):  # both p and 1 - p are exact
         expected = (1 / (1 + np.exp(-sign * left)) + 1 / (1 + np.exp(-sign * right))) / 2
         np.testing.assert_allclose(1 / (1 + np.exp(-sign * logits)), expected, rtol=1e-5)
     assert evaluate.Scorer(Ends(), [1], flip=False)(images)[:, 0].tolist() == pytest.approx(left.tolist())
 
 
-def test_scorer_names_weights_that_are_not_finite():
+def test_scorer_reports_weights_that_are_not_finite():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
     model[1].bias.data[1] = torch.nan
     assert evaluate.Scorer(model, [0], flip=False)(torch.zeros(1, 3)).isfinite().all()
@@ -333,23 +335,20 @@ def test_load_model_resolves_the_channels_of_the_model(image_size, tmp_path):
     assert tuple(data_config['input_size']) == (1, side, side) and len(data_config['mean']) == 1
 
 
-def test_a_model_of_a_fixed_size_takes_another(tmp_path):
+def test_load_model_resizes_a_model_of_fixed_input_size(tmp_path):
     torch.manual_seed(0)
     vit = timm.create_model('test_vit', num_classes=2)
     hub.save(vit, tmp_path, ['a', 'b'], timm.data.resolve_model_data_config(vit))
     model, data_config = evaluate.load_model(f'local-dir:{tmp_path}', 96)
     assert data_config['input_size'] == (3, 96, 96) and model(torch.zeros(1, 3, 96, 96)).shape == (1, 2)
     assert evaluate.load_model(f'local-dir:{tmp_path}', None)[1]['input_size'] == (3, 160, 160)
-    with pytest.raises(InputError, match='image_size is 100: local-dir:.* does not take images of that size'):
-        evaluate.load_model(f'local-dir:{tmp_path}', 100)  # no multiple of its patches
+    with pytest.raises(InputError, match='image_size is 100: local-dir:.* does not accept that size'):
+        evaluate.load_model(f'local-dir:{tmp_path}', 100)  # not a multiple of the patch size
 
 
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
-    def full(path):
+def test_reporting_faults_reports_a_full_disk(tmp_path):
+    with pytest.raises(InputError) as caught, evaluate.reporting_faults(str(tmp_path / 'results.json')):
         raise OSError(28, os.strerror(28))
-
-    with pytest.raises(InputError) as caught:
-        evaluate.written(str(tmp_path / 'results.json'), full)
     assert str(caught.value) == f'{tmp_path}/results.json: cannot be written (No space left on device).'
 
 
@@ -371,7 +370,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
         (['--data.split=trainval'], "unknown data.split of scenes 'trainval': did you mean train?"),
         (['--data.difficult=easy'], "unknown data.difficult 'easy': choose from ignore, negative, positive."),
         (['--data.label_delimiter='], 'data.label_delimiter is empty: must be text'),
-        (['--data.name=voc2007'], 'data.root is null: voc2007 needs its folder'),
+        (['--data.name=voc2007'], 'data.root is null: voc2007 needs a folder'),
         (['--data.name=table', '--data.root={tmp}/none'], 'data.root is {tmp}/none: there is no such folder or file.'),
         (['--fit_thresholds=true', '--model=hf-hub:a/b'], 'hf-hub:a/b is not local-dir:FOLDER.'),
         (['--fit_thresholds=true', '--flip=true'], "for the model's own input; leave out flip and image_size."),
@@ -382,7 +381,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
          'output is r.json: with a submission nothing is measured; leave it out.'),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_named_before_anything_is_loaded(arguments, message, tmp_path):
+def test_main_names_wrong_settings_before_loading(arguments, message, tmp_path):
     (tmp_path / 'file').touch()
     arguments = ['--model=local-dir:nowhere', *(argument.format(tmp=tmp_path) for argument in arguments)]
     with pytest.raises(InputError) as caught:
@@ -391,7 +390,7 @@ def test_wrong_settings_are_named_before_anything_is_loaded(arguments, message, 
 
 
 @pytest.mark.parametrize('name', [name for name in msff_timm.data.NAMES if name != 'hub'])
-def test_the_splits_that_settings_allow_are_those_that_load(name, tmp_path):
+def test_eval_data_config_accepts_the_splits_that_load(name, tmp_path):
     for split in ('train', 'validation', 'val', 'trainval', 'test'):
         allowed = split in (*msff_timm.data.SPLITS[name], 'val')
         try:
@@ -409,6 +408,6 @@ def test_the_splits_that_settings_allow_are_those_that_load(name, tmp_path):
         assert known == allowed, split
 
 
-def test_training_has_its_data_checked_too():
+def test_data_config_checks_the_splits():
     with pytest.raises(InputError, match="unknown data.eval_split of scenes 'tset': did you mean test"):
         parse(TrainConfig, ['--output=x', '--data.name=scenes', '--data.eval_split=tset', '--optim.epochs=1'])

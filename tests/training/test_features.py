@@ -1,4 +1,4 @@
-"""Cached features: runs that train on them, against runs that compute them in each step, and against each other."""
+"""Cached features: runs that train on them, compared with runs that compute them in each step."""
 
 import json
 import shutil
@@ -28,10 +28,11 @@ from msff_timm import hub
 from msff_timm.data.samples import Samples, seeded
 from msff_timm.data.transforms import Normalize, eval_transform, train_transform
 from msff_timm.errors import InputError
-from msff_timm.training import features, train
+from msff_timm.training import console, features, run_folder, train, trainer
+from msff_timm.training.commands import Stopped
 from msff_timm.training.config import TrainConfig, parse
-from msff_timm.training.engine import Stopped
-from msff_timm.training.features import FeatureCache, NotCached, OnMaps, ToMaps, maps_of, obstacles
+from msff_timm.training.features import FeatureCache, NotCached, OnMaps, ToMaps, cache_obstacles, maps_of
+from msff_timm.training.freezing import describe_frozen
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / 'train' / 'configs' / 'demo.yaml'
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 class StopAfter:
-    """Is asked to stop when it has been looked at so many times."""
+    """A stop request that arrives after a number of looks at it."""
 
     def __init__(self, looks: int):
         self.looks = looks
@@ -59,17 +60,18 @@ def config_of(output: Path, **settings: object) -> TrainConfig:
     return parse(TrainConfig, [f'--{key}={value}' for key, value in settings.items()], default_file=DEMO)
 
 
-def run(output: Path, stop: object = None, **settings: object) -> train.Run:
-    """Trains in this process, on one thread, without plots."""
+def run(output: Path, stop: object = None, **settings: object) -> trainer.Trainer:
+    """Trains in this process, in one thread, without figures."""
     config = config_of(output, **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('ACCELERATE_USE_CPU', '1')
-        patch.setattr(train, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
+        for module in (train, trainer):
+            patch.setattr(module, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
         for name in ('plot_curves', 'write_report'):
-            patch.setattr(train, name, lambda *args: None)
+            patch.setattr(run_folder, name, lambda *args: None)
         accelerator = train.make_accelerator(config)
         accelerator.init_trackers('tensorboard')
-        made = train.Run(config, accelerator, stop or SimpleNamespace(received=None))
+        made = trainer.Trainer(config, accelerator, stop or SimpleNamespace(received=None))
         made.train()
         accelerator.end_training()
     return made
@@ -89,7 +91,7 @@ def results(output: Path) -> dict:
 
 @pytest.fixture(scope='module')
 def start(tmp_path_factory) -> str:
-    """A model to start from, whose BatchNorms have statistics."""
+    """A model to start from, with statistics in its BatchNorm layers."""
     torch.manual_seed(1)
     model = timm.create_model('msff_test_resnet', num_classes=12)
     model.train()(torch.randn(16, 3, 64, 64))
@@ -106,7 +108,7 @@ def undisturbed(start, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(undisturbed, start):
+def test_cached_run_trains_the_head_only(undisturbed, start):
     before = load_file(Path(start.removeprefix('local-dir:')) / 'model.safetensors')
     for file in (undisturbed / 'model.safetensors', newest(undisturbed) / 'model.safetensors'):
         after = load_file(file)
@@ -117,8 +119,8 @@ def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(undisturbed, star
     assert not (undisturbed / 'features').exists()
 
 
-def test_the_weights_of_a_cached_run_give_its_results_from_pixels(undisturbed):
-    """By hand and with scikit-learn, from the whole model; the cache is in float16."""
+def test_cached_run_has_the_metrics_of_its_weights(undisturbed):
+    """Evaluated with scikit-learn from the pixels; the cache is in float16."""
     model = timm.create_model(f'local-dir:{undisturbed}', pretrained=True).eval()
     rows = msff_timm.data.load('scenes', 'validation', size=12, image_size=64)
     images = torch.stack([normalize(to_tensor(row['image']), [0.5] * 3, [0.5] * 3) for row in rows])
@@ -134,15 +136,18 @@ def test_the_weights_of_a_cached_run_give_its_results_from_pixels(undisturbed):
     'name',
     ['msff_test_resnet', *(pytest.param(n, marks=pytest.mark.slow) for n in ('mldecoder_test_resnet', 'test_resnet'))],
 )
-def test_a_cached_run_is_as_one_that_computes_the_maps_in_each_step(tmp_path, monkeypatch, capsys, name):
-    """In float32, with mirror images and with dropout in the head, which draw the same random numbers in both."""
+def test_cached_run_agrees_with_an_uncached_run(tmp_path, monkeypatch, capsys, name):
+    """In float32, with flips and dropout in the head, which draw the same random numbers in both runs."""
     settings = {'model.name': name, 'optim.epochs': 2, 'data.hflip': 0.5, 'model.channels_last': name != 'test_resnet'}
     monkeypatch.setattr(features, 'DTYPES', ('float32',))
     run(tmp_path / 'cached', **settings)
     assert 'MB of float32, computed in ' in capsys.readouterr().out
-    monkeypatch.setattr(train, 'obstacles', lambda config: ['data.cutout 0.5'])
+    for module in (trainer, console):
+        monkeypatch.setattr(module, 'cache_obstacles', lambda config: ['data.cutout 0.5'])
     run(tmp_path / 'each', **settings)
-    line = "The frozen backbone's maps are not cached, for data.cutout 0.5 is set: it computes them in each step."
+    line = (
+        'The feature maps of the frozen backbone are not cached: each step computes them, because of data.cutout 0.5.'
+    )
     assert line in capsys.readouterr().out.splitlines()
     expected = losses(tmp_path / 'each')
     assert len(expected) == 6 and len(set(expected)) == 6
@@ -151,8 +156,8 @@ def test_a_cached_run_is_as_one_that_computes_the_maps_in_each_step(tmp_path, mo
     assert all(torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5) for key in a)
 
 
-def test_a_run_that_is_stopped_resumes_from_its_cache_to_the_same_end(undisturbed, start, tmp_path, capsys):
-    """Once while features are computed, once in the second step of training; then a cache that is damaged."""
+def test_cached_run_resumes_to_the_same_weights(undisturbed, start, tmp_path, capsys):
+    """Stopped while features are computed, then in the second step; then with a damaged cache."""
     output, settings = tmp_path / 'run', {'model.init_from': start, 'resume': 'auto'}
     with pytest.raises(Stopped, match='there is no checkpoint to resume from yet'):
         run(output, StopAfter(1), **settings)
@@ -179,7 +184,7 @@ def test_a_run_that_is_stopped_resumes_from_its_cache_to_the_same_end(undisturbe
 
 
 @pytest.mark.slow
-def test_a_signal_while_features_are_computed_stops_the_run(tmp_path):
+def test_cached_run_stops_while_features_are_computed(tmp_path):
     settings = {**SMALL, 'data.train_size': 4000, 'output': tmp_path / 'run', 'data.workers': 1}
     command = [sys.executable, ROOT / 'train' / 'train.py', *(f'--{key}={value}' for key, value in settings.items())]
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -189,7 +194,7 @@ def test_a_signal_while_features_are_computed_stops_the_run(tmp_path):
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 75 and 'Traceback' not in errors, errors
-        assert errors.splitlines()[-1].startswith('train.py: stopped, as it was asked to; there is no checkpoint')
+        assert errors.splitlines()[-1].startswith('train.py: stopped; there is no checkpoint')
         shutil.rmtree(tmp_path / 'run')
 
 
@@ -207,38 +212,34 @@ def test_a_signal_while_features_are_computed_stops_the_run(tmp_path):
         ({'distill.teacher': 'msff_test_resnet'}, ['distill.teacher']),
     ],
 )
-def test_obstacles_names_what_prevents_a_cache(tmp_path, settings, named):
-    found = obstacles(config_of(tmp_path, **settings))
+def test_cache_obstacles_names_the_settings(tmp_path, settings, named):
+    found = cache_obstacles(config_of(tmp_path, **settings))
     assert len(found) == len(named) and all(text.startswith(name) for text, name in zip(found, named, strict=True))
 
 
-def test_a_disk_without_room_for_the_cache_is_one_line(tmp_path, monkeypatch, capsys):
+def test_cached_run_continues_without_room_on_the_disk(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(features, '_write', lambda file, rows: OSError(28, 'No space left on device'))
     run(tmp_path / 'run', **{'optim.epochs': 1})
-    said = [line for line in capsys.readouterr().out.splitlines() if 'not cached' in line]
-    what = "the frozen backbone's maps are not cached (No space left on device): it computes them in each step."
-    assert said == [f'{tmp_path / "run" / "features"}: {what}']
+    fault = 'No space left on device; each step computes the feature maps of the frozen backbone.'
+    assert f'{tmp_path / "run" / "features"}: {fault}' in capsys.readouterr().out.splitlines()
     assert not (tmp_path / 'run' / 'features').exists() and len(results(tmp_path / 'run')['history']) == 1
 
 
-def test_a_frozen_backbone_of_random_weights_is_warned_of(tmp_path, start, capsys):
+def test_describe_frozen_warns_about_random_weights(tmp_path, start):
     def warned(**settings) -> bool:
-        self = SimpleNamespace(
-            config=config_of(tmp_path, **settings), accelerator=Accelerator(cpu=True), caches=True, unfreezing=None
-        )
-        train.Run.warn_of_freezing(self, is_resumed=False)
-        return 'warning: model.freeze is backbone, and the frozen backbone has random' in capsys.readouterr().out
+        lines = describe_frozen(config_of(tmp_path, **settings), None, is_resumed=False)
+        return any('warning: model.freeze is backbone, and the frozen backbone has random' in line for line in lines)
 
     assert warned() and not warned(**{'model.init_from': start}) and not warned(**{'model.freeze': 'null'})
     assert not warned(**{'model.backbone_pretrained': 'true'})
 
 
-# The cache by itself
+# The cache alone
 
 
 @pytest.fixture
 def photos(tmp_path) -> datasets.Dataset:
-    """Ten photos of noise, of which the fourth is damaged."""
+    """Ten photos of noise; the fourth is damaged."""
     rng, rows = np.random.default_rng(0), []
     for number in range(10):
         path = tmp_path / f'{number}.png'
@@ -271,19 +272,19 @@ def fill(cache: FeatureCache, **about) -> str:
 
 
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'q2l_test_resnet', 'test_resnet', 'test_vit'])
-def test_the_cache_holds_the_maps_of_images_and_of_their_mirror_images(photos, tmp_path, name):
+def test_feature_cache_holds_images_and_mirror_images(photos, tmp_path, name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **({'img_size': 64} if name == 'test_vit' else {}))
     cache = cache_of(photos, tmp_path / 'features', model)
     line = fill(cache)
-    assert line.startswith("The backbone's maps of 10 training images with their mirror images are cached in ")
+    assert line.startswith('The feature maps of 10 training images with their mirror images are cached in ')
     assert len(cache.unreadable) == 1 and '3.png' in cache.unreadable[0]
     transform = eval_transform(timm.data.resolve_model_data_config(model, {'img_size': 64, 'crop_pct': 1.0}))
     for probability, change in ((0.0, lambda image: image), (1.0, hflip)):
         samples = cache.samples('training', probability)
         assert len(samples) == 10
         for index in (0, 3, 9):
-            source = 4 if index == 3 else index  # the next that can be read
+            source = 4 if index == 3 else index  # the next readable image
             image = transform(change(photos[source]['image'].convert('RGB')))[None]
             sample = samples[20 + index]  # in the third epoch
             maps = cache.to_maps(sample['image'][None])
@@ -296,7 +297,7 @@ def test_the_cache_holds_the_maps_of_images_and_of_their_mirror_images(photos, t
             assert sample['index'] == source and sample['target'].tolist() == [float(source % 3 == k) for k in range(3)]
 
 
-def test_the_draws_of_mirror_images_are_those_of_torchvision(photos, tmp_path):
+def test_cached_samples_flip_as_torchvision_does(photos, tmp_path):
     cache = cache_of(photos, tmp_path / 'features', timm.create_model('msff_test_resnet', num_classes=3))
     fill(cache)
     samples, plain, mirrored = (cache.samples('training', share, seed=5) for share in (0.3, 0.0, 1.0))
@@ -310,7 +311,7 @@ def test_the_draws_of_mirror_images_are_those_of_torchvision(photos, tmp_path):
     assert 60 < sum(drawn) < 120
 
 
-def test_the_cache_takes_float32_where_float16_does_not_hold_a_value(photos, tmp_path):
+def test_feature_cache_uses_float32_if_float16_overflows(photos, tmp_path):
     model = timm.create_model('test_resnet', num_classes=3)
     model.layer4[-1].act2 = torch.nn.Identity()
     torch.nn.init.constant_(model.layer4[-1].bn2.bias, 1e5)
@@ -320,19 +321,19 @@ def test_the_cache_takes_float32_where_float16_does_not_hold_a_value(photos, tmp
     assert 6e4 < maps[0].max() < 2e5
 
 
-def test_maps_that_are_not_finite_name_the_image(photos, tmp_path):
+def test_feature_cache_names_the_image_of_maps_that_are_not_finite(photos, tmp_path):
     model = timm.create_model('test_resnet', num_classes=3)
     torch.nn.init.constant_(model.conv1[0].weight, torch.nan)
     with pytest.raises(InputError, match="^image photo 0: the backbone's maps are not finite"):
         fill(cache_of(photos, tmp_path / 'features', model))
 
 
-def test_an_image_that_may_not_be_skipped_ends_the_cache(photos, tmp_path):
+def test_feature_cache_refuses_an_unreadable_image(photos, tmp_path):
     with pytest.raises(InputError, match='3.png'):
         fill(cache_of(photos, tmp_path / 'features', timm.create_model('test_resnet', num_classes=3), skip=False))
 
 
-def test_a_cache_of_other_weights_or_settings_is_computed_anew(photos, tmp_path):
+def test_feature_cache_is_computed_again_for_other_weights_or_settings(photos, tmp_path):
     model = timm.create_model('msff_test_resnet', num_classes=3)
 
     def is_new(**about) -> bool:
@@ -347,7 +348,7 @@ def test_a_cache_of_other_weights_or_settings_is_computed_anew(photos, tmp_path)
     assert is_new(mean=[0.4])
 
 
-def test_little_room_on_the_disk_is_found_out_before_the_work(photos, tmp_path, monkeypatch):
+def test_feature_cache_checks_the_disk_first(photos, tmp_path, monkeypatch):
     model = timm.create_model('test_resnet', num_classes=3)
     size = 2 * 10 * model.num_features * 2 * 2 * 2  # bytes, mirror images, reduction 32 of 64 pixels
     for free in (size - 1, size):
@@ -356,13 +357,13 @@ def test_little_room_on_the_disk_is_found_out_before_the_work(photos, tmp_path, 
             fill(cache_of(photos, tmp_path / 'features', model))
 
 
-def test_machines_that_do_not_share_the_folder_have_no_cache(photos, tmp_path, monkeypatch):
+def test_feature_cache_needs_a_shared_folder(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(features, 'is_shared', lambda accelerator, folder: False)
     with pytest.raises(NotCached, match='the machines do not share the output folder'):
         fill(cache_of(photos, tmp_path / 'features', timm.create_model('test_resnet', num_classes=3)))
 
 
-def test_to_maps_lays_maps_out_as_asked():
+def test_to_maps_sets_the_memory_format():
     rows = torch.arange(48, dtype=torch.float16).reshape(2, 24)
     (plain, tokens), (last, _) = (ToMaps([(2, 2, 3), (4, 3)], channels_last)(rows) for channels_last in (False, True))
     assert plain[1, 1, 1].tolist() == [33.0, 34.0, 35.0] and tokens[0, 3].tolist() == [21.0, 22.0, 23.0]
@@ -371,8 +372,8 @@ def test_to_maps_lays_maps_out_as_asked():
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(script, tmp_path):
-    """13 evaluation images and a batch of 2 in each process: the last shares are not whole."""
+def test_feature_cache_is_filled_by_two_processes(script, tmp_path):
+    """13 evaluation images in batches of 2 per process: the last batches are incomplete."""
     settings = {**SMALL, 'data.train_size': 20, 'data.eval_size': 13, 'optim.batch_size': 4, 'optim.epochs': 1}
     settings |= {'model.drop_rate': 0, 'optim.lr': 1e-3}
     arguments = [f'--{key}={value}' for key, value in settings.items()]

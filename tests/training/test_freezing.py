@@ -1,4 +1,4 @@
-"""What trains of a model whose backbone is frozen, as a whole or by stages."""
+"""Freezing the backbone, as a whole or by stages."""
 
 import json
 import os
@@ -13,15 +13,15 @@ import torch.nn as nn
 
 from msff_timm.errors import InputError
 from msff_timm.training.config import ModelConfig, OptimConfig, TrainConfig, parse
-from msff_timm.training.engine import make_optimizer
 from msff_timm.training.freezing import Unfreezing, freeze_backbone, freeze_norms, train_unfrozen
+from msff_timm.training.optim import make_optimizer
 
 ROOT = Path(__file__).parents[2]
 STAGES = ['layer4', 'layer3', 'layer2', 'layer1', 'conv1+bn1']
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Takes a step towards large logits, as a training loop does."""
+    """Takes a training step towards large logits."""
     train_unfrozen(model)
     model(torch.randn(4, 3, 64, 64)).sum().neg().backward()
     optimizer.step()
@@ -53,7 +53,7 @@ def test_freeze_backbone_trains_the_head_alone(one_thread, name, lr):
     if name.startswith('test'):
         head = {key for key in parameters if parameters[key].shape[0] == 3 and key.startswith(('fc.', 'classifier.'))}
     learnt = changed(before, model) & parameters.keys()
-    # A key's bias in attention has no effect, so no gradient but for rounding.
+    # The bias of the keys in attention has no effect: its gradient is a rounding error.
     assert learnt <= head and len(learnt) > len(head) / 2 and 'backbone' not in str(changed(before, model))
     assert changed(before, model) - head == {n for n in changed(before, model) if 'running' in n or 'num_batches' in n}
     if name.startswith('test'):
@@ -70,7 +70,7 @@ def test_train_unfrozen_leaves_dropout_of_the_head_active():
     assert model.training and model.head.training and not model.blocks.training
 
 
-def test_freeze_norms_leaves_those_of_the_head():
+def test_freeze_norms_excludes_the_head():
     model = timm.create_model('msff_test_resnet', num_classes=2)
     model.extra = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     freeze_norms(model)
@@ -83,8 +83,8 @@ def test_freeze_norms_leaves_those_of_the_head():
 
 
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'q2l_test_resnet', 'test_resnet'])
-def test_unfreezing_frees_the_last_stage_first(one_thread, name):
-    """Two epochs a stage, one step an epoch: frozen ones keep every bit, and the optimizer has nothing of them."""
+def test_unfreezing_starts_with_the_last_stage(one_thread, name):
+    """With two epochs per stage and one step per epoch, frozen stages keep every bit and have no optimizer state."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3)
     unfreezing = Unfreezing(model, epochs=2)
@@ -106,7 +106,7 @@ def test_unfreezing_frees_the_last_stage_first(one_thread, name):
     assert str(unfreezing).endswith('frozen: nothing')
 
 
-def test_unfreezing_says_what_trains():
+def test_unfreezing_describes_what_trains():
     unfreezing = Unfreezing(timm.create_model('msff_resnet18', num_classes=3), epochs=1)
     unfreezing.begin_epoch(1)
     assert str(unfreezing) == 'the head trains; frozen: layer4, layer3, layer2, layer1, conv1+bn1'
@@ -129,7 +129,7 @@ def test_unfreezing_stops_the_backward_pass_at_the_last_frozen_stage():
     assert needs == {'layer2': False, 'layer3': False, 'layer4': True}
 
 
-def test_unfreezing_leaves_norms_that_are_frozen():
+def test_unfreezing_keeps_frozen_norms():
     model = timm.create_model('msff_test_resnet', num_classes=3)
     freeze_norms(model)
     unfreezing = Unfreezing(model, epochs=1)
@@ -150,7 +150,7 @@ def test_unfreezing_leaves_norms_that_are_frozen():
         (['--model.freeze=backbone', '--optim.backbone_lr=0'], 'optim.backbone_lr is 0 and model.freeze is backbone'),
     ],
 )
-def test_settings_of_freezing_are_refused(tmp_path, arguments, message):
+def test_parse_names_wrong_settings_of_freezing(tmp_path, arguments, message):
     demo = ROOT / 'train' / 'configs' / 'demo.yaml'
     with pytest.raises(InputError, match=message) as caught:
         parse(TrainConfig, [*arguments, f'--output={tmp_path}'], default_file=demo)
@@ -163,12 +163,12 @@ import json, sys
 from accelerate.utils import gather_object
 from msff_timm.training import train
 from msff_timm.training.config import TrainConfig, parse
-from msff_timm.training.engine import StopRequest
+from msff_timm.training.commands import StopRequest
 config = parse(TrainConfig, sys.argv[1:], default_file=None)
 accelerator = train.make_accelerator(config)
-run = train.Run(config, accelerator, StopRequest())
-run.train()
-sums = [{name: value.double().sum().item() for name, value in run.learner.module.named_parameters()}]
+trainer = train.Trainer(config, accelerator, StopRequest())
+trainer.train()
+sums = [{name: value.double().sum().item() for name, value in trainer.model.named_parameters()}]
 sums = gather_object(sums)
 if accelerator.is_main_process:
     assert sums[0] == sums[1], 'the weights differ'
@@ -177,8 +177,8 @@ if accelerator.is_main_process:
 
 
 @pytest.mark.slow
-def test_two_processes_exchange_the_gradients_of_stages_that_were_freed(tmp_path):
-    """They end with equal weights, which BatchNorm and dropout cannot part, and as one process alone does."""
+def test_trainer_exchanges_gradients_of_unfrozen_stages(tmp_path):
+    """Two processes end with equal weights, and with the losses of one process."""
     (tmp_path / 'run.py').write_text(
         TWO_PROCESSES.replace('default_file=None', f'default_file={str(ROOT / "train" / "configs" / "demo.yaml")!r}')
     )

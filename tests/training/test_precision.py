@@ -1,4 +1,4 @@
-"""Every way to run a model gives what eager float32 gives, within its precision."""
+"""Compiled, channels-last and autocast models agree with eager float32, within their precision."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ X = torch.rand(4, 3, 96, 128, generator=torch.Generator().manual_seed(0)) * 4 - 
 
 @pytest.fixture
 def model():
-    """All of whose parameters matter, and whose BatchNorm has seen images."""
+    """A model whose parameters all matter, with statistics in its BatchNorm layers."""
     torch.manual_seed(0)
     model = timm.create_model('msff_test_resnet', num_classes=6)
     for parameter in model.parameters():
@@ -30,14 +30,14 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def test_compiled_in_one_graph(model):
+def test_compile_needs_one_graph(model):
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(X), model(X))
 
 
 @pytest.mark.slow
-def test_compiled_training_has_the_same_gradients(model):
-    """In float64, where nothing but the order of additions differs."""
+def test_compile_keeps_the_gradients(model):
+    """In float64, where only the order of additions differs."""
     model.train().double()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -56,14 +56,14 @@ def test_compiled_training_has_the_same_gradients(model):
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'msff_resnet18', 'msff_convnext_tiny'])
-def test_compiled_by_inductor_in_one_graph(name):
+def test_compile_by_inductor_needs_one_graph(name):
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(X), model(X), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_channels_last(model):
+def test_channels_last_keeps_the_logits(model):
     expected = model(X)
     model = model.to(memory_format=torch.channels_last)
     torch.testing.assert_close(model(X.to(memory_format=torch.channels_last)), expected)
@@ -71,7 +71,7 @@ def test_channels_last(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(model, dtype):
+def test_autocast_stays_within_rounding_errors(model, dtype):
     expected = model(X)
     with torch.autocast('cpu', dtype):
         got = model(X)
@@ -82,8 +82,8 @@ def test_autocast(model, dtype):
 @torch.no_grad()
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'msff_efficientnet_b0'])
-def test_extreme_images_give_finite_logits(name, dtype):
-    """Images that somebody forgot to normalise: of a new EfficientNet, Eq. 3 makes more than float16 can hold."""
+def test_models_give_finite_logits_for_extreme_images(name, dtype):
+    """Images without normalization: in a new EfficientNet, Eq. 3 overflows float16."""
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     for value in (0.0, 255.0):
@@ -105,7 +105,7 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_lowers_the_peak_of_memory_by_a_third_and_more():
+def test_gradient_checkpointing_saves_a_third_of_the_memory():
     peaks = {
         enable: int(subprocess.run([sys.executable, '-c', PEAK, str(enable)], capture_output=True, check=True).stdout)
         for enable in (False, True)

@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment and resumed, against the same run undisturbed."""
+"""Runs that are killed and resumed, compared with the same run undisturbed."""
 
 import json
 import os
@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from msff_timm import hub
 from msff_timm.errors import InputError
-from msff_timm.training import checkpoint, train
+from msff_timm.results import Results
+from msff_timm.training import checkpoint, train, trainer
 from msff_timm.training.config import TrainConfig, parse
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ SETTINGS = {
 def start(
     output: Path, processes: int = 1, limit: int | None = None, launch: bool = False, **settings: object
 ) -> subprocess.Popen:
-    """Starts a run in a process group of its own; `limit` is the largest file that it may write, in bytes."""
+    """Starts a run in its own process group; `limit` is the largest file size in bytes that it may write."""
     command = [sys.executable]
     if processes > 1 or launch:
         command += ['-m', 'accelerate.commands.launch', '--quiet', f'--num_processes={processes}']
@@ -54,7 +55,7 @@ def start(
 
 
 def kill(run: subprocess.Popen) -> None:
-    """Kills all processes of a run: those that a launcher has started are in sessions of their own."""
+    """Kills all processes of a run. A launcher starts them in sessions of their own."""
     if run.poll() is None:
         for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
@@ -77,7 +78,7 @@ def state_of(output: Path) -> dict:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """All that a run has learnt, bit by bit: weights, their average, the optimiser's state, the history."""
+    """Compares two runs bit by bit: weights, EMA weights, optimizer state and history."""
     assert newest(one).name == newest(other).name
     checkpoint = f'checkpoints/{newest(one).name}'
     for name in ('model.safetensors', *(f'{checkpoint}/{file}.safetensors' for file in ('model', 'ema', 'optimizer'))):
@@ -91,7 +92,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory) -> dict[int, Path]:
-    """A whole run in 1 and in 2 processes."""
+    """Complete runs in 1 and in 2 processes."""
     folders = {}
     for processes in (1, 2):
         folders[processes] = tmp_path_factory.mktemp('undisturbed') / f'run{processes}'
@@ -101,7 +102,7 @@ def undisturbed(tmp_path_factory) -> dict[int, Path]:
 
 
 def kill_and_resume(output: Path, processes: int, kills: int, seed: int) -> int:
-    """Kills a run at random moments, every other one while a checkpoint is written; returns how many hit."""
+    """Kills a run at random moments, every second time during a save; returns the number of kills that hit."""
     chance, hits = random.Random(seed), 0
     for number in range(kills):
         run = start(output, processes)
@@ -124,14 +125,14 @@ def kill_and_resume(output: Path, processes: int, kills: int, seed: int) -> int:
 
 
 @pytest.mark.parametrize(('processes', 'kills'), [(1, 2), (2, 1)])
-def test_a_run_that_is_killed_and_resumed_ends_as_the_undisturbed_one(undisturbed, tmp_path, processes, kills):
+def test_resume_after_kills_ends_as_the_undisturbed_run(undisturbed, tmp_path, processes, kills):
     assert kill_and_resume(tmp_path / 'run', processes, kills, seed=0) == kills
     assert_same_run(tmp_path / 'run', undisturbed[processes])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 2])
-def test_a_run_that_is_killed_ten_times(undisturbed, tmp_path, processes):
+def test_resume_after_ten_kills_ends_as_the_undisturbed_run(undisturbed, tmp_path, processes):
     hits, number = 0, 0
     while hits < 10:
         shutil.rmtree(tmp_path, ignore_errors=True)
@@ -140,8 +141,8 @@ def test_a_run_that_is_killed_ten_times(undisturbed, tmp_path, processes):
         number += 1
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_says_so(undisturbed, tmp_path):
-    """Twice: by SIGTERM and by Ctrl-C, each of which reaches the loader's workers too."""
+def test_stop_saves_the_run(undisturbed, tmp_path):
+    """By SIGTERM and by Ctrl-C, which both reach the data loader workers, too."""
     done = [0]
     for number in (signal.SIGTERM, signal.SIGINT):
         run = start(tmp_path / 'run', **{'checkpoint.every': 'null'})
@@ -158,44 +159,46 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(undisturbed, tmp_path):
     assert_same_run(tmp_path / 'run', undisturbed[1])
 
 
-def test_a_disk_that_is_full_costs_no_more_than_the_new_checkpoint(undisturbed, tmp_path):
+def test_full_disk_costs_the_new_checkpoint_only(undisturbed, tmp_path):
     run = start(tmp_path / 'run')
     while not list((tmp_path / 'run' / 'checkpoints').glob('step-*')) and run.poll() is None:
         time.sleep(0.01)
     kill(run)
     good = newest(tmp_path / 'run')
-    # The optimiser's state is larger than that; the weights for use are not.
+    # The optimizer's file is larger than the limit; the weights for use are not.
     printed = finish(start(tmp_path / 'run', limit=6_000_000))
-    assert f'Going on from {good}' in printed
+    assert f'Resuming from {good}' in printed
     lines = [line for line in printed.splitlines() if 'cannot be saved' in line]
-    assert len(lines) >= 2 and all('the run goes on' in line for line in lines) and 'Traceback' not in printed
+    assert len(lines) >= 2 and all('the run continues' in line for line in lines) and 'Traceback' not in printed
     assert newest(tmp_path / 'run') == good
     a, b = (load_file(folder / 'model.safetensors') for folder in (tmp_path / 'run', undisturbed[1]))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_disk_without_room_for_the_weights_is_an_error_at_the_end_alone(tmp_path):
+def test_full_disk_is_an_error_at_the_end_only(tmp_path):
     run = start(tmp_path / 'run', limit=3_000_000, resume='null')
     printed, _ = run.communicate(timeout=120)
     assert run.returncode == 2 and 'the weights could not be written; make room' in printed.splitlines()[-1]
-    assert len(re.findall('run: cannot be written to .*; the run goes on', printed)) == 2 and 'Traceback' not in printed
+    assert (
+        len(re.findall('run: cannot be written to .*; the run continues', printed)) == 2 and 'Traceback' not in printed
+    )
     assert len(json.loads((tmp_path / 'run' / 'results.json').read_text())['history']) == 2
     assert not (tmp_path / 'run' / 'model.safetensors').exists() and not list((tmp_path / 'run').rglob('step-*'))
 
 
-def test_another_number_of_processes_goes_on(undisturbed, tmp_path):
+def test_resume_accepts_another_number_of_processes(undisturbed, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(undisturbed[2], run)
-    shutil.rmtree(newest(run))  # that of the end; what is left is the one before
+    shutil.rmtree(newest(run))  # the last one; the one before is left
     assert state_of(run)['progress']['steps_done'] < 24
     printed = finish(start(run, 1, **{'optim.max_per_process': 4}))
-    assert 'a step of 8 images is 1 x 2 x 4' in printed
+    assert 'batch size 8 = 1 process x 2 accumulation steps x 4 images.' in printed
     results = json.loads((run / 'results.json').read_text())
     assert results['history'][0] == json.loads((undisturbed[2] / 'results.json').read_text())['history'][0]
     assert len(results['history']) == 2
 
 
-def test_other_settings_are_refused(undisturbed, tmp_path):
+def test_resume_refuses_other_settings(undisturbed, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(undisturbed[1], run)
     shutil.rmtree(newest(run))
@@ -204,11 +207,11 @@ def test_other_settings_are_refused(undisturbed, tmp_path):
     assert refused.returncode == 2 and 'optim.lr was 0.002 and is 0.001' in printed.splitlines()[-1]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(tmp_path):
+def test_loss_that_is_not_finite_ends_the_run(tmp_path):
     run = start(tmp_path / 'run', **{'optim.lr': 1e20, 'optim.warmup': 0, 'resume': 'null'})
     printed, _ = run.communicate(timeout=120)
     assert run.returncode == 2 and 'Traceback' not in printed, printed
-    assert re.search('the loss of a step is (nan|inf); .*not_finite.json names its images', printed.splitlines()[-1])
+    assert re.search('the loss of a step is (nan|inf); .*not_finite.json lists its images', printed.splitlines()[-1])
     found = json.loads((tmp_path / 'run' / 'not_finite.json').read_text())
     ids = found['image_ids']
     assert len(ids) == len(set(ids)) == 8 and all(name.startswith('train-') for name in ids)
@@ -227,21 +230,21 @@ SMALL = {**SETTINGS, 'data.train_size': 16, 'data.workers': 0, 'optim.epochs': 4
 
 
 def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0, 5.0), **settings) -> None:
-    """Trains in this process with early stopping: epoch 2 is the best, unless other values of mAP are given.
+    """Trains in this process with early stopping; `values` are the mAP of each epoch, so that epoch 2 is the best.
 
-    The disk is full for the weights in the epochs of `full`, for everything in those of `all_full`; the run dies before
-    the epoch `dies` is evaluated.
+    In the epochs of `full` the disk is full for the weights, in those of `all_full` for everything. The run dies before
+    the evaluation of epoch `dies`.
     """
     settings = {**SMALL, 'output': output, **settings}
     arguments = [f'--{key}={value}' for key, value in settings.items()]
     config = parse(TrainConfig, arguments, default_file=ROOT / 'train' / 'configs' / 'demo.yaml')
-    run = SimpleNamespace(progress=SimpleNamespace(epoch=0))  # until it is made
+    run = SimpleNamespace(progress=SimpleNamespace(epoch=0))  # until the trainer exists
 
-    def measure(*args, measure=train.measure, **kwargs):
+    def compute_metrics(*args, compute_metrics=trainer.compute_metrics, **kwargs):
         epoch = run.progress.epoch
         if epoch == dies:
             raise KeyboardInterrupt
-        return {**measure(*args, **kwargs), **({'mAP': values[epoch - 1]} if epoch <= len(values) else {})}
+        return {**compute_metrics(*args, **kwargs), **({'mAP': values[epoch - 1]} if epoch <= len(values) else {})}
 
     def failing(function, when):
         def call(*args, **kwargs):
@@ -254,20 +257,21 @@ def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0,
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('ACCELERATE_USE_CPU', '1')
-        patch.setattr(train, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
-        patch.setattr(train, 'measure', measure)
+        for module in (train, trainer):
+            patch.setattr(module, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
+        patch.setattr(trainer, 'compute_metrics', compute_metrics)
         patch.setattr(hub, 'save', failing(hub.save, {*full, *all_full}))
         patch.setattr(checkpoint, 'save_file', failing(checkpoint.save_file, all_full))
-        patch.setattr(train, 'write_json', failing(train.write_json, all_full))
-        run = train.Run(config, train.make_accelerator(config), SimpleNamespace(received=None))
+        patch.setattr(Results, 'to_json', failing(Results.to_json, all_full))
+        run = trainer.Trainer(config, train.make_accelerator(config), SimpleNamespace(received=None))
         try:
             run.train()
         finally:
             torch.set_num_threads(threads)
 
 
-def test_a_run_that_frees_stages_resumes_in_the_middle_of_an_epoch(tmp_path, capsys):
-    """From the first step of epoch 2, in which the optimizer knows the last stage and no other."""
+def test_resume_within_an_epoch_of_unfrozen_stages(tmp_path, capsys):
+    """From the first step of epoch 2, when the optimizer has a state for the last stage only."""
     settings = {'model.freeze': 'stages', 'optim.epochs': 2, 'optim.early_stop': 'null', 'checkpoint.every': 3}
     settings |= {'checkpoint.keep': 9}
     small_run(tmp_path / 'whole', values=(), **settings)
@@ -289,12 +293,12 @@ def undisturbed_best(tmp_path_factory):
 
 @pytest.fixture
 def best(undisturbed_best, tmp_path):
-    """The folder of a run whose best epoch is the second, undisturbed."""
+    """The folder of an undisturbed run whose best epoch is the second."""
     return Path(shutil.copytree(undisturbed_best, tmp_path / 'best'))
 
 
 def assert_announces(output: Path, epoch: int, like: Path) -> None:
-    """Results of an epoch beside its weights, which an undisturbed run's checkpoint holds."""
+    """Checks that the folder holds the results and weights of an epoch; `like` has its checkpoint."""
     results, config = (json.loads((output / name).read_text()) for name in ('results.json', 'config.json'))
     assert results['epoch'] == epoch and results['metrics']['mAP'] == {1: 10.0, 2: 30.0}[epoch]
     assert config['thresholds'] == results['thresholds']
@@ -302,8 +306,8 @@ def assert_announces(output: Path, epoch: int, like: Path) -> None:
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_disk_that_was_full_for_the_best_weights_is_made_up_for(best, tmp_path, capsys):
-    """The run dies after it: what is resumed knows that the weights of the best epoch are missing."""
+def test_resume_restores_the_best_weights_after_a_full_disk(best, tmp_path, capsys):
+    """The run dies afterwards; the resumed run notices that the weights of the best epoch are missing."""
     assert_announces(best, 2, best)
     run = tmp_path / 'run'
     with pytest.raises(KeyboardInterrupt):
@@ -311,13 +315,13 @@ def test_a_disk_that_was_full_for_the_best_weights_is_made_up_for(best, tmp_path
     assert_announces(run, 1, run)
     small_run(run, resume='auto')
     assert_announces(run, 2, best)
-    small_run(tmp_path / 'whole', full={2})  # nor does one that does not die end with others
+    small_run(tmp_path / 'whole', full={2})  # a run that does not die ends with the same weights
     assert_announces(tmp_path / 'whole', 2, best)
 
 
 @pytest.mark.parametrize('how', ['emptied', 'gone', 'other'])
 @pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
-def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, capsys, name, how):
+def test_resume_restores_damaged_files_of_the_best_epoch(best, capsys, name, how):
     file = best / name
     if how == 'other' and name == 'model.safetensors':
         save_file({key: value + 1 for key, value in load_file(file).items()}, file)
@@ -327,10 +331,10 @@ def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, capsys, name,
         file.write_bytes(b'') if how == 'emptied' else file.unlink()
     small_run(best, resume='auto')
     assert_announces(best, 2, best)
-    assert 'were not those of epoch 2, which the results are of; they were restored' in capsys.readouterr().err
+    assert 'did not belong to epoch 2, the epoch of the results; they were restored' in capsys.readouterr().err
 
 
-def test_a_best_epoch_that_could_not_be_kept_is_not_announced(tmp_path, capsys):
+def test_lost_best_epoch_is_not_announced(tmp_path, capsys):
     small_run(tmp_path / 'run', all_full={2}, values=(10.0, 30.0, 5.0, 4.0), **{'checkpoint.keep': 9})
     assert_announces(tmp_path / 'run', 1, tmp_path / 'run')
     printed = capsys.readouterr()
@@ -339,11 +343,11 @@ def test_a_best_epoch_that_could_not_be_kept_is_not_announced(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('settings', [{}, {'optim.early_stop': 'null', 'optim.epochs': 2}])
-def test_a_disk_that_stays_full_ends_in_an_error(tmp_path, settings):
-    """The results of epoch 1 stay beside its weights, and the run can be resumed to its end."""
+def test_full_disk_until_the_end_is_an_error(tmp_path, settings):
+    """The results and weights of epoch 1 stay, and the run can be resumed to its end."""
     run, keep = tmp_path / 'run', {'checkpoint.keep': 9}
     with pytest.raises(
-        InputError, match='the weights could not be written; make room, and --resume auto does the rest'
+        InputError, match='the weights could not be written; make room, then --resume auto finishes the run'
     ):
         small_run(run, full={2, 3, 4}, **settings, **keep)
     assert_announces(run, 1, run)
@@ -351,7 +355,7 @@ def test_a_disk_that_stays_full_ends_in_an_error(tmp_path, settings):
     assert_announces(run, 2, run)
 
 
-def test_the_weights_of_the_best_epoch_are_gone(best, capsys):
+def test_resume_forgets_a_best_epoch_without_weights(best, capsys):
     (best / 'model.safetensors').unlink()
     shutil.rmtree(best / 'checkpoints' / 'step-00000004')
     small_run(best, resume='auto', values=(10.0, 30.0, 20.0, 10.0))
@@ -362,8 +366,8 @@ def test_the_weights_of_the_best_epoch_are_gone(best, capsys):
 
 
 @pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_ends_with_its_launcher_and_no_other_enters_its_folder(tmp_path, processes):
-    """SIGKILL: the launcher cannot hand it on. The workers save the run and end, as on SIGTERM."""
+def test_run_ends_with_its_launcher(tmp_path, processes):
+    """After SIGKILL, which the launcher cannot forward, its processes save the run and end, as on SIGTERM."""
     output, settings = tmp_path / 'run', {'optim.epochs': 500, 'checkpoint.every': 'null'}
     launcher = start(output, processes, launch=True, **settings)
     for line in launcher.stdout:
@@ -387,7 +391,7 @@ def test_a_run_ends_with_its_launcher_and_no_other_enters_its_folder(tmp_path, p
     assert not (output / '.lock').exists() and 0 < state_of(output)['progress']['steps_done']
 
 
-def test_a_run_without_a_launcher_outlives_the_shell_that_started_it(tmp_path):
+def test_run_without_a_launcher_outlives_its_shell(tmp_path):
     script = f'ACCELERATE_USE_CPU=1 "$0" {ROOT}/train/train.py "$@" > {tmp_path}/printed 2>&1 &'
     arguments = {**SMALL, 'optim.epochs': 1, 'output': tmp_path / 'run'}
     command = ['bash', '-c', script, sys.executable, *(f'--{key}={value}' for key, value in arguments.items())]

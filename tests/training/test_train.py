@@ -24,40 +24,40 @@ from msff_timm.data.samples import Samples
 from msff_timm.errors import InputError
 from msff_timm.hub.publish import CONFIG, FREE, RESULTS, gather
 from msff_timm.labels import match_labels
+from msff_timm.results import METRICS, TOP_K_METRICS
 from msff_timm.training.config import DataConfig
 from msff_timm.training.freezing import freeze_norms
-from msff_timm.training.train import Run, check_trainable, load_data
+from msff_timm.training.run_data import RunData, load_data
+from msff_timm.training.run_model import check_trainable
 
 ROOT = Path(__file__).parents[2]
 TINY = ['--data.train_size=32', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
-SUMMARY = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
-ANNOTATION = ('P', 'R', 'F1', 'N+')
 
 
 def results(folder: Path) -> dict:
     return json.loads((folder / 'results.json').read_text())
 
 
-def test_a_run_leaves_weights_config_results_and_curves(trained):
+def test_run_writes_weights_config_results_and_figures(trained):
     assert {path.name for path in trained.iterdir()} == {
         'ap.png', 'checkpoints', 'config.json', 'curves.png', 'mistakes.png', 'model.safetensors', 'report.md',
-        'results.json', 'tensorboard'
+        'results.json', 'settings.yaml', 'tensorboard'
     }  # fmt: skip
     run = results(trained)
     assert run['num_images'] == 33 and run['num_processes'] == 1
     assert run['data'] == {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'}
     definitions = {key: run['definitions'][key] for key in ('mAP', 'threshold', 'unit')}
     assert definitions == {'mAP': 'all-points', 'threshold': 0.5, 'unit': 'percent'}
-    assert run['unreadable'] == [] and set(run['top']) == {'k', 'num_labels', *SUMMARY[1:], *ANNOTATION}
-    assert set(run['metrics']) == set(run['model_weights']) - {'epoch'} == set(SUMMARY) and len(run['labels']) == 12
+    assert run['unreadable'] == [] and set(run['top']) == {'k', 'num_labels', *TOP_K_METRICS}
+    assert set(run['metrics']) == set(run['model_weights']) - {'epoch'} == set(METRICS) and len(run['labels']) == 12
     assert run['metrics'] != run['model_weights']
     assert [entry['epoch'] for entry in run['history']] == [1, 2]
-    assert run['metrics'] == {name: run['history'][-1][name] for name in SUMMARY}
+    assert run['metrics'] == {name: run['history'][-1][name] for name in METRICS}
     assert (trained / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_each_field_of_a_run_is_published_or_left_out_on_purpose(trained):
-    """`push` sends known fields alone: a new one would be left out without a word."""
+def test_run_has_no_field_that_push_does_not_know(trained):
+    """`push` sends known fields only: a new one would be left out silently."""
 
     def keys(content):
         if isinstance(content, dict):
@@ -76,16 +76,16 @@ def test_each_field_of_a_run_is_published_or_left_out_on_purpose(trained):
     assert set(keys(config)) - labels <= CONFIG
 
 
-def test_tensorboard_shows_the_history(trained):
+def test_run_logs_the_history_to_tensorboard(trained):
     events = EventAccumulator(str(trained / 'tensorboard')).Reload()
     for name in ('loss', 'lr', 'mAP'):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
-        # After 4 steps for each epoch.
+        # Each epoch has 4 steps.
         assert logged == [(4 * entry['epoch'], pytest.approx(entry[name])) for entry in results(trained)['history']]
 
 
-def test_the_saved_weights_give_the_recorded_measures(trained):
-    """Measured anew without our loader, transform or metrics: by hand and with scikit-learn."""
+def test_run_has_the_metrics_of_its_weights(trained):
+    """Evaluated again with scikit-learn, without our loader, transform or metrics."""
     model = timm.create_model(f'local-dir:{trained}', pretrained=True).eval()
     dataset = msff_timm.data.load('scenes', 'validation', size=33, image_size=64)
     images = torch.stack([normalize(to_tensor(row['image']), [0.5] * 3, [0.5] * 3) for row in dataset])
@@ -100,16 +100,16 @@ def test_the_saved_weights_give_the_recorded_measures(trained):
     assert run['metrics']['mAP'] == pytest.approx(sum(ap.values()) / 12, abs=1e-6)
 
 
-def test_the_learning_rate_follows_one_cycle(trained):
-    # 8 steps, the first 1.6 of them rising, then a cosine to nearly nothing: at the end of epoch 1, after 4 of 8 steps,
-    # 1/2 (1 + cos(pi (4 - 0.6) / (7 - 0.6))) of the way, since PyTorch puts the peak at step 0.2 * 8 - 1 of 0 to 7.
+def test_run_follows_the_one_cycle_schedule(trained):
+    # 8 steps: a rise over 1.6 steps, then a cosine to nearly 0. PyTorch puts the peak at step 0.2 * 8 - 1 of 0 to 7.
+    # After 4 steps, at the end of epoch 1, the factor is 1/2 (1 + cos(pi (4 - 0.6) / (7 - 0.6))).
     peak, end = 2e-3, 2e-3 / 25 / 1e4
     share = (4 - 0.6) / (7 - 0.6)
     expected = end + (peak - end) * (1 + torch.cos(torch.tensor(torch.pi * share)).item()) / 2
     assert results(trained)['history'][0]['lr'] == pytest.approx(expected, rel=1e-4)
 
 
-def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_and_three(script, trained, tmp_path):
+def test_run_in_two_processes_evaluates_alike_in_any_number(script, trained, tmp_path):
     def measure(run, size, processes):
         output = tmp_path / 'measured.json'
         arguments = [f'--model=local-dir:{run}', f'--data.size={size}', '--batch_size=4', f'--output={output}']
@@ -120,7 +120,7 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_a
     settings = ['--optim.batch_size=8', '--optim.ema_decay=0', '--data.eval_size=99', f'--output={run}']
     script('train.py', *TINY, *settings, processes=2)
     assert results(run)['num_processes'] == 2 and results(run)['num_images'] == 99
-    # Both processes measured the weights that the first one saved, BatchNorm's statistics included.
+    # Both processes evaluated the weights that the first one saved, including BatchNorm's statistics.
     assert measure(run, 99, processes=1)['metrics'] == pytest.approx(results(run)['metrics'], abs=1e-6)
 
     one = measure(trained, 33, processes=1)
@@ -134,7 +134,7 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_a
 
 
 @pytest.mark.parametrize('case', ['celeba', pytest.param('blank', marks=pytest.mark.slow)])
-def test_nothing_to_evaluate_on_ends_a_run_before_its_first_step(case, script, cases, tmp_path):
+def test_run_refuses_data_without_labels_before_its_first_step(case, script, cases, tmp_path):
     arguments = [f'--data.root={cases / "minus_one_is_absent" / case}', '--data.name=table', f'--output={tmp_path}']
     arguments += ['--data.image_column=image_id'] if case == 'celeba' else []
     sizes = ['--data.train_size=null', '--data.eval_size=null', '--optim.batch_size=4']
@@ -145,14 +145,12 @@ def test_nothing_to_evaluate_on_ends_a_run_before_its_first_step(case, script, c
     assert line.endswith('set data.minus_one or data.blank to absent.')
 
 
-def test_labels_that_do_not_count_are_warned_of_by_training(capsys):
+def test_check_labels_warns_about_labels_that_do_not_count(capsys):
     data = DataConfig(name='table', root='photos')
-    run = SimpleNamespace(
-        config=SimpleNamespace(data=data), label_names=['a', 'b'], accelerator=SimpleNamespace(print=print)
-    )
+    run = SimpleNamespace(config=data, label_names=['a', 'b'], accelerator=SimpleNamespace(print=print))
     samples = SimpleNamespace(targets=np.array([[1, 1], [0, -1]]))
-    Run.check_labels(run, samples, 'train', trains=True)
-    Run.check_labels(run, samples, 'validation', trains=False)
+    RunData.check_labels(run, samples, 'train', trains=True)
+    RunData.check_labels(run, samples, 'validation', trains=False)
     train, validation = capsys.readouterr().out.splitlines()
     kinds = '1 without an absent entry [b], 0 without a positive; if -1 or blank means absent'
     assert train.startswith(f'warning: train: 1 of 2 labels cannot be learnt: {kinds}')
@@ -160,9 +158,9 @@ def test_labels_that_do_not_count_are_warned_of_by_training(capsys):
         f'warning: validation: 1 of 2 labels are left out of mAP and of fitted thresholds: {kinds}'
     )
     samples.targets[1] = -1
-    Run.check_labels(run, samples, 'train', trains=True)
+    RunData.check_labels(run, samples, 'train', trains=True)
     with pytest.raises(InputError, match='photos: validation: there is nothing to evaluate on'):
-        Run.check_labels(run, samples, 'validation', trains=False)
+        RunData.check_labels(run, samples, 'validation', trains=False)
 
 
 def curve(folder: Path, tag: str) -> list[float]:
@@ -170,8 +168,8 @@ def curve(folder: Path, tag: str) -> list[float]:
 
 
 @pytest.mark.parametrize('several', [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_the_curves_do_not_depend_on_the_number_of_processes_or_passes(script, tmp_path, several):
-    """50 steps; BatchNorm is frozen or left out and dropout off, since either would differ from process to process."""
+def test_run_does_not_depend_on_the_number_of_processes(script, tmp_path, several):
+    """50 steps, with BatchNorm frozen and dropout off: both would differ between processes."""
     settings = ['--data.train_size=400', '--data.eval_size=8', '--data.image_size=32', '--data.workers=1']
     settings += ['--data.rand_augment=rand-m5', '--data.cutout=0.5', '--optim.batch_size=8', '--optim.epochs=1']
     settings += ['--model.batch_norm=frozen', '--model.args.fusion_norm=false', '--log_every=1', '--optim.lr=1e-3']
@@ -185,18 +183,18 @@ def test_the_curves_do_not_depend_on_the_number_of_processes_or_passes(script, t
     assert curve(tmp_path / 'several', 'loss') == pytest.approx(losses, rel=1e-3)
 
 
-def test_a_run_starts_from_the_weights_of_another(script, trained, coco_root, tmp_path):
-    """A step at next to no learning rate leaves the weights as they were, but for the labels that are new."""
+def test_run_starts_from_init_from(script, trained, coco_root, tmp_path):
+    """A step with a tiny learning rate keeps the weights, except those of new labels."""
     start = ['--optim.lr=1e-12', '--optim.ema_decay=0', f'--model.init_from=local-dir:{trained}']
     printed = script('train.py', *TINY, *start, '--data.eval_size=33', f'--output={tmp_path / "same"}').stdout
-    assert f'Starting from local-dir:{trained}, which knows 12 of the labels.' in printed
+    assert f'Starting from local-dir:{trained}, which has 12 of the labels.' in printed
     old, same = (load_file(folder / 'model.safetensors') for folder in (trained, tmp_path / 'same'))
     learnt = [name for name in old if 'running' not in name and 'num_batches' not in name]
     assert all(torch.allclose(old[name], same[name], atol=1e-6) for name in learnt)
 
     scenes = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
     coco = msff_timm.data.label_names(msff_timm.data.load('coco2014', 'train', coco_root))
-    assert not match_labels(scenes, coco)  # so nothing is kept, and the run says so
+    assert not match_labels(scenes, coco)  # so no label is kept
     settings = [*start, '--data.name=coco2014', f'--data.root={coco_root}', '--model.keep_labels=true']
     script('train.py', *TINY, *settings, '--data.eval_size=33', f'--output={tmp_path / "other"}')
     other = load_file(tmp_path / 'other' / 'model.safetensors')
@@ -204,8 +202,8 @@ def test_a_run_starts_from_the_weights_of_another(script, trained, coco_root, tm
     assert torch.allclose(old['position.table'], other['position.table'], atol=1e-6)
 
 
-def test_a_trained_model_goes_on_with_a_table_of_photos(script, trained, coco_root, tmp_path):
-    """The README's fine-tuning, on real photos: two splits as CSV, made here from COCO's annotations."""
+def test_run_fine_tunes_on_a_table_of_photos(script, trained, coco_root, tmp_path):
+    """The README's fine-tuning on photos: two splits as CSV files, made from COCO's annotations."""
     for split, folder in (('train', 'train2014'), ('validation', 'val2014')):
         content = json.loads((coco_root / 'annotations' / f'instances_{folder}.json').read_text())
         names = {category['id']: category['name'] for category in content['categories']}
@@ -237,7 +235,7 @@ def test_a_trained_model_goes_on_with_a_table_of_photos(script, trained, coco_ro
         ('msff_test_resnet', {'fusion_norm': False}, 64, False),
         ('msff_test_resnet', {'fusion_norm': False, 'backbone': 'test_convnext'}, 32, False),  # LayerNorm
         ('test_resnet', {}, 32, True),
-        ('mobilenetv4_conv_small_035', {}, 64, True),  # its head's, after the pooling, at any size
+        ('mobilenetv4_conv_small_035', {}, 64, True),  # a BatchNorm after the pooling
     ],
 )
 def test_check_trainable_refuses_a_batch_of_one_as_pytorch_does(name, args, image_size, is_refused):
@@ -259,8 +257,8 @@ def test_check_trainable_refuses_a_batch_of_one_as_pytorch_does(name, args, imag
     freeze_norms(model)
     if args or not name.startswith('msff'):
         check_trainable(model, image_size, 1)
-    elif is_refused:  # frozen norms are those of the backbone
-        with pytest.raises(InputError, match='sees a single value'):
+    elif is_refused:  # only norms of the backbone are frozen
+        with pytest.raises(InputError, match='gets a single value'):
             check_trainable(model, image_size, 1)
 
 
@@ -270,26 +268,26 @@ def test_check_trainable_refuses_other_channels():
         check_trainable(model, 64, 8)
 
 
-def test_starting_weights_of_another_architecture_are_refused(script, trained, tmp_path):
+def test_run_refuses_init_from_of_another_architecture(script, trained, tmp_path):
     arguments = [f'--model.init_from=local-dir:{trained}', '--model.name=msff_resnet18', f'--output={tmp_path / "run"}']
     result = script('train.py', *TINY, *arguments, check=False)
     assert result.returncode == 2
-    mend = f'model.name is msff_resnet18: local-dir:{trained} is msff_test_resnet; set model.name to that.'
-    assert result.stderr.splitlines()[-1] == f'train.py: error: {mend}'
+    fix = f'model.name is msff_resnet18: local-dir:{trained} is msff_test_resnet; set model.name to that.'
+    assert result.stderr.splitlines()[-1] == f'train.py: error: {fix}'
 
 
-def test_a_run_is_not_overwritten_unless_asked(script, trained):
+def test_run_is_not_overwritten_by_mistake(script, trained):
     before = (trained / 'results.json').read_bytes()
     result = script('train.py', f'--output={trained}', check=False)
     assert result.returncode == 2
-    mend = 'choose another --output, --resume auto to go on, or --overwrite true.'
-    assert result.stderr == f'train.py: error: {trained} holds a run already: {mend}\n'
+    fix = 'choose another --output, --resume auto to resume it, or --overwrite true.'
+    assert result.stderr == f'train.py: error: {trained} holds a run already: {fix}\n'
     assert (trained / 'results.json').read_bytes() == before
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """COCO 2014's layout with 8 photos for training, the last not readable, and 4 to measure on."""
+    """COCO 2014's layout with 8 training photos, the last one unreadable, and 4 evaluation photos."""
     (tmp_path / 'annotations').mkdir()
     for split, count in (('train2014', 8), ('val2014', 4)):
         (tmp_path / split).mkdir()
@@ -311,8 +309,8 @@ PHOTOS = ['--data.name=coco2014', '--data.train_size=null', '--data.eval_size=nu
 PHOTOS += ['--optim.batch_size=4', '--optim.epochs=2', '--data.workers=1']
 
 
-def test_unreadable_training_photos_are_named_and_too_many_end_the_run_in_one_line(script, photos):
-    """The error of a policy `error` comes from a loader's worker, whose traceback PyTorch puts into the message."""
+def test_run_reports_unreadable_training_photos(script, photos):
+    """With `error`, a data loader worker raises, and PyTorch adds the worker's traceback to the message."""
     reason = f'{photos}/train2014/7.jpg: cannot be read as an image (not an image that Pillow can read).'
     arguments = [*PHOTOS, f'--data.root={photos}', f'--output={photos / "run"}']
     result = script('train.py', *arguments, '--data.unreadable=error', check=False)
@@ -324,7 +322,7 @@ def test_unreadable_training_photos_are_named_and_too_many_end_the_run_in_one_li
     assert '1 training images cannot be read, over 1% of them (0); the last' in result.stderr.splitlines()[-1]
 
 
-def test_a_photo_that_cannot_be_read_ends_an_evaluation(script, trained, photos):
+def test_evaluate_refuses_an_unreadable_photo(script, trained, photos):
     scenes = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
     table = '\n'.join(['image|labels', 'train2014/6.jpg|arrow', 'train2014/7.jpg|ring'])
     (photos / 'test.csv').write_text(table.replace('|', ','))
@@ -333,12 +331,12 @@ def test_a_photo_that_cannot_be_read_ends_an_evaluation(script, trained, photos)
     assert result.returncode == 2 and '7.jpg: cannot be read as an image' in result.stderr.splitlines()[-1]
 
 
-def test_thresholds_are_stored_with_the_model_and_used(script, trained, tmp_path):
+def test_run_stores_thresholds_that_evaluate_uses(script, trained, tmp_path):
     run = results(trained)
     stored = json.loads((trained / 'config.json').read_text())['thresholds']
     assert stored == run['thresholds'] and len(stored['per_class']) == 12 and stored['num_images'] == 33
     assert stored['data'] == {'name': 'scenes', 'split': 'validation'} and stored['folds'] == 5
-    # The default of 0.5 chooses nothing, so its figures out of fold are those of the run.
+    # The default of 0.5 is not fitted, so its out-of-fold metrics are the run's.
     assert stored['out_of_fold']['default']['OF1'] == pytest.approx(run['metrics']['OF1'], abs=1e-9)
     model = hub.load(f'local-dir:{trained}')
     assert model.thresholds == stored['per_class']
@@ -357,8 +355,8 @@ def test_thresholds_are_stored_with_the_model_and_used(script, trained, tmp_path
     assert script('evaluate.py', *arguments, '--ap=voc12', check=False).returncode == 2
 
 
-def test_a_run_with_the_settings_of_fine_tuning(script, trained, tmp_path):
-    """Present and absent entries of each label by hand; the teacher's share of the loss beside them."""
+def test_run_accepts_the_settings_of_fine_tuning(script, trained, tmp_path):
+    """The weights of present labels are counted by hand; a teacher takes part."""
     chosen = {'data.workers': 'null', 'data.hflip': 0.5, 'data.crop_scale': '[0.5, 1]', 'data.color_jitter': 0.2}
     chosen |= {'optim.pos_weight': 'balanced', 'optim.pos_weight_max': 5, 'optim.label_smoothing': 0.05}
     chosen |= {'optim.ema_decay': 0.9997, 'optim.ema_epochs': 2, 'distill.teacher': f'local-dir:{trained}'}
@@ -370,9 +368,9 @@ def test_a_run_with_the_settings_of_fine_tuning(script, trained, tmp_path):
     expected = [min(5, (32 - n) / n) if 0 < n < 32 else 1 for n in (targets == 1).sum(0)]
     assert run['pos_weights'] == pytest.approx(expected)
     assert re.search(r'^optim.pos_weight balanced: from [\d.]+ \(\w+.*\) to 5 ', printed, re.MULTILINE)
-    line = re.search(r'^Loading an image takes .*: data.workers (\d+), \d+ threads compute', printed, re.MULTILINE)
+    line = re.search(r'^Loading an image takes .*: data.workers (\d+), \d+ compute threads', printed, re.MULTILINE)
     assert run['config']['data']['workers'] == int(line[1])
-    assert 'an optim.ema_epochs of at most 0.25 follows the model more closely.' in printed
+    assert 'set optim.ema_epochs to at most 0.25 to follow the model more closely.' in printed
     transforms = json.loads((output / 'config.json').read_text())['training']['transforms']
     assert transforms['resize'] == 'random_resized_crop' and transforms['hflip'] == 0.5
     files = gather(output, 'org/name')
@@ -384,7 +382,7 @@ def test_a_run_with_the_settings_of_fine_tuning(script, trained, tmp_path):
     assert 'label_smoothing: 0.05' in card and 'ema_epochs: 2' in card and 'hflip: 0.5' in card
 
 
-def test_the_training_transforms_travel_with_the_model(script, trained, tmp_path):
+def test_run_describes_its_transforms_in_the_configuration(script, trained, tmp_path):
     arguments = ['--data.rand_augment=rand-m5', '--data.cutout=0.25', '--data.eval_size=8', f'--output={tmp_path}']
     script('train.py', *TINY, *arguments)
     transforms = json.loads((tmp_path / 'config.json').read_text())['training']['transforms']
@@ -393,7 +391,7 @@ def test_the_training_transforms_travel_with_the_model(script, trained, tmp_path
 
 @pytest.fixture
 def shards(tmp_path):
-    """A data set of four Parquet files with the images in them, as it lies on the Hub."""
+    """A data set of four Parquet files that contain the images, as on the Hub."""
     (tmp_path / 'data').mkdir()
     for split, count in (('train', 4), ('validation', 1)):
         for shard in range(count):
@@ -410,7 +408,7 @@ def shards(tmp_path):
     return tmp_path
 
 
-def test_two_processes_train_on_a_stream(script, shards):
+def test_run_streams_in_two_processes(script, shards):
     arguments = ['--data.name=hub', f'--data.root={shards}', '--data.streaming=true', '--data.workers=2']
     arguments += ['--data.eval_size=null', '--data.image_size=32', '--optim.batch_size=8', '--optim.epochs=2']
     script('train.py', *arguments, '--data.train_size=44', f'--output={shards / "run"}', processes=2)
@@ -419,7 +417,7 @@ def test_two_processes_train_on_a_stream(script, shards):
 
 
 @pytest.mark.parametrize(('processes', 'divide'), [(1, True), (2, True), (3, False), (4, True), (8, False)])
-def test_shards_of_a_stream_that_do_not_divide_over_the_processes_are_refused(shards, processes, divide):
+def test_load_data_refuses_shards_that_do_not_divide(shards, processes, divide):
     accelerator = SimpleNamespace(main_process_first=nullcontext, num_processes=processes, process_index=0)
     data = DataConfig(name='hub', root=str(shards), streaming=True, train_size=44, eval_size=None)
     with nullcontext() if divide else pytest.raises(InputError) as refused:
@@ -429,7 +427,7 @@ def test_shards_of_a_stream_that_do_not_divide_over_the_processes_are_refused(sh
 
 
 @pytest.mark.slow
-def test_128_real_photos_are_memorised(script, coco_root, tmp_path):
+def test_run_memorises_128_photos(script, coco_root, tmp_path):
     config = ROOT / 'train' / 'configs' / 'memorise.yaml'
     script('train.py', f'--config={config}', f'--data.root={coco_root}', f'--output={tmp_path}')
     run = results(tmp_path)
@@ -437,7 +435,7 @@ def test_128_real_photos_are_memorised(script, coco_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_90(script, tmp_path):
+def test_demo_reaches_90(script, tmp_path):
     start = time.time()
     script('train.py', f'--output={tmp_path}')
     run = results(tmp_path)

@@ -43,11 +43,14 @@ from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError, unknown
 from msff_timm.files import check_file
 from msff_timm.hub import card
+from msff_timm.results import write_json
+from msff_timm.training.commands import StopRequest, peak_memory, run_command
 from msff_timm.training.config import CONFIGS, DataConfig, TrainConfig, parse
-from msff_timm.training.engine import StopRequest, grouped, peak_memory, run_command
-from msff_timm.training.report import markdown_table, write_json
+from msff_timm.training.loaders import grouped
+from msff_timm.training.report import markdown_table
 from msff_timm.training.studies.speed import Timing, order, timed
-from msff_timm.training.train import Run, make_accelerator
+from msff_timm.training.train import make_accelerator
+from msff_timm.training.trainer import Trainer
 
 MAX_PHOTOS = 256  # that `data` takes from a folder
 CHUNK = 16  # photos in one measurement of `data`
@@ -410,28 +413,28 @@ def benchmark_train(arguments: argparse.Namespace) -> dict:
         default = CONFIGS / 'demo.yaml'
         config = parse(TrainConfig, [*arguments.settings, f'--output={folder}', '--trackers=[]'], default)
         accelerator = make_accelerator(config)
-        run = Run(config, accelerator, StopRequest())
-    learner = run.learner
-    learner.train()
-    batches = endless(run)
-    held = next(grouped(batches, learner.passes))
-    pixels = [learner.prepare(batch)[0] for batch in held]
+        trainer = Trainer(config, accelerator, StopRequest())
+    trainer.prepared.train()
+    accumulation_steps = trainer.data.accumulation_steps
+    batches = endless(trainer)
+    held = next(grouped(batches, accumulation_steps))
+    pixels = [trainer.prepare_batch(batch)[0] for batch in held]
     waited = []
 
     def loop_run() -> None:
         began = time.perf_counter()
-        group = next(grouped(batches, learner.passes))
+        group = next(grouped(batches, accumulation_steps))
         waited.append(time.perf_counter() - began)
-        learner.step(group)
+        trainer.train_step(group)
 
     def loop_bare() -> None:
         for image, batch in zip(pixels, held, strict=True):
-            loss = learner.loss_fn(learner.model(image), batch['target'].clamp(min=0)).mean() / learner.passes
+            loss = trainer.loss_fn(trainer.prepared(image), batch['target'].clamp(min=0)).mean() / accumulation_steps
             accelerator.backward(loss)
-        learner.optimizer.step()
-        learner.optimizer.zero_grad()
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
 
-    loops = {'run': loop_run, 'fed': lambda: learner.step(held), 'bare': loop_bare}
+    loops = {'run': loop_run, 'fed': lambda: trainer.train_step(held), 'bare': loop_bare}
     for loop in loops.values():  # the first steps set up memory and, where it is asked for, compile
         loop()
     with FlopCounterMode(display=False) as counter:
@@ -461,7 +464,7 @@ def benchmark_train(arguments: argparse.Namespace) -> dict:
         'model': config.model.name,
         'image_size': config.data.image_size,
         'batch_size': size,
-        'passes': learner.passes,
+        'passes': accumulation_steps,
         'num_processes': accelerator.num_processes,
         'device': accelerator.device.type,
         'mixed_precision': accelerator.mixed_precision,
@@ -476,11 +479,11 @@ def benchmark_train(arguments: argparse.Namespace) -> dict:
     }
 
 
-def endless(run: Run) -> Iterator[dict]:
+def endless(trainer: Trainer) -> Iterator[dict]:
     """Gives a run's batches, epoch after epoch."""
     while True:
-        yield from run.batches()
-        run.progress.epoch += 1
+        yield from trainer.data.batches(trainer.progress.epoch, 0)
+        trainer.progress.epoch += 1
 
 
 def benchmark_load(arguments: argparse.Namespace) -> dict:

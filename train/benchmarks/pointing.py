@@ -36,10 +36,12 @@ from msff_timm.errors import InputError, unknown
 from msff_timm.files import check_file
 from msff_timm.inference.explain import LAYERS, attention_maps, smooth_map
 from msff_timm.labels import stored_names
+from msff_timm.results import PACKAGES, write_json
+from msff_timm.training.commands import environment, run_command
 from msff_timm.training.config import EvalDataConfig, parse
-from msff_timm.training.engine import make_loader, run_command, share_cores
-from msff_timm.training.evaluate import share_labels, some, written
-from msff_timm.training.report import PACKAGES, environment, markdown_table, write_json
+from msff_timm.training.evaluate import reporting_faults, share_labels, some
+from msff_timm.training.loaders import make_loader, share_cores
+from msff_timm.training.report import markdown_table
 
 DATA = ('voc2007', 'voc2012')
 SCALES = ('fine', 'middle', 'coarse')
@@ -194,7 +196,8 @@ def main() -> None:
             },
             'config': config,
         }
-        written(config.output, partial(write_json, run))
+        with reporting_faults(config.output):
+            write_json(run, config.output)
 
 
 def load_model(name: str) -> nn.Module:

@@ -32,7 +32,7 @@ __all__ = [
 
 FIRST_BUCKET = 2**20  # bytes, of PyTorch's DistributedDataParallel
 BUCKET = 25 * 2**20
-SUMS = (4, 12)  # bytes of the two small sums over all processes in each step of `engine.Learner`
+SUMS = (4, 12)  # bytes of the two small sums over all processes in each step of `Trainer.train_step`
 EFFICIENT = 0.95  # of one device's speed: what passes of accumulation are counted for
 LIMITING = 0.9  # below that share of one device's speed, communication is called what limits
 BOTH = ('ring', 'hierarchical')

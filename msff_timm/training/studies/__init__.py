@@ -1,1 +1,1 @@
-"""Studies: many runs of the trainer, and one table of their results."""
+"""Studies: many training runs and one table of their results."""

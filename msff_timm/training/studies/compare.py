@@ -1,7 +1,7 @@
-"""Compares models that are trained alike: `python train/compare.py [--config FILE] [--key value ...]`.
+"""Trains models alike and compares them: `python train/compare.py [--config FILE] [--key value ...]`.
 
-Without arguments it compares those of `train/configs/compare/demo.yaml`. Runs that are at their end are not trained
-again; one that was broken off goes on from where it stopped.
+The default configuration is `train/configs/compare/demo.yaml`. Finished runs are not trained again, interrupted ones
+are resumed.
 """
 
 import msff_timm_cli.startup  # noqa: F401  isort: skip
@@ -9,38 +9,28 @@ import msff_timm_cli.startup  # noqa: F401  isort: skip
 import sys
 
 from ...errors import InputError
-from ..config import CONFIGS, CompareConfig, flatten, parse
-from ..engine import run_command
-from .tables import Variant, read_paper, read_published
-from .variants import compare
+from ..commands import run_command
+from ..parsing import CONFIGS, flatten, parse
+from .config import CompareConfig
+from .study import run_study
+from .tables import Variant, add_published
 
 
 def main() -> None:
-    default = CONFIGS / 'compare' / 'demo.yaml'
-    config = parse(CompareConfig, sys.argv[1:], default)
-    compare(config, rows_of(config), config.models[0], 'compare', 'Models that are trained alike', more=lay_beside)
+    config = parse(CompareConfig, sys.argv[1:], CONFIGS / 'compare' / 'demo.yaml')
+    run_study(config, make_rows(config), config.models[0], 'compare', 'Models trained alike', add_published)
 
 
-def rows_of(config: CompareConfig) -> list[Variant]:
-    """Makes the rows of the table: models as they are registered, then those with arguments or settings."""
+def make_rows(config: CompareConfig) -> list[Variant]:
+    """Makes the rows of the table: the models as registered, then those with their own arguments or settings."""
     rows = [Variant(name, name) for name in config.models]
     for name, row in config.rows.items():
-        own = dict(flatten(row.get('settings', {})))
-        rows.append(Variant(name, row['model'], row.get('args', {}), settings=own))
-        twin = next((other for other in rows[:-1] if other.folder == rows[-1].folder), None)
+        variant = Variant(name, row['model'], row.get('args', {}), settings=dict(flatten(row.get('settings', {}))))
+        twin = next((other for other in rows if other.folder == variant.folder), None)
         if twin:
-            raise InputError(f'rows.{name} is the same as {twin.name}: leave one of them out.')
+            raise InputError(f'rows.{name} is the same as {twin.name}: remove one of them.')
+        rows.append(variant)
     return rows
-
-
-def lay_beside(table: dict) -> None:
-    """Adds published figures: those of the same data, or all of the paper's Tables 1 to 3 where none are."""
-    others = read_published()
-    table['published'] = {name: part for name, part in others.items() if part['measured_on'] == table['data']['name']}
-    paper = read_paper()
-    parts = {name: paper[name] for name in ('table1', 'table2', 'table3')}
-    same = {name: part for name, part in parts.items() if part['measured_on'] == table['data']['name']}
-    table['paper'] = same if same or table['published'] else parts
 
 
 if __name__ == '__main__':
