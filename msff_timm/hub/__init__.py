@@ -15,10 +15,11 @@ from huggingface_hub import constants
 from timm.models import get_model_args, get_model_traits, parse_model_name, save_for_hf
 from timm.utils import unwrap_model
 
-from ..errors import InputError, unknown
+from ..errors import InputError
 from ..labels import check_names, has_own_rows, relabel, set_names, stored_names
 from ..models.backbone import copy_backbone
 from .errors import is_of_hub, reason
+from .names import list_models, resolve
 from .publish import check_files, check_target, gather, patiently, send
 from .verify import check_model, download, fetch
 
@@ -31,17 +32,13 @@ __all__ = [
     'load',
     'load_for',
     'push',
+    'resolve',
     'save',
     'set_thresholds',
 ]
 
 DEFAULT_MODEL = 'msff_efficientnet_lite0'  # whose weights the package brings
 LONGEST = 600  # characters of a reason: PyTorch names each tensor that does not fit
-
-
-def list_models() -> list[str]:
-    """Lists the models of this package."""
-    return timm.list_models(module=['msff', 'peers'])
 
 
 def save(
@@ -188,8 +185,9 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
     unpickled. `model.pretrained_cfg['hf_hub_id']` names the commit that a model of the Hub was loaded from.
 
     Args:
-        name: `local-dir:FOLDER`, `hf-hub:ORG/NAME[@REVISION]`, or a registered model with pretrained weights; by
-            default `DEFAULT_MODEL`, which is there without network.
+        name: Registered model with pretrained weights, folder, or `ORG/NAME[@REVISION]` on the Hub, told apart as
+            `resolve` documents; `local-dir:FOLDER` and `hf-hub:ORG/NAME[@REVISION]` name the source. The default,
+            `DEFAULT_MODEL`, needs no network.
         cache_dir: For what is downloaded, in place of huggingface_hub's.
         **model_args: As for `timm.create_model`, in place of those that the model was saved with; other names for its
             labels are `pretrained_cfg_overlay={'label_names': [...]}`.
@@ -201,16 +199,12 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
     Raises:
         InputError: There is no such model, or it has no weights that can be read.
     """
-    try:
-        source, where = parse_model_name(name)
-    except ValueError as e:
-        raise InputError(str(e)) from None
+    given, name = name, resolve(name)
+    source, where = parse_model_name(name)
     if source == 'local-dir':
         for file_name in ('config.json', 'model.safetensors'):
             if not Path(where, file_name).is_file():
                 raise InputError(f'{where}: holds no {file_name}; give a folder that training or timm saved.')
-    elif source != 'hf-hub' and not timm.is_model(name.partition('.')[0]):
-        raise unknown('model', name, list_models())
     overlay = dict(model_args.pop('pretrained_cfg_overlay', None) or {})
     try:
         found, saved = name, where if source == 'local-dir' else None
@@ -235,7 +229,8 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
     except Exception as e:
         # A damaged config.json or weights file and an unreachable Hub show themselves in many types of exception.
         origin = f' from {constants.ENDPOINT}' if source == 'hf-hub' else ''
-        raise InputError(f'{name}: cannot be loaded{origin} ({_reason(e)})') from e
+        no_folder = 'is no existing folder, and ' if source == 'hf-hub' and given != name else ''
+        raise InputError(f'{given}: {no_folder}cannot be loaded{origin} ({_reason(e)})') from e
 
 
 def _folder_of_tag(pretrained_cfg: dict, cache_dir: str | Path | None) -> Path | None:

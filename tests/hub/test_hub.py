@@ -128,7 +128,7 @@ def test_a_damaged_folder_is_named_in_one_line(folder, damage, message):
     [
         ('msff_resnet11', "unknown model 'msff_resnet11': did you mean msff_resnet101?"),
         ('msff_resnet18', 'No pretrained weights exist'),
-        ('org/name', "Use 'hf-hub:org/name'"),
+        ('org/', 'It is no registered model, no existing folder, and no ORG/NAME on the Hub.'),
         ('http:org/name', "Unknown model source 'http'"),
         ('local-dir:nowhere', 'nowhere: holds no config.json'),
     ],
