@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn as nn
 from safetensors.torch import load_file, save_file
 
 from .. import hub
-from ..data.transforms import eval_transform, open_image
 from ..errors import InputError
-from ..inference.predict import check_finite
+from ..inference.logits import Preprocessing, compute_logits
 
 __all__ = ['Halved', 'halve']
 
@@ -75,7 +73,8 @@ def halve(
             tensors[name] = tensor.half()
             if not tensors[name].isfinite().all():
                 raise InputError(f'{folder}: {name} holds values that float16 has not; keep the weights as they are.')
-    images = _images(model, photos)
+    preprocessing = Preprocessing(model)
+    images = torch.stack([preprocessing.load(photo) for photo in photos]) if photos else preprocessing.noise(NOISE)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix='.saving-') as temporary:
         stored = Path(temporary, 'model.safetensors')
@@ -100,16 +99,5 @@ def halve(
     return Halved(output, *sizes, difference, len(images))
 
 
-def _images(model: nn.Module, photos: Sequence[str | Path]) -> torch.Tensor:
-    data_config = timm.data.resolve_input_data_config(model)
-    if not photos:
-        return torch.randn(NOISE, *data_config['input_size'], generator=torch.Generator().manual_seed(0))
-    transform = eval_transform(data_config)
-    return torch.stack([transform(open_image(photo)) for photo in photos])
-
-
-@torch.inference_mode()
 def _logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    logits = torch.cat([model(batch) for batch in images.split(BATCH)])
-    check_finite(model, logits)
-    return logits
+    return torch.cat([compute_logits(model, batch) for batch in images.split(BATCH)])

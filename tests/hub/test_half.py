@@ -123,8 +123,8 @@ def test_the_command_compares_on_photos_and_names_both_sizes(folder, tmp_path, c
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'photo.png')
     command = ['halve', str(folder), '-o', str(tmp_path / 'half'), '--keep-below', '1000']
-    assert cli.main([*command, '--photos', str(tmp_path / 'photo.png')]) == 0
-    assert f'{tmp_path / "half"}: 2.2 MB instead of 4.3; logits on 1 image differ by ' in capsys.readouterr().out
+    assert cli.main([*command, '--images', str(tmp_path / 'photo.png')]) == 0
+    assert f'{tmp_path / "half"}: 2.2 MB instead of 4.3 MB; logits on 1 image differ by ' in capsys.readouterr().out
     assert cli.main(command) == 0 and 'logits on 16 images of noise differ by ' in capsys.readouterr().out
     assert cli.main(['halve', str(folder), '-o', str(folder)]) == 2
     assert 'name another folder' in capsys.readouterr().err

@@ -21,7 +21,8 @@ import msff_timm.data
 from msff_timm import hub
 from msff_timm.data import scenes, voc
 from msff_timm.data.voc_files import read_boxes
-from msff_timm.inference.explain import explain, smooth_map
+from msff_timm.inference.attention import smooth_map
+from msff_timm.inference.explain import explain
 from msff_timm.labels import COCO_LABELS, VOC_LABELS
 from msff_timm.models import msff
 from msff_timm_cli.commands import main

@@ -34,7 +34,7 @@ from msff_timm.data.transforms import eval_transform
 from msff_timm.data.voc_files import Box, VocBoxes, find_base, read_boxes
 from msff_timm.errors import InputError, unknown
 from msff_timm.files import check_file
-from msff_timm.inference.explain import LAYERS, attention_maps, smooth_map
+from msff_timm.inference.attention import LAYERS, attention_maps, smooth_map
 from msff_timm.labels import stored_names
 from msff_timm.training.config import EvalDataConfig, parse
 from msff_timm.training.engine import make_loader, run_command, share_cores
