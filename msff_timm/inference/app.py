@@ -23,7 +23,7 @@ from PIL import Image
 from .. import hub
 from ..data.transforms import eval_transform, open_image
 from ..errors import InputError
-from ..labels import names_of
+from ..labels import display_names
 from .explain import as_seen, attention_maps, caption, overlay, smooth_overlay
 from .predict import check_finite
 from .uploads import LARGEST, Guard, Uploads, hosts_of, own_folder
@@ -230,7 +230,7 @@ def build(model: nn.Module, name: str):
         InputError: Gradio is missing, or the model has no labels.
     """
     gr = _gradio()
-    label_names = names_of(model)
+    label_names = display_names(model)
     if not label_names:
         raise InputError(f'{name}: has no labels to show.')
     own = getattr(model, 'thresholds', None)

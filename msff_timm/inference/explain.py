@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 from ..data.sheet import save_figure
 from ..data.transforms import eval_transform, open_image
 from ..errors import InputError, unknown
-from ..labels import names_of
+from ..labels import display_names
 from ..models.layers import MultiHeadAttention
 from ..models.msff import MSFF
 from .predict import check_finite
@@ -101,7 +101,7 @@ def explain(
     """
     model = _checked(model, layers)
     data_config = timm.data.resolve_input_data_config(model)
-    label_names = names_of(model)
+    label_names = display_names(model)
     for name in labels or ():
         if name not in label_names:
             raise unknown('label', name, label_names)

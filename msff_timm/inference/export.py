@@ -24,7 +24,7 @@ from timm.utils import unwrap_model
 from .. import __version__
 from ..data.transforms import eval_transform, open_image
 from ..errors import InputError, unknown
-from ..labels import names_of
+from ..labels import display_names
 from .predict import check_finite
 
 __all__ = ['FORMATS', 'Exported', 'export', 'read_metadata']
@@ -199,7 +199,7 @@ def _metadata(model: nn.Module, data_config: dict) -> dict:
         raise InputError('the model has no labels (num_classes=0).')
     preprocessing = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
     return {
-        'label_names': names_of(model),
+        'label_names': display_names(model),
         **{key: data_config[key] for key in preprocessing},
         'problem_type': 'multi_label_classification',
         'function_to_apply': 'sigmoid',

@@ -16,7 +16,7 @@ from ..data.formats import is_image
 from ..data.images import open_image
 from ..data.transforms import eval_transform
 from ..errors import InputError
-from ..labels import names_of, thresholds_of
+from ..labels import display_names, get_thresholds
 
 __all__ = ['Prediction', 'check_finite', 'find_photos', 'predict']
 
@@ -84,8 +84,8 @@ def predict(
         InputError: The model takes no photos, or gives logits that are not finite.
     """
     transform = eval_transform(timm.data.resolve_input_data_config(unwrap_model(model)))
-    label_names = names_of(model)
-    stored = thresholds_of(model) if threshold is None else None
+    label_names = display_names(model)
+    stored = get_thresholds(model) if threshold is None else None
     default = 0.5 if threshold is None else threshold
     thresholds = dict(zip(label_names, stored or [default] * len(label_names), strict=True))
     parameter = next(model.parameters())

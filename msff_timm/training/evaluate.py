@@ -29,7 +29,7 @@ from ..data.transforms import eval_transform
 from ..errors import InputError
 from ..files import replace_file
 from ..inference.predict import check_finite
-from ..labels import describe_matches, match_labels, stored_names
+from ..labels import describe_matches, get_label_names, match_labels
 from ..results import Results
 from .config import EvalDataConfig, EvaluateConfig, parse
 from .engine import FOLDS, fit_thresholds, make_loader, measure, run_command, score, share_cores
@@ -44,7 +44,7 @@ def main() -> None:
 
     # Model, images, and the labels that both know
     model, data_config = load_model(config.model, config.image_size)
-    data, known = config.data, stored_names(model)
+    data, known = config.data, get_label_names(model)
     with accelerator.main_process_first():  # the others find what it has read
         dataset = load_data(data, known, data_config['input_size'][-1])
     for line in msff_timm.data.notes(dataset):

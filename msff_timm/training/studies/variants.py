@@ -17,7 +17,7 @@ import torch.nn as nn
 
 from ... import hub
 from ...errors import InputError
-from ...hub import card
+from ...flops import measure_size
 from ...results import Results
 from ..checkpoint import about_run, differences
 from ..config import TrainConfig, VariantsConfig, parse
@@ -273,7 +273,7 @@ def measure_speed(
     for variant in variants:
         with torch.device('meta'):
             model = hub.create(variant.model, num_classes=num_classes, **variant.args)
-        rows.append(card.count(model, (3, image_size, image_size)))
+        rows.append(measure_size(model, (3, image_size, image_size)))
     if not turns:
         return {'rows': rows}
     models = make_models(variants, num_classes)
