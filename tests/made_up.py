@@ -1,14 +1,15 @@
 """Runs that need no training: results as they leave them, and the settings of the smallest real ones."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from msff_timm import metrics
 from msff_timm.labels import VOC_LABELS
+from msff_timm.results import Results
 from msff_timm.training.config import TrainConfig, parse
-from msff_timm.training.report import results
 from msff_timm.training.studies import variants
 
 RECIPE = Path(__file__).parents[1] / 'train' / 'configs' / 'demo.yaml'
@@ -26,7 +27,15 @@ def made_up(mAP: float, seed: int = 0, data: str = 'voc2007', num_images: int = 
     measures = metrics.evaluate(rng.random((num_images, 20)), targets, areas=targets * 0.05, top_k=top_k)
     measures |= {'mAP': mAP, **changes}
     definition = {'name': data, 'split': 'test', 'trained_on': 'trainval'}
-    found = results(measures, list(VOC_LABELS), data=definition, weights='exponential moving average')
+    found = asdict(
+        Results.from_metrics(
+            measures,
+            list(VOC_LABELS),
+            model='msff_test_resnet',
+            data=definition,
+            weights='exponential moving average',
+        )
+    )
     config = parse(TrainConfig, [f'--output=runs/made-up-{mAP}', f'--seed={seed}'], RECIPE)
     found['config'] = json.loads(json.dumps(variants.about_run(config, [], {})))['config']
     found |= {'git_commit': 'c0ffee', 'git_dirty': False, 'devices': ['cpu'], 'num_processes': 1}

@@ -18,7 +18,7 @@ from PIL import Image
 from .. import hub
 from ..data.images import open_image
 from ..errors import InputError, missing_package, one_line
-from ..labels import names_of, thresholds_of
+from ..labels import display_names, get_thresholds
 from .attention import attention_maps
 from .logits import Preprocessing, choose_device, compute_logits, resize_longer
 from .markup import CSS, attention_html, heading_html, labels_html, note_html
@@ -113,10 +113,10 @@ def build(model: nn.Module, name: str):
         InputError: Gradio is not installed, or the model has no labels.
     """
     gr = _gradio()
-    label_names = names_of(model)
+    label_names = display_names(model)
     if not label_names:
         raise InputError(f'{name}: the model has no labels.')
-    own = thresholds_of(model)
+    own = get_thresholds(model)
     uploads = Uploads(gr.utils.get_upload_folder())
 
     def list_labels(analysis: Analysis | None, use_own: bool, threshold: float) -> str:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ..data.images import open_image
 from ..data.sheet import save_figure
 from ..errors import InputError, missing_package, one_line, unknown
-from ..labels import names_of
+from ..labels import display_names
 from .attention import attention_maps, check_model, smooth_map
 from .logits import Preprocessing, resize_longer
 
@@ -75,7 +75,7 @@ def explain(
             cannot be read, or the figure cannot be drawn.
     """
     check_model(model)
-    label_names = names_of(model)
+    label_names = display_names(model)
     for name in labels or ():
         if name not in label_names:
             raise unknown('label', name, label_names)

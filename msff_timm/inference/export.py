@@ -22,7 +22,7 @@ from timm.utils import unwrap_model
 from .. import __version__
 from ..errors import InputError, missing_package, unknown
 from ..files import replace_files
-from ..labels import names_of
+from ..labels import display_names
 from .logits import Preprocessing, check_finite
 
 __all__ = ['FORMATS', 'Exported', 'export', 'read_metadata']
@@ -190,7 +190,7 @@ def _metadata(model: nn.Module, preprocessing: Preprocessing) -> dict:
         raise InputError('the model has no labels (num_classes=0).')
     keys = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
     return {
-        'label_names': names_of(model),
+        'label_names': display_names(model),
         **{key: preprocessing.data_config[key] for key in keys},
         'problem_type': 'multi_label_classification',
         'function_to_apply': 'sigmoid',

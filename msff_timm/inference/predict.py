@@ -13,7 +13,7 @@ from PIL import Image
 from ..data.formats import is_image
 from ..data.images import open_image
 from ..errors import InputError, one_line
-from ..labels import names_of, thresholds_of
+from ..labels import display_names, get_thresholds
 from .logits import Preprocessing, compute_logits
 
 __all__ = ['Prediction', 'find_images', 'predict']
@@ -81,8 +81,8 @@ def predict(
         InputError: The model takes neither 1 nor 3 channels, or its logits are not finite.
     """
     transform = Preprocessing(model).transform
-    label_names = names_of(model)
-    stored = thresholds_of(model) if threshold is None else None
+    label_names = display_names(model)
+    stored = get_thresholds(model) if threshold is None else None
     default = 0.5 if threshold is None else threshold
     thresholds = stored or [default] * len(label_names)
     for start in range(0, len(images), batch_size):

@@ -18,7 +18,7 @@ import msff_timm.data
 from .. import hub
 from ..errors import InputError, unknown
 from ..files import check_file, check_folder
-from ..hub.publish import check_access, check_target
+from ..hub.push import check_access, check_target
 from ..metrics import DEFINITIONS
 from .parsing import CONFIGS, find_settings, parse
 

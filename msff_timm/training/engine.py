@@ -37,8 +37,8 @@ from .. import hub, thresholds
 from ..data.samples import Samples, StreamedSamples, collate
 from ..data.transforms import Normalize
 from ..errors import InputError, escape_output, exit_code, fault
-from ..labels import names_of
-from ..metrics import Measures
+from ..labels import display_names
+from .accumulator import MetricAccumulator
 from .checkpoint import Progress
 from .config import DistillConfig, OptimConfig
 from .freezing import heads, train_unfrozen
@@ -247,7 +247,7 @@ class Teacher(nn.Module):
     def __init__(self, name: str, label_names: list[str], settings: DistillConfig):
         super().__init__()
         self.model = hub.load(name).requires_grad_(False)
-        known = names_of(self.model)
+        known = display_names(self.model)
         if sorted(known) != sorted(label_names):
             raise InputError(f'distill.teacher is {name}: its labels are not those of the data.')
         data_config = timm.data.resolve_model_data_config(self.model)
@@ -536,7 +536,9 @@ def synchronise_buffers(model: nn.Module) -> None:
 
 
 @torch.no_grad()  # not inference_mode, whose tensors older versions of PyTorch do not gather
-def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: StopRequest | None = None) -> Measures:
+def score(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: StopRequest | None = None
+) -> MetricAccumulator:
     """Scores all images, in all processes; every process returns the scores of all of them, with their targets.
 
     Args:
@@ -550,7 +552,7 @@ def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: 
         InputError: A logit is not finite.
     """
     model.eval()
-    measures, samples = Measures(), loader.dataset
+    measures, samples = MetricAccumulator(), loader.dataset
     for batch in loader:
         with accelerator.autocast():
             logits = model(batch['image'])
@@ -573,7 +575,7 @@ def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: 
     return measures
 
 
-def measure(measures: Measures, num_images: int, **options: object) -> dict:
+def measure(measures: MetricAccumulator, num_images: int, **options: object) -> dict:
     """Evaluates scored images, each once; see `msff_timm.metrics.evaluate` for the options.
 
     Raises:
@@ -587,7 +589,7 @@ def measure(measures: Measures, num_images: int, **options: object) -> dict:
             raise InputError(f'the images cannot be evaluated: {e}') from None
 
 
-def fit_thresholds(scored: Measures, data: dict) -> dict | None:
+def fit_thresholds(scored: MetricAccumulator, data: dict) -> dict | None:
     """Fits the thresholds that `hub.save` stores to scored images; None where these are too few.
 
     Args:

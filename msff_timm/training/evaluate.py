@@ -5,7 +5,7 @@ import msff_timm_cli.startup  # noqa: F401  isort: skip
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,11 +27,13 @@ from ..data.counts import LabelCounts
 from ..data.samples import Samples
 from ..data.transforms import eval_transform
 from ..errors import InputError
+from ..files import replace_file
 from ..inference.logits import check_finite
-from ..labels import describe_matches, match_labels, stored_names
+from ..labels import describe_matches, get_label_names, match_labels
+from ..results import Results
 from .config import EvalDataConfig, EvaluateConfig, parse
 from .engine import FOLDS, fit_thresholds, make_loader, measure, run_command, score, share_cores
-from .report import describe, describe_top, environment, replace_file, results, top_of, write_json
+from .report import describe, describe_top, environment
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def main() -> None:
 
     # Model, images, and the labels that both know
     model, data_config = load_model(config.model, config.image_size)
-    data, known = config.data, stored_names(model)
+    data, known = config.data, get_label_names(model)
     with accelerator.main_process_first():  # the others find what it has read
         dataset = load_data(data, known, data_config['input_size'][-1])
     for line in msff_timm.data.notes(dataset):
@@ -90,11 +92,27 @@ def main() -> None:
     # Measures
     options = {'ap': config.ap, 'threshold': threshold, 'bootstrap': config.bootstrap, 'top_k': config.top_k}
     measures = measure(scored, len(dataset), **options)
-    accelerator.print(f'{config.model} on {data.title or data.name} {data.split}: {describe(measures, threshold)}')
-    accelerator.print(describe_top(top_of(measures)))
-    fitted = fit_thresholds(scored, data.definition(data.split)) if config.fit_thresholds else None
+    results = Results.from_metrics(
+        measures,
+        labels.names,
+        threshold,
+        model=config.model,
+        data=data.definition(data.split),
+        input_size=list(data_config['input_size']),
+        flip=config.flip,
+        labels_left_out=labels.left_out,
+        label_map=labels.renamed,
+        num_processes=accelerator.num_processes,
+        mixed_precision=accelerator.mixed_precision,
+        config=asdict(config),
+        **made_with,
+    )
+    accelerator.print(f'{config.model} on {data.title or data.name} {data.split}: {describe(results)}')
+    accelerator.print(describe_top(results.top))
+    if config.fit_thresholds:
+        results.thresholds = fit_thresholds(scored, data.definition(data.split))
     if accelerator.is_main_process:
-        if fitted:
+        if fitted := results.thresholds:
             fitted['per_class'] = [fitted['per_class'][k] for k in np.argsort(labels.columns)]  # as the logits
             path, number, total = hub.set_thresholds(config.model, fitted), fitted['num_fitted'], len(labels.names)
             print(
@@ -103,23 +121,7 @@ def main() -> None:
                 else f'Thresholds of {number} of {total} labels fitted, 0.5 for the others; stored in {path}.'
             )
         if config.output:
-            run = results(
-                measures,
-                labels.names,
-                threshold,
-                model=config.model,
-                data=data.definition(data.split),
-                input_size=list(data_config['input_size']),
-                flip=config.flip,
-                labels_left_out=labels.left_out,
-                label_map=labels.renamed,
-                thresholds=fitted,
-                num_processes=accelerator.num_processes,
-                mixed_precision=accelerator.mixed_precision,
-                config=config,
-                **made_with,
-            )
-            written(config.output, partial(write_json, run))
+            written(config.output, results.to_json)
     accelerator.end_training()
 
 
@@ -271,7 +273,8 @@ def write_scores(
     table = pa.table(columns, ['image_id', *label_names]).replace_schema_metadata(
         {'msff_timm': json.dumps(measured_on)}
     )
-    replace_file(path, partial(pq.write_table, table))
+    with replace_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def written(path: str, write: partial) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from math import isfinite
@@ -49,7 +49,7 @@ from ..data.samples import Samples, StreamedSamples
 from ..data.transforms import Normalize, describe_transforms, eval_transform, train_transform
 from ..errors import InputError, fault
 from ..labels import describe_matches
-from ..metrics import Measures
+from ..results import Results, pick_metrics, write_json
 from .checkpoint import WEIGHTS, Checkpoints, Progress, about_run, fingerprint, sync
 from .config import CONFIGS, DataConfig, ModelConfig, OptimConfig, TrainConfig, parse
 from .engine import (
@@ -74,11 +74,12 @@ from .engine import (
     train_one_epoch,
 )
 from .features import FeatureCache, NotCached, OnMaps, obstacles
+from .figures import plot_curves
 from .freezing import Unfreezing, freeze_backbone, freeze_norms, train_unfrozen
 from .guard import locked, stop_with_launcher
 from .loaders import STREAM_WORKERS, measure_shares
 from .losses import describe_pos_weight, make_loss, pos_weights
-from .report import describe, environment, mistakes, plot_curves, results, summary, write_json, write_report
+from .report import describe, environment, worst_mistakes, write_report, write_settings
 
 SHUFFLE_BUFFER = 1000  # images of a stream, undecoded, of which the next is drawn
 
@@ -96,6 +97,8 @@ def main() -> None:
             for part in ('checkpoints', 'tensorboard', 'features'):
                 shutil.rmtree(Path(config.output, part), ignore_errors=True)
             accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_settings(Path(config.output), config)
         accelerator.init_trackers('tensorboard')  # a folder of TensorBoard's, a project of others
         run = Run(config, accelerator, stop)
         try:
@@ -542,17 +545,19 @@ class Run:
         measures = measure(scored, len(self.eval_set), top_k=config.top_k)
         loss, grad_norm = (total / self.steps for total in progress.losses)
         trained = {'epoch': progress.epoch, 'loss': loss, 'grad_norm': grad_norm}
-        progress.history.append({**trained, 'lr': learner.schedule.get_last_lr()[-1], **summary(measures)})
+        progress.history.append({**trained, 'lr': learner.schedule.get_last_lr()[-1], **pick_metrics(measures)})
         accelerator.log(progress.history[-1], step=progress.steps_done)
         if accelerator.is_main_process:
-            bar.write(f'epoch {progress.epoch}: loss {loss:.4f}  {describe(measures)}')
+            results = self.results(measures)
+            bar.write(f'epoch {progress.epoch}: loss {loss:.4f}  {describe(results)}')
         # Without early stopping the images that are measured on choose nothing: the last epoch counts.
         best = progress.best
         if config.optim.early_stop is None or best is None or measures['mAP'] > best['mAP']:
             best = {'epoch': progress.epoch, 'mAP': measures['mAP'], 'steps_done': progress.steps_done, 'files': {}}
             if accelerator.is_main_process:
-                fitted = fit_thresholds(scored, config.data.definition(config.data.eval_split))
-                best |= {'line': describe(measures), 'results': self.results(measures, fitted, scored)}
+                results.thresholds = fit_thresholds(scored, config.data.definition(config.data.eval_split))
+                results.mistakes = worst_mistakes(scored.arrays(), self.eval_set, self.label_names)
+                best |= {'line': describe(results), 'results': asdict(results)}
                 written = self.attempt(partial(self.write_weights, learner.ema.module, best))
                 if not written and not self.checkpoints.holds(progress.steps_done):
                     bar.write(f'The weights of epoch {progress.epoch} are lost.', file=sys.stderr)
@@ -586,9 +591,9 @@ class Run:
             return False
         return digests == best['files']
 
-    def write_results(self, run: dict) -> None:
+    def write_results(self, results: Results) -> None:
         """Writes the results to where the weights are."""
-        write_json(run, self.output / 'results.json')
+        results.to_json(self.output / 'results.json')
         sync(self.output / 'results.json')
 
     def restore_weights(self) -> bool:
@@ -636,11 +641,11 @@ class Run:
             tqdm.write(f'{self.output}: cannot be written to ({problem}); the run goes on.', file=sys.stderr)
             return False
 
-    def results(self, measures: dict, fitted: dict | None, scored: Measures) -> dict:
-        """Makes the results of the averaged weights as they are now."""
+    def results(self, measures: dict) -> Results:
+        """Makes the results of the EMA weights as they are now."""
         config, data = self.config, self.config.data
         init_from = config.model.init_from and {'model': config.model.init_from, 'kept_labels': self.kept_labels}
-        return results(
+        return Results.from_metrics(
             measures,
             self.label_names,
             model=config.model.name,
@@ -649,26 +654,24 @@ class Run:
             init_from=init_from,
             weights='exponential moving average',
             epoch=self.progress.epoch,
-            thresholds=fitted,
             pos_weights=self.pos_weights,
             num_processes=self.accelerator.num_processes,
             mixed_precision=self.accelerator.mixed_precision,
             config=asdict(config),
-            mistakes=mistakes(scored.arrays(), self.eval_set, self.label_names),
             **self.made_with,
         )
 
-    def run_so_far(self, best: dict) -> dict:
+    def run_so_far(self, best: dict) -> Results:
         """Returns the results of the epoch whose weights are for use, with the history of all epochs."""
         progress = self.progress
         now = {'history': progress.history, 'unreadable': progress.unreadable, 'seconds': self.seconds()}
-        return {**best['results'], **now, 'peak_bytes': peak_memory(self.accelerator)}
+        return Results(**{**best['results'], **now, 'peak_bytes': peak_memory(self.accelerator)})
 
     def finish(self) -> None:
         """Measures the raw weights of the last epoch beside the averaged ones, and says how to go on."""
         accelerator, learner, data = self.accelerator, self.learner, self.config.data
         raw = score(accelerator, nn.Sequential(learner.normalize, learner.model), self.eval_loader, self.stop)
-        raw = {'epoch': self.progress.history[-1]['epoch'], **summary(measure(raw, len(self.eval_set)))}
+        raw = {'epoch': self.progress.history[-1]['epoch'], **pick_metrics(measure(raw, len(self.eval_set)))}
         best, history, name = self.progress.best, self.progress.history, f'local-dir:{self.output}'
         if not accelerator.is_main_process:
             return
@@ -676,7 +679,7 @@ class Run:
         is_last = best is not None and best['epoch'] == history[-1]['epoch']
         if best is None or not (self.config.optim.early_stop or is_last) or not self.restore_weights():
             raise InputError(f'{self.output}: the weights could not be written; {mend}')
-        run = {**self.run_so_far(best), 'model_weights': raw}
+        run = replace(self.run_so_far(best), model_weights=raw)
         try:
             self.write_results(run)
             write_report(self.output, run, self.eval_set)

@@ -25,7 +25,7 @@ import msff_timm
 from msff_timm import hub, metrics, thresholds
 from msff_timm.errors import InputError
 from msff_timm.hub import card
-from msff_timm.training import report
+from msff_timm.results import Results, pick_metrics
 from msff_timm_cli import commands as cli
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def make_folder(folder: Path, label_names: list[str], **context) -> Path:
         'data': {'name': 'scenes', 'root': '/home/someone/photos', 'train_split': 'train', 'image_size': 64},
         'optim': {'epochs': 3, 'batch_size': 16, 'lr': 0.002, 'loss': 'asl'},
     }
-    run = report.results(
+    run = Results.from_metrics(
         measures,
         label_names,
         **{
@@ -83,12 +83,12 @@ def make_folder(folder: Path, label_names: list[str], **context) -> Path:
             'epoch': 3,
             'seconds': 75.0,
             'devices': ['cpu (x86_64)', 'cpu (x86_64)'],
-            'model_weights': {'epoch': 3, **report.summary(measures), 'mAP': 12.345},
+            'model_weights': {'epoch': 3, **pick_metrics(measures), 'mAP': 12.345},
             'mistakes': {'misses': [{'row': 0, 'image_id': '/home/someone/photos/me.jpg', 'label': label_names[0]}]},
             **context,
         },
     )
-    report.write_json(run, folder / 'results.json')
+    run.to_json(folder / 'results.json')
     return folder
 
 

@@ -1,8 +1,8 @@
-import json
 import re
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import datasets
 import markdown
@@ -15,17 +15,19 @@ import msff_timm.data
 from msff_timm import metrics
 from msff_timm.data.records import features
 from msff_timm.data.samples import Samples
-from msff_timm.training import report
+from msff_timm.results import METRICS, Results, pick_metrics
+from msff_timm.training import figures, report
+from msff_timm.training.accumulator import MetricAccumulator
 
 MADE_WITH = {'command': 'train.py', 'git_commit': None, 'git_dirty': None, 'devices': ['cpu']}
 
 
 def scored_at_random(dataset):
-    """Scores of a model that knows something, as `Measures` holds them."""
+    """Scores of a model that knows something, as `MetricAccumulator` holds them."""
     samples = Samples(dataset, None)
     rng = np.random.default_rng(0)
     scores = (0.6 * rng.random(samples.targets.shape) + 0.35 * (samples.targets == 1)).astype(np.float32)
-    scored = metrics.Measures()
+    scored = MetricAccumulator()
     scored.update(np.arange(len(dataset)), scores, samples.targets == 1, samples.targets == -1, samples.areas)
     return scored
 
@@ -36,12 +38,12 @@ def make_run(dataset, **context):
     context = {
         'model': 'msff_test_resnet',
         'data': {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'},
-        'history': [{'epoch': epoch, 'loss': 1 / epoch, **report.summary(measures)} for epoch in (1, 2)],
-        'mistakes': report.mistakes(scored.arrays(), dataset, label_names),
+        'history': [{'epoch': epoch, 'loss': 1 / epoch, **pick_metrics(measures)} for epoch in (1, 2)],
+        'mistakes': report.worst_mistakes(scored.arrays(), dataset, label_names),
         **MADE_WITH,
         **context,
     }
-    return report.results(measures, label_names, **context), measures
+    return Results.from_metrics(measures, label_names, **context), measures
 
 
 def make_dataset(folder, label_names, labels, ignore, image_ids):
@@ -53,7 +55,7 @@ def make_dataset(folder, label_names, labels, ignore, image_ids):
     return datasets.Dataset.from_dict(columns, features=features(label_names))
 
 
-def test_the_worst_mistakes_by_hand(tmp_path):
+def test_worst_mistakes_agrees_with_a_hand_made_case(tmp_path):
     dataset = make_dataset(tmp_path, list('abc'), [[0], [1, 2], []], [[], [], [0, 1]], ['one', 'two', 'three'])
     scored = {
         'scores': np.array([[0.2, 0.9, 0.8], [0.95, 0.4, 0.1], [0.99, 0.05, 0.3]], np.float32),
@@ -61,7 +63,7 @@ def test_the_worst_mistakes_by_hand(tmp_path):
         'ignore': np.array([[0, 0, 0], [0, 0, 0], [1, 1, 0]], bool),
         'areas': None,
     }
-    found = report.mistakes(scored, dataset, list('abc'))
+    found = report.worst_mistakes(scored, dataset, list('abc'))
     named = {kind: [(m['row'], m['image_id'], m['label']) for m in entries] for kind, entries in found.items()}
     assert named['false_positives'] == [
         (1, 'two', 'a'), (0, 'one', 'b'), (0, 'one', 'c'), (2, 'three', 'c')
@@ -70,11 +72,11 @@ def test_the_worst_mistakes_by_hand(tmp_path):
     assert [m['probability'] for m in found['misses']] == pytest.approx([0.1, 0.2, 0.4])
 
 
-def test_mistakes_are_12_of_a_kind_and_2_of_an_image():
+def test_worst_mistakes_returns_12_of_a_kind_and_2_of_an_image():
     dataset = msff_timm.data.load('scenes', 'validation', size=50, image_size=32)
     scored = scored_at_random(dataset).arrays()
     scored['scores'][7] = 1 - scored['targets'][7] * 0.999  # all wrong
-    for kind, entries in report.mistakes(scored, dataset, msff_timm.data.label_names(dataset)).items():
+    for kind, entries in report.worst_mistakes(scored, dataset, msff_timm.data.label_names(dataset)).items():
         wrong = scored['targets'] if kind == 'misses' else ~scored['targets']
         ranked = sorted(
             (1 if kind == 'misses' else -1) * scored['scores'][row, k] for row, k in np.argwhere(wrong) if row != 7
@@ -86,18 +88,18 @@ def test_mistakes_are_12_of_a_kind_and_2_of_an_image():
         assert probabilities == sorted(probabilities, reverse=kind == 'false_positives')
 
 
-def test_a_report_says_what_was_measured_and_all_of_it_is_in_the_results(tmp_path):
+def test_write_report_needs_only_the_results(tmp_path):
     dataset = msff_timm.data.load('scenes', 'validation', size=40, image_size=48)
-    run, measures = make_run(dataset, epoch=2, model_weights={name: 12.34 for name in report.SUMMARY})
-    report.write_json(run, tmp_path / 'results.json')
-    path = report.write_report(tmp_path, json.loads((tmp_path / 'results.json').read_text()), dataset)
+    run, measures = make_run(dataset, epoch=2, model_weights={name: 12.34 for name in METRICS})
+    run.to_json(tmp_path / 'results.json')
+    path = report.write_report(tmp_path, Results.from_json(tmp_path / 'results.json'), dataset)
     text = path.read_text()
     files = {'ap.png', 'curves.png', 'mistakes.png', 'report.md', 'results.json'}
     assert {file.name for file in tmp_path.iterdir()} == files  # and no temporary one
     assert set(re.findall(r'\]\((.*?\.png)\)', text)) == {file for file in files if file.endswith('.png')}
     assert f'mAP {measures["mAP"]:.2f}, CF1 {measures["CF1"]:.2f}, OF1 {measures["OF1"]:.2f} percent' in text
-    assert 'averaged weights of epoch 2 on scenes validation (40 images, mAP all-points over 12 labels, ' in text
-    assert '| raw weights | 12.34 | 12.34 |' in text
+    assert 'EMA weights of epoch 2 on scenes validation (40 images, mAP all-points over 12 labels, ' in text
+    assert '| model weights | 12.34 | 12.34 |' in text
     assert f'top 3 | – | {measures["CP_top3"]:.2f} |' in text
     assert (
         f'The top 3: CF1 {measures["CF1_top3"]:.2f}  OF1 {measures["OF1_top3"]:.2f}  P {measures["P_top3"]:.2f}' in text
@@ -108,9 +110,9 @@ def test_a_report_says_what_was_measured_and_all_of_it_is_in_the_results(tmp_pat
     bands = ('small', 0, 0.01), ('medium', 0.01, 0.1), ('large', 0.1, 2)
     for size, low, high in bands:
         positives = sum(low <= area < high for area in areas)
-        assert run['num_positives_by_size'][size] == positives > 0
+        assert run.num_positives_by_size[size] == positives > 0
         assert re.search(rf'\| {size}: .* \| {measures[f"mAP_{size}"]:.2f} \| {positives} \|', text)
-    for entries in run['mistakes'].values():
+    for entries in run.mistakes.values():
         for entry in entries:
             assert f'| {entry["image_id"]} | {entry["label"]} | {entry["probability"]:.3f} |' in text
 
@@ -148,27 +150,19 @@ def states(*columns):
 def test_describe_counts_the_labels_that_are_left_out(columns, basis, tmp_path):
     scores, targets, ignore = states(*columns)
     measures = metrics.evaluate(scores, targets, ignore)
-    assert report.describe(measures).endswith(f'  ({basis})')
-    run = report.results(measures, [f'label {k}' for k in range(len(columns))])
-    report.write_json(run, tmp_path / 'results.json')
-    read = json.loads((tmp_path / 'results.json').read_text())
+    label_names = [f'label {k}' for k in range(len(columns))]
+    results = Results.from_metrics(measures, label_names, model='a', data={})
+    assert report.describe(results).endswith(f'  ({basis})')
+    results.to_json(tmp_path / 'results.json')
+    read = Results.from_json(tmp_path / 'results.json')
     assert report.basis_of(read) == basis
-    counted = [label['AP'] is not None for label in read['labels'].values()]
+    counted = [label['AP'] is not None for label in read.labels.values()]
     assert counted == ['+' in column and '-' in column for column in columns]
-    assert read['num_labels_counted'] == sum(counted)
-    assert [label['num_negatives'] for label in read['labels'].values()] == [column.count('-') for column in columns]
+    assert read.num_labels_counted == sum(counted)
+    assert [label['num_negatives'] for label in read.labels.values()] == [column.count('-') for column in columns]
 
 
-def test_an_interval_that_is_not_defined_is_left_out():
-    scores, targets, _ = states('+-')
-    bounds = [
-        report.results(metrics.evaluate(scores, targets, bootstrap=1, seed=seed), ['a']).get('mAP_interval_95')
-        for seed in range(10)
-    ]
-    assert set(bounds) == {None, (100, 100)}  # of resamples that drew one image twice, and both
-
-
-def test_text_of_the_data_is_shown_as_it_is(tmp_path):
+def test_write_report_escapes_text_of_the_data(tmp_path):
     names = ['a|b', '<img src=x onerror=alert(1)>', '[x](javascript:y) *z* `c` $m$ \\']
     ids = ['one_two_three', '![i](http://h/p.png)', 'line\nbreak & more~~']
     dataset = make_dataset(tmp_path, names, [[0], [1], [2]], [[], [], []], ids)
@@ -187,11 +181,11 @@ def test_text_of_the_data_is_shown_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(('num_labels', 'num_shown'), [(12, 12), (80, 80), (1000, 100)])
-def test_the_chart_of_labels_is_cut(num_labels, num_shown):
+def test_draw_ap_shows_the_highest_and_lowest_labels(num_labels, num_shown):
     labels = {f'label {k}': {'AP': k * 100 / num_labels, 'num_positives': k} for k in range(1, num_labels)}
     labels['label 0'] = {'AP': None, 'num_positives': 0}
     run = {'labels': labels, 'definitions': {'mAP': 'voc11'}, 'metrics': {'mAP': 50.0}, 'num_classes': num_labels}
-    figure = report._draw_ap(run)
+    figure = figures.draw_ap(SimpleNamespace(**run))
     left, right = figure.axes
     shown = [label.get_text() for label in left.get_yticklabels()]
     assert len(shown) == min(num_shown, num_labels - 1) and shown[0] == f'label {num_labels - 1}'
@@ -201,7 +195,7 @@ def test_the_chart_of_labels_is_cut(num_labels, num_shown):
     assert ('highest' in figure.get_suptitle()) == (num_labels == 1000)
 
 
-def test_an_image_that_is_gone_does_not_cost_the_report(tmp_path):
+def test_write_report_accepts_a_missing_image(tmp_path):
     dataset = make_dataset(tmp_path, ['a', 'b'], [[0], [1]], [[], []], ['one', 'two'])
     run, _ = make_run(dataset)
     (tmp_path / '0.png').unlink()
@@ -214,7 +208,7 @@ def git(folder, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_the_commit_of_the_checkout_is_recorded(tmp_path, monkeypatch):
+def test_git_state_records_commit_and_changes(tmp_path, monkeypatch):
     file, none = tmp_path / 'report.py', {'git_commit': None, 'git_dirty': None}
     file.write_text('a')
     monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
@@ -232,13 +226,13 @@ def test_the_commit_of_the_checkout_is_recorded(tmp_path, monkeypatch):
     assert report._git_state(file) == none  # no git
 
 
-def test_the_environment_names_command_and_device():
+def test_environment_records_command_and_device():
     found = report.environment(Accelerator(cpu=True))
     assert found['devices'] == [f'cpu ({report.platform.machine()})']
     assert shlex.split(found['command'])[-1] == sys.orig_argv[-1] and len(found['git_commit'] or 40 * '0') == 40
 
 
-def test_the_command_is_the_one_that_was_typed(tmp_path):
+def test_command_line_returns_the_launcher(tmp_path):
     """A launcher's, where one starts the script, with what it was given itself."""
     script, launcher = tmp_path / 'script.py', tmp_path / 'launcher.py'
     script.write_text('from msff_timm.training import report\nprint(report.command_line())')
@@ -246,18 +240,3 @@ def test_the_command_is_the_one_that_was_typed(tmp_path):
     command = [sys.executable, str(launcher), '--num_processes=1', str(script), '--output', 'a b']
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     assert printed == f"{sys.executable} {launcher} --num_processes=1 {script} --output 'a b'"
-
-
-def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
-    path = tmp_path / 'results.json'
-    report.write_json({'mAP': 1}, path)
-    with pytest.raises(TypeError):
-        report.write_json({'mAP': object()}, path)
-
-    def fail(file):
-        file.write_text('half')
-        raise OSError(28, 'No space left on device')
-
-    with pytest.raises(OSError):
-        report.replace_file(path, fail)
-    assert json.loads(path.read_text()) == {'mAP': 1} and list(tmp_path.iterdir()) == [path]

@@ -24,14 +24,13 @@ from msff_timm.data.samples import Samples
 from msff_timm.errors import InputError
 from msff_timm.hub.publish import CONFIG, FREE, RESULTS, gather
 from msff_timm.labels import match_labels
+from msff_timm.results import METRICS, TOP_K_METRICS
 from msff_timm.training.config import DataConfig
 from msff_timm.training.freezing import freeze_norms
 from msff_timm.training.train import Run, check_trainable, load_data
 
 ROOT = Path(__file__).parents[2]
 TINY = ['--data.train_size=32', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
-SUMMARY = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
-ANNOTATION = ('P', 'R', 'F1', 'N+')
 
 
 def results(folder: Path) -> dict:
@@ -41,18 +40,18 @@ def results(folder: Path) -> dict:
 def test_a_run_leaves_weights_config_results_and_curves(trained):
     assert {path.name for path in trained.iterdir()} == {
         'ap.png', 'checkpoints', 'config.json', 'curves.png', 'mistakes.png', 'model.safetensors', 'report.md',
-        'results.json', 'tensorboard'
+        'results.json', 'settings.yaml', 'tensorboard'
     }  # fmt: skip
     run = results(trained)
     assert run['num_images'] == 33 and run['num_processes'] == 1
     assert run['data'] == {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'}
     definitions = {key: run['definitions'][key] for key in ('mAP', 'threshold', 'unit')}
     assert definitions == {'mAP': 'all-points', 'threshold': 0.5, 'unit': 'percent'}
-    assert run['unreadable'] == [] and set(run['top']) == {'k', 'num_labels', *SUMMARY[1:], *ANNOTATION}
-    assert set(run['metrics']) == set(run['model_weights']) - {'epoch'} == set(SUMMARY) and len(run['labels']) == 12
+    assert run['unreadable'] == [] and set(run['top']) == {'k', 'num_labels', *TOP_K_METRICS}
+    assert set(run['metrics']) == set(run['model_weights']) - {'epoch'} == set(METRICS) and len(run['labels']) == 12
     assert run['metrics'] != run['model_weights']
     assert [entry['epoch'] for entry in run['history']] == [1, 2]
-    assert run['metrics'] == {name: run['history'][-1][name] for name in SUMMARY}
+    assert run['metrics'] == {name: run['history'][-1][name] for name in METRICS}
     assert (trained / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,17 @@ from scipy import stats
 
 from ...data.sheet import ends, short
 from ...errors import InputError
+from ...files import write_text
 from ...hub.card import HUB_CARDS, escape
 from ...metrics import SIZES
-from ..report import ANNOTATION, BANDS, basis_of, command_line, markdown_table, replace_file, save_figure, write_json
+from ...results import ANNOTATION_METRICS, SIZE_BANDS, Results, write_json
+from ..figures import save_figure
+from ..report import basis_of, command_line, markdown_table
 
 __all__ = ['Variant', 'paired_interval', 'read_paper', 'read_published', 'tabulate', 'write_table']
 
 MEASURES = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
-TOP = ('CF1', 'OF1', *ANNOTATION)  # of the labels of highest probability in each image
+TOP = ('CF1', 'OF1', *ANNOTATION_METRICS)  # of the labels of highest probability in each image
 BY_SIZE = {size: f'mAP_{size}' for size in SIZES}
 PAPER_COLUMNS = {
     'mAP': ("the paper's mAP (COCO 2014)", '{:.2f}'),
@@ -141,7 +143,7 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[dict]]], reference: str,
         'speed': {key: value for key, value in speed.items() if key != 'rows'},
         'data': first['data'],
         **{key: first[key] for key in ('num_images', 'num_classes', 'num_labels_counted', 'definitions')},
-        'basis': basis_of(first),
+        'basis': basis_of(Results(**first)),
         'top_k': top_k,
         'num_labels_with_a_positive': first['top']['num_labels'],
         'num_positives': {label: found['num_positives'] for label, found in first['labels'].items()},
@@ -198,15 +200,10 @@ def write_table(table: dict, output: Path, name: str) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_json(table, output / f'{name}.json')
-        replace_file(
-            output / f'{name}.csv', partial(Path.write_text, data='\n'.join(_csv(table)) + '\n', encoding='utf-8')
-        )
+        write_text(output / f'{name}.csv', '\n'.join(_csv(table)) + '\n')
         save_figure(_draw_cost(table), output / f'{name}_cost.png')
         save_figure(_draw_labels(table), output / f'{name}_labels.png')
-        replace_file(
-            output / f'{name}.md',
-            partial(Path.write_text, data='\n'.join(_lines(table, name)) + '\n', encoding='utf-8'),
-        )
+        write_text(output / f'{name}.md', '\n'.join(_lines(table, name)) + '\n')
     except OSError as e:
         raise InputError(f'{output}: cannot be written to ({e.strerror or e}).') from None
     print('\n'.join(['', *_main_table(table), f'Written to {output / name}.md, .csv, .json and two images.']))
@@ -333,7 +330,7 @@ def _main_table(table: dict) -> Iterator[str]:
 
 def _size_table(table: dict) -> Iterator[str]:
     yield (
-        f'mAP by the size of the largest instance ({", ".join(f"{size} {BANDS[size]}" for size in SIZES)} of the'
+        f'mAP by the size of the largest instance ({", ".join(f"{size} {SIZE_BANDS[size]}" for size in SIZES)} of the'
         ' image), and its difference:'
     )
     yield ''

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +17,12 @@ import torch.nn as nn
 
 from ... import hub
 from ...errors import InputError
-from ...hub import card
+from ...flops import measure_size
+from ...results import Results
 from ..checkpoint import about_run, differences
 from ..config import TrainConfig, VariantsConfig, parse
 from ..engine import Stopped, StopRequest
+from ..report import read_settings
 from .speed import time_in_turns
 from .tables import Variant, tabulate, write_table
 
@@ -64,18 +66,15 @@ class Run:
         """
         if not all((self.output / name).is_file() for name in ('results.json', 'report.md', 'model.safetensors')):
             return None
-        try:
-            found = json.loads((self.output / 'results.json').read_text(encoding='utf-8'))
-            before = {'config': found['config']}
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise InputError(f'{self.output}: results.json cannot be read ({e}); remove that folder.') from None
+        found = Results.from_json(self.output / 'results.json')
+        before = {'config': read_settings(self.output) or found.config}
         different = list(differences(before, {'config': about_run(self.config, [], {})['config']}))
         if different:
             raise InputError(
                 f'{self.output} holds a run of other settings: {"; ".join(different)}. Make these the same, choose'
                 ' another output, or remove that folder.'
             )
-        return found if 'model_weights' in found else None  # which training measures last
+        return asdict(found) if found.model_weights else None  # which training evaluates last
 
 
 class Interrupted(Stopped):
@@ -274,7 +273,7 @@ def measure_speed(
     for variant in variants:
         with torch.device('meta'):
             model = hub.create(variant.model, num_classes=num_classes, **variant.args)
-        rows.append(card.count(model, (3, image_size, image_size)))
+        rows.append(measure_size(model, (3, image_size, image_size)))
     if not turns:
         return {'rows': rows}
     models = make_models(variants, num_classes)
