@@ -138,7 +138,7 @@ def _explain(args: argparse.Namespace) -> None:
     from msff_timm.files import check_file
     from msff_timm.inference.explain import explain
 
-    check_file(args.output, '--output', makes_folder=False)
+    check_file(args.output, '--output', parents=False)
     explanation = explain(_load_model(args), args.image, args.labels, args.output, args.layers)
     labels = ', '.join(f'{name} {probability:.3f}' for name, probability in explanation.labels.items())
     print(f'{args.output}: {labels}')
@@ -190,7 +190,7 @@ def _card(args: argparse.Namespace) -> None:
     from msff_timm.hub import card
 
     if args.output:
-        check_file(args.output, '--output', makes_folder=False)
+        check_file(args.output, '--output', parents=False)
     text = card.render_tag(args.tag) if args.tag else card.render(Path(args.folder), args.repo)
     if args.output:
         Path(args.output).write_text(text, encoding='utf-8')
