@@ -77,8 +77,17 @@ def test_verbosity_chooses_the_messages(scene, tmp_path, capsys):
     assert lines['-q'] == lines['--quiet'] == errors
     assert lines[''][0].startswith('model: ') and lines[''][1:] == errors
     assert lines['-v'] == lines['--verbose']
-    assert f'loading {hub.DEFAULT_MODEL} on ' in lines['-v'][1] and set(lines['']) < set(lines['-v'])
-    assert not logging.getLogger('msff_timm').level
+    assert any(line.startswith('device: ') for line in lines['-v']) and set(lines['']) < set(lines['-v'])
+    assert any(line.startswith('Loading pretrained weights from file') for line in lines['-v'])  # of timm
+    assert not logging.getLogger('msff_timm').level and not logging.getLogger('msff_timm').handlers
+
+
+def test_warnings_are_shown_once_and_name_the_command(scene, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'msff_test_resnet').mkdir()
+    assert cli.main(['predict', scene, '--model', 'msff_test_resnet']) == 0
+    line = 'msff_test_resnet is the registered model here: write ./msff_test_resnet for the folder of that name.'
+    assert capsys.readouterr().err == f'msff-timm: {line}\n'
 
 
 @pytest.mark.parametrize('command', ['predict', 'explain', 'space'])

@@ -52,20 +52,26 @@ class _Formatter(logging.Formatter):
 
 @contextmanager
 def _logging(is_quiet: bool, is_verbose: bool) -> Iterator[None]:
-    """Shows log messages on standard error: by default warnings of all packages and information from this one."""
-    root, ours = logging.getLogger(), logging.getLogger('msff_timm')
-    levels = root.level, ours.level
-    root.setLevel(logging.ERROR if is_quiet else logging.INFO if is_verbose else logging.WARNING)
-    ours.setLevel(logging.ERROR if is_quiet else logging.DEBUG if is_verbose else logging.INFO)
+    """Shows log messages on standard error: by default, information from this package and warnings of others."""
+    theirs = logging.ERROR if is_quiet else logging.INFO if is_verbose else logging.WARNING
+    ours = logging.ERROR if is_quiet else logging.DEBUG if is_verbose else logging.INFO
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
-    root.addHandler(handler)
+    loggers = {logging.getLogger(name): theirs for name in (None, 'timm', 'huggingface_hub')}
+    loggers[logging.getLogger('msff_timm')] = ours
+    handled = [logging.getLogger(name) for name in ('msff_timm', 'timm')]  # huggingface_hub has its own handler
+    before = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    for logger in handled:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        root.removeHandler(handler)
-        root.setLevel(levels[0])
-        ours.setLevel(levels[1])
+        for logger, level in before.items():
+            logger.setLevel(level)
+        for logger in handled:
+            logger.removeHandler(handler)
 
 
 def _run_training(name: str, *arguments: str) -> None:
@@ -103,9 +109,9 @@ def _load_model(args: argparse.Namespace):
     from msff_timm.inference.logits import choose_device
 
     device = choose_device(args.device)
-    name = _choose_model(args.model)
-    log.debug('loading %s on %s', hub.resolve(name), device)
-    return hub.load(name).to(device)
+    model = hub.load(_choose_model(args.model)).to(device)
+    log.debug('device: %s', device)
+    return model
 
 
 def _predict(args: argparse.Namespace) -> int:

@@ -50,9 +50,9 @@ def resolve(name: str) -> str:
         if is_folder:
             log.warning('%s is the registered model here: write ./%s for the folder of that name.', name, name)
         return name
-    if is_folder:
-        return f'local-dir:{name}'
-    if REPOSITORY.fullmatch(name):
-        return f'hf-hub:{name}'
+    if is_folder or REPOSITORY.fullmatch(name):
+        resolved = f'{"local-dir" if is_folder else "hf-hub"}:{name}'
+        log.debug('%s is taken as %s', name, resolved)
+        return resolved
     nearest = unknown('model', name, list_models())
     raise InputError(f'{nearest} It is no registered model, no existing folder, and no ORG/NAME on the Hub.')
