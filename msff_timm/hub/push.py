@@ -164,9 +164,7 @@ def gather(folder: Path, outbox: Path, repo_id: str) -> list[Path]:
     label_names = frozenset(contents['config.json'].get('label_names') or ())
     if (folder / 'results.json').is_file():
         fields = asdict(Results.from_json(folder / 'results.json'))
-        contents['results.json'] = {
-            name: value for name, value in fields.items() if value is not None and name not in PRIVATE_RESULTS
-        }
+        contents['results.json'] = {name: value for name, value in fields.items() if name not in PRIVATE_RESULTS}
     for name, content in contents.items():
         content = _remove_paths(content, label_names)
         _check_secrets(folder / name, _texts(content))
