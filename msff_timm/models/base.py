@@ -4,20 +4,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from timm.layers import get_device_dtype
 from timm.models import PretrainedCfg, build_model_with_cfg, named_apply, resolve_pretrained_cfg
 
-from ..errors import InputError
-from ..labels import check_names, forget_names
+from ..labels import check_label_names, set_label_names
 from .backbone import (
     copy_backbone,
     create_backbone,
@@ -133,34 +123,20 @@ def create_on_backbone(
         **kwargs: As for `build_model_with_cfg`.
 
     Raises:
-        InputError: The weights are on a Hub and cannot be had from there.
-        InputError: `label_names` of `pretrained_cfg_overlay` are not one for each logit.
-        ValueError: The Hub's weights are not those that it states the digest of.
+        InputError: The weights are on a Hub and cannot be fetched, or `label_names` of `pretrained_cfg_overlay` are not
+            one for each logit.
+        ValueError: The weights differ from the digest that the Hub states.
     """
-    from ..hub.errors import is_of_hub
-    from ..hub.verify import fetch
-
     asked = kwargs.get('pretrained_cfg_overlay') or {}  # what the caller sets stays as it is
+    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), asked)
     if pretrained:
+        from ..hub.fetch import fetch_weights
+
         # The fused weights hold the backbone's: fetching timm's as well would download what is overwritten at once.
         kwargs['backbone_pretrained'] = False
-        # Where no file is named, timm asks for a pickle when there is no safetensors file.
-        overlay = {'hf_hub_filename': 'model.safetensors', **asked}
-        kwargs['pretrained_cfg_overlay'] = overlay
+        kwargs['pretrained_cfg_overlay'] = {**asked, **fetch_weights(cfg, kwargs.get('cache_dir'))}
     feature_cfg = {'feature_cls': 'getter', 'out_indices': num_maps}
-    cfg = resolve_pretrained_cfg(variant, kwargs.get('pretrained_cfg'), kwargs.get('pretrained_cfg_overlay'))
-    is_on_hub = pretrained and cfg.hf_hub_id and (cfg.source == 'hf-hub' or not (cfg.file or cfg.state_dict))
-    try:
-        if is_on_hub:
-            found = fetch(cfg.hf_hub_id, (cfg.hf_hub_filename,), kwargs.get('cache_dir'))
-            # What was checked is what is loaded, whatever has been pushed since.
-            overlay['hf_hub_id'] = f'{cfg.hf_hub_id.partition("@")[0]}@{found.name}'
-        model = build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
-    except Exception as e:
-        if not is_on_hub or not (isinstance(e, OSError | HFValidationError) or is_of_hub(e)):
-            raise
-        # Not chained: the Hub's answer, a traceback and ten lines, is in the message as far as it says anything.
-        raise InputError(_no_weights(cfg, e, kwargs.get('cache_dir'))) from None
+    model = build_model_with_cfg(model_cls, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
     if not kwargs.get('features_only') and not isinstance(kwargs.get('pretrained_cfg'), (dict, PretrainedCfg)):
         # A registered configuration speaks of the registered backbone; `backbone` may have asked for another.
         of_backbone = model.backbone.pretrained_cfg
@@ -171,42 +147,7 @@ def create_on_backbone(
         model.pretrained_cfg.update({key: value for key, value in ours.items() if key not in asked})
     num_classes = getattr(model, 'num_classes', 0)  # `features_only` has none
     if asked.get('label_names') and num_classes:
-        check_names(asked['label_names'], num_classes)
+        check_label_names(asked['label_names'], num_classes)
     elif not num_classes or cfg.num_classes != num_classes:
-        forget_names(model)  # they are those of the logits that were loaded
+        set_label_names(model, None)  # they are those of the logits that were loaded
     return model
-
-
-def _no_weights(cfg: PretrainedCfg, error: Exception, cache_dir: str | None) -> str:
-    """Says in one line why weights did not come from the Hub, and what to do."""
-    from ..hub.errors import reason as reason_of
-    from ..hub.errors import status
-
-    asked = f'{cfg.hf_hub_id} at {constants.ENDPOINT}'
-    reason = ' '.join(str(error.__cause__ or error).split()) or type(error).__name__
-    code = status(error)
-    if isinstance(error, GatedRepoError):
-        why = f'{asked} is gated: ask for access on its page and set HF_TOKEN'
-    elif isinstance(error, RepositoryNotFoundError):
-        why = f'{asked} holds no weights yet: there is no such repository, or none that HF_TOKEN opens'
-    elif isinstance(error, RevisionNotFoundError):
-        why = f'{asked} has no such revision'
-    elif code is not None and code != 404:
-        # The Hub has answered: that the cache holds no copy, either, is not why.
-        why = f'{asked}: {reason_of(error, cfg.hf_hub_id).removesuffix(".")}'
-    elif isinstance(error, LocalEntryNotFoundError):  # before its base, EntryNotFoundError
-        why = f'{asked} cannot be reached ({reason})'
-        if constants.HF_HUB_OFFLINE:
-            why = f'{asked} was not asked, since HF_HUB_OFFLINE is set'
-        why += f', and the cache {cache_dir or constants.HF_HUB_CACHE} holds no copy'
-        why += '; maybe nobody has published weights there yet'
-    elif isinstance(error, EntryNotFoundError):
-        why = f'{asked} holds no weights yet: it has no {cfg.hf_hub_filename}'
-    else:
-        why = f'{asked} cannot be read ({reason})'
-    mend = 'Mend what is named, or use --model local-dir:FOLDER.'
-    if cfg.source != 'hf-hub':
-        mend = (
-            "Train it (README.md, 'Train') and use --model local-dir:FOLDER, or set MSFF_HUB_NAMESPACE to who has it."
-        )
-    return f'{cfg.architecture}{"." if cfg.tag else ""}{cfg.tag or ""}: {why}. {mend}'

@@ -19,7 +19,7 @@ from timm.layers import Mlp, SelectAdaptivePool2d, get_device_dtype, register_no
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 
-from ..labels import forget_names
+from ..labels import set_label_names
 from .backbone import check_size, group_backbone
 from .base import BackboneModel, create_on_backbone
 from .layers import ClassWiseLinear, GroupLinear
@@ -263,7 +263,7 @@ class QueryModel(BackboneModel):
             global_pool: How the embedding is pooled; None for as before.
         """
         dd = get_device_dtype(self)
-        forget_names(self)
+        set_label_names(self, None)
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))

@@ -238,7 +238,7 @@ def test_parse_reads_the_default_file():
     ],
 )
 def test_parse_names_wrong_settings(arguments, message, monkeypatch):
-    monkeypatch.setattr('msff_timm.hub.publish.get_token', lambda: None)
+    monkeypatch.setattr('msff_timm.hub.push.get_token', lambda: None)
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, arguments, default_file=DEMO)
     assert message in str(caught.value) and '\n' not in str(caught.value)

@@ -42,7 +42,7 @@ from msff_timm import hub
 from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError, unknown
 from msff_timm.files import check_file
-from msff_timm.hub import card
+from msff_timm.flops import measure_size
 from msff_timm.results import write_json
 from msff_timm.training.commands import StopRequest, peak_memory, run_command
 from msff_timm.training.config import CONFIGS, DataConfig, TrainConfig, parse
@@ -587,7 +587,7 @@ def benchmark_labels(arguments: argparse.Namespace) -> dict:
     rows = []
     for model_args in variants:
         with torch.device('meta'):
-            size = card.count(timm.create_model(arguments.model, **model_args), (3, *2 * [arguments.image_size]))
+            size = measure_size(timm.create_model(arguments.model, **model_args), (3, *2 * [arguments.image_size]))
         rows.append({**model_args, **size, **measure([model_args])})
         if 'error' not in rows[-1]:
             rows[-1]['seconds'] = float(np.median(rows[-1]['turns']))
