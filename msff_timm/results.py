@@ -197,14 +197,28 @@ class Results:
             raise InputError(f'{path}: cannot be read as results ({" ".join(str(e).split())}).') from None
         if not isinstance(content, dict):
             raise InputError(f'{path}: holds no JSON object; give a results.json that training or evaluation wrote.')
+        return cls.from_dict(content, path)
+
+    @classmethod
+    def from_dict(cls, content: dict, source: str | Path) -> 'Results':
+        """Reads results from the content of a file.
+
+        Args:
+            content: Fields by name.
+            source: File that holds them, for the message.
+
+        Raises:
+            InputError: The version that wrote them lacks a field.
+        """
         content = {RENAMED.get(key, key): value for key, value in content.items()}
         needed = [field.name for field in fields(cls) if field.default is MISSING]
         if missing := [name for name in needed if name not in content]:
             versions = content.get('versions')
             writer = versions.get('msff_timm') if isinstance(versions, dict) else None
+            wrote = f'msff-timm {writer}' if writer else 'an unknown version of msff-timm'
             raise InputError(
-                f'{path}: was written by {f"msff-timm {writer}" if writer else "an unknown version of msff-timm"}, and'
-                f' msff-timm {__version__} also needs {", ".join(missing)}; evaluate the model again.'
+                f'{source}: was written by {wrote}, and msff-timm {__version__} also needs {", ".join(missing)};'
+                ' evaluate the model again.'
             )
         return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
 

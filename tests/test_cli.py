@@ -18,7 +18,7 @@ from msff_timm.data import scenes
 from msff_timm.hub import card
 from msff_timm.inference import app
 from msff_timm.inference.export import read_metadata
-from msff_timm.training import engine
+from msff_timm.training import commands
 from msff_timm_cli import commands as cli
 
 
@@ -187,7 +187,7 @@ def test_a_root_that_is_not_utf8_is_named(terminal, tmp_path):
 def test_scripts_print_what_the_terminal_lacks(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), 'cp1252', write_through=True)
     monkeypatch.setattr(sys, 'stdout', stream)
-    engine.run_command(lambda: print('猫é'))
+    commands.run_command(lambda: print('猫é'))
     assert stream.buffer.getvalue() == b'\\u732b\xe9' + os.linesep.encode()
 
 

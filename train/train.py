@@ -2,7 +2,7 @@
 
 import msff_timm_cli.startup  # noqa: F401  isort: skip
 
-from msff_timm.training.engine import run_command
+from msff_timm.training.commands import run_command
 from msff_timm.training.train import main
 
 if __name__ == '__main__':

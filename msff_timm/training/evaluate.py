@@ -31,9 +31,11 @@ from ..files import replace_file
 from ..inference.predict import check_finite
 from ..labels import describe_matches, match_labels, stored_names
 from ..results import Results
+from .commands import environment, run_command
 from .config import EvalDataConfig, EvaluateConfig, parse
-from .engine import FOLDS, fit_thresholds, make_loader, measure, run_command, score, share_cores
-from .report import describe, describe_top, environment
+from .evaluator import FOLDS, compute_metrics, fit_thresholds, score
+from .loaders import make_loader, share_cores
+from .report import describe, describe_top
 
 
 def main() -> None:
@@ -91,7 +93,7 @@ def main() -> None:
 
     # Measures
     options = {'ap': config.ap, 'threshold': threshold, 'bootstrap': config.bootstrap, 'top_k': config.top_k}
-    measures = measure(scored, len(dataset), **options)
+    measures = compute_metrics(scored, len(dataset), **options)
     results = Results.from_metrics(
         measures,
         labels.names,

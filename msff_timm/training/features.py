@@ -23,11 +23,12 @@ from ..data.samples import Samples, seeded
 from ..data.transforms import Normalize
 from ..errors import InputError
 from .checkpoint import is_shared, sync
+from .commands import Stopped, StopRequest
 from .config import TrainConfig
-from .engine import Stopped, StopRequest, make_loader
 from .freezing import backbone_parameters
+from .loaders import make_loader
 
-__all__ = ['CachedSamples', 'FeatureCache', 'NotCached', 'OnMaps', 'obstacles']
+__all__ = ['CachedSamples', 'FeatureCache', 'NotCached', 'OnMaps', 'cache_obstacles']
 
 VERSION = 1  # of the files of a cache
 MANIFEST = 'whole.json'  # written last
@@ -37,7 +38,7 @@ DTYPES = ('float16', 'float32')  # the first that holds all values is taken
 RANDOM = ('rand_augment', 'cutout', 'mixup', 'cutmix', 'crop_scale', 'color_jitter')
 
 
-def obstacles(config: TrainConfig) -> list[str]:
+def cache_obstacles(config: TrainConfig) -> list[str]:
     """Lists the settings for which the maps of an image are not the same in each epoch, or are not enough."""
     data = config.data
     found = [f'data.{name} {value}' for name in RANDOM if (value := getattr(data, name))]

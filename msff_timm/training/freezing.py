@@ -1,16 +1,17 @@
-"""What of a model trains: all of it, its head alone, or its head and one stage of the backbone after another."""
+"""Freezing: parts of a model that do not train, or train later."""
 
 import torch.nn as nn
 from timm.models import group_parameters
 
 from ..errors import InputError
 from ..models.backbone import group_backbone
+from .config import TrainConfig
 
-__all__ = ['Unfreezing', 'freeze_backbone', 'freeze_norms', 'heads', 'train_unfrozen']
+__all__ = ['Unfreezing', 'describe_frozen', 'freeze_backbone', 'freeze_norms', 'heads', 'train_unfrozen']
 
 
 def heads(model: nn.Module) -> list[nn.Module]:
-    """Lists what is not the backbone: of one of our models all but `backbone`, of another its classifier."""
+    """Returns the modules outside the backbone: all but `backbone` in one of our models, the classifier in others."""
     if hasattr(model, 'backbone'):
         return [module for name, module in model.named_children() if name != 'backbone']
     classifier = model.get_classifier()
@@ -18,7 +19,7 @@ def heads(model: nn.Module) -> list[nn.Module]:
 
 
 def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Lists the parameters that belong to none of the `heads`, by name."""
+    """Returns the parameters outside the `heads`, by name."""
     head = {id(parameter) for module in heads(model) for parameter in module.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in head}
 
@@ -26,7 +27,8 @@ def backbone_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def freeze_norms(model: nn.Module) -> None:
     """Freezes the BatchNorm layers of the backbone; `train_unfrozen` keeps their statistics.
 
-    A plain model has them in its backbone only. Those of our heads are new, with statistics of nothing yet.
+    Those of the head are new, and their statistics are not those of any data yet. timm's `freeze_batch_norm_2d` would
+    replace the layers: their statistics would have other names in checkpoints.
     """
     for module in getattr(model, 'backbone', model).modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -40,9 +42,9 @@ def freeze_backbone(model: nn.Module) -> None:
 
 
 def train_unfrozen(module: nn.Module) -> None:
-    """Sets a model to training, but what is frozen of it to evaluation: each module with no parameter that trains.
+    """Sets a model to training mode, and modules whose parameters are all frozen to evaluation mode.
 
-    So BatchNorm's statistics and dropout of frozen stages are those of inference.
+    BatchNorm and dropout of frozen modules then behave as in inference.
     """
     module.train()
     parameters = list(module.parameters())
@@ -54,13 +56,13 @@ def train_unfrozen(module: nn.Module) -> None:
 
 
 class Unfreezing:
-    """Frees the stages of a backbone one after another, the last stage first.
+    """Unfreezes the stages of a backbone one after another, the last stage first.
 
-    The optimizer is made before, of all parameters: AdamW neither changes nor decays a parameter without a gradient,
-    and makes its state at the first one.
+    The optimizer is created before, for all parameters: AdamW neither changes nor decays a parameter without a
+    gradient, and creates its state at the first gradient.
 
     Args:
-        model: Model; what is frozen of it by then stays so.
+        model: Model; parameters that are frozen already stay frozen.
         epochs: Number of epochs from one stage to the next.
 
     Attributes:
@@ -82,13 +84,14 @@ class Unfreezing:
         self.stages = [(_name(by_stage[stage]), [*by_stage[stage].values()]) for stage in sorted(by_stage)[::-1]]
 
     def free_in(self, epoch: int) -> int:
-        """Returns how many stages train in an epoch, counted from 1."""
+        """Returns the number of stages that train in an epoch, counted from 1."""
         return min(len(self.stages), (epoch - 1) // self.epochs)
 
     def begin_epoch(self, epoch: int) -> bool:
-        """Frees the stages that train in an epoch, and freezes the others; returns whether that is a change.
+        """Unfreezes the stages that train in an epoch, and freezes the others.
 
-        It is one at the first call in any case.
+        Returns:
+            True if the number of stages that train has changed, and at the first call.
         """
         before, self.num_free = self.num_free, self.free_in(epoch)
         self._free(self.num_free)
@@ -110,19 +113,35 @@ class Unfreezing:
         return f'{train}; frozen: {", ".join(frozen) or "nothing"}'
 
 
+def describe_frozen(config: TrainConfig, unfreezing: Unfreezing | None, is_resumed: bool) -> list[str]:
+    """Returns warnings about frozen parts that may not be meant: of random weights, or until the end."""
+    model, epochs, lines = config.model, config.optim.epochs, []
+    if model.freeze and not is_resumed and not (model.backbone_pretrained or model.backbone_from or model.init_from):
+        lines.append(
+            f'warning: model.freeze is {model.freeze}, and the frozen backbone has random weights: set'
+            ' model.backbone_pretrained, model.backbone_from or model.init_from to start from trained weights.'
+        )
+    if unfreezing and (frozen := [name for name, _ in unfreezing.stages[unfreezing.free_in(epochs) :]]):
+        lines.append(
+            f'warning: {", ".join(frozen)} of the backbone stay frozen to the end: {epochs} epochs are too few for'
+            f' model.unfreeze_epochs {model.unfreeze_epochs}.'
+        )
+    return lines
+
+
 def _stages(model: nn.Module) -> dict[str, int]:
-    """Numbers the stage of each parameter of the backbone from the stem, 0."""
+    """Returns the number of the stage, from 0 for the stem, of each parameter of the backbone."""
     if hasattr(model, 'backbone'):
         args = model.backbone_args['backbone_args']
         stages = group_backbone(model.backbone, model.backbone_name, coarse=True, backbone_args=args)
         return {f'backbone.{name}': stage for name, stage in stages.items()}
     if not hasattr(model, 'group_matcher'):
-        raise InputError('model.freeze is stages: timm knows no stages of this model; set it to backbone or null.')
+        raise InputError('model.freeze is stages: timm defines no stages for this model; set it to backbone or null.')
     return group_parameters(model, model.group_matcher(coarse=True), reverse=True)
 
 
 def _name(parameters: dict[str, nn.Parameter]) -> str:
-    """Names a stage by what the names of its parameters share, `layer4`, or else by its parts, `conv1+bn1`."""
+    """Returns the common part of the parameters' names, e.g. `layer4`, or else their first parts, e.g. `conv1+bn1`."""
     parts = [name.removeprefix('backbone.').removeprefix('model.').split('.') for name in parameters]
     shared = []
     for level in zip(*parts, strict=False):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from .checkpoint import is_shared
-from .engine import StopRequest
+from .commands import StopRequest
 
 with suppress(ModuleNotFoundError):  # on Windows
     import fcntl

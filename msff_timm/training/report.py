@@ -1,10 +1,6 @@
 """The report of a training run, and the lines that describe its results."""
 
-import platform
 import re
-import shlex
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,25 +8,20 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import psutil
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from ..data.counts import left_out
 from ..files import write_text
 from ..hub.card import escape
 from ..metrics import FEW
 from ..results import METRICS, SIZE_BANDS, Results
+from .commands import command_line
 from .figures import draw_ap, draw_mistakes, plot_curves, save_figure
 from .parsing import read_yaml, write_yaml
 
 __all__ = [
     'basis_of',
-    'command_line',
     'describe',
     'describe_top',
-    'environment',
     'markdown_table',
     'read_settings',
     'worst_mistakes',
@@ -127,46 +118,6 @@ def _worst(badness: np.ndarray, eligible: np.ndarray) -> list[tuple[int, int]]:
         found += zip(-rest[rows, columns], rows.tolist(), columns.tolist(), strict=True)
         rest[rows, columns] = -1
     return [(row, k) for value, row, k in sorted(found)[:MOST_MISTAKES] if value <= 0]
-
-
-def environment(accelerator: Accelerator) -> dict:
-    """Records how and on what a run is made; all processes have to call it, at the start, for the tree may change.
-
-    Returns:
-        `command` as it was typed, to Accelerate if that started the process; `git_commit` of the checkout that this
-        file lies in and `git_dirty`, whether tracked files differ from it (None outside of one, or without git); and
-        `devices`, the name of each process's.
-    """
-    device = accelerator.device
-    is_gpu = device.type == 'cuda'
-    name = torch.cuda.get_device_name(device) if is_gpu else f'{device.type} ({platform.machine()})'
-    return {'command': command_line(), **_git_state(Path(__file__)), 'devices': gather_object([name])}
-
-
-def command_line() -> str:
-    """Returns the command that started this process, as it was typed, to Accelerate if that did."""
-    command = sys.orig_argv
-    try:
-        launcher = psutil.Process().parent().cmdline()
-        # A launcher names the script and its arguments last, as they are.
-        if launcher[-len(sys.argv) :] == sys.argv:
-            command = launcher
-    except (psutil.Error, AttributeError):  # it has ended, or is not to be looked at
-        pass
-    return shlex.join(command)
-
-
-def _git_state(file: Path) -> dict:
-    def git(*arguments: str) -> str:
-        command = ['git', '--no-optional-locks', '-C', str(file.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
-
-    try:
-        git('ls-files', '--error-unmatch', file.name)  # or the checkout is another project's
-        changes = git('status', '--porcelain', '--untracked-files=no')
-        return {'git_commit': git('rev-parse', 'HEAD'), 'git_dirty': bool(changes)}
-    except (OSError, subprocess.SubprocessError):
-        return {'git_commit': None, 'git_dirty': None}
 
 
 def write_settings(output: Path, config: object) -> None:

@@ -14,7 +14,7 @@ import msff_timm  # noqa: F401  registers the models
 from bench_annotations import write_annotations
 from benchmark import main
 from msff_timm.errors import InputError
-from msff_timm.training.engine import run_command
+from msff_timm.training.commands import run_command
 
 RESULTS = Path(__file__).parents[2] / 'hub_cards' / 'results'
 STEP = RESULTS / 'benchmark_model_train_gpu.json'

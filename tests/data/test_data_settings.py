@@ -8,7 +8,7 @@ from PIL import Image
 from msff_timm.data import notes
 from msff_timm.errors import InputError
 from msff_timm.training.config import DataConfig, SourceConfig, TrainConfig, parse
-from msff_timm.training.train import load_data
+from msff_timm.training.run_data import load_data
 from msff_timm_cli import commands as cli
 
 

@@ -16,7 +16,7 @@ from msff_timm.data.records import features
 from msff_timm.data.samples import Samples, StreamedSamples, collate
 from msff_timm.errors import InputError
 from msff_timm.metrics import evaluate
-from msff_timm.training.engine import Unreadable
+from msff_timm.training.loaders import Unreadable
 from msff_timm.training.losses import known_sum
 
 COLOURS = (10, 20, 30, 40)

@@ -28,10 +28,11 @@ from msff_timm import hub
 from msff_timm.data.samples import Samples, seeded
 from msff_timm.data.transforms import Normalize, eval_transform, train_transform
 from msff_timm.errors import InputError
-from msff_timm.training import features, train
+from msff_timm.training import console, features, run_folder, train, trainer
+from msff_timm.training.commands import Stopped
 from msff_timm.training.config import TrainConfig, parse
-from msff_timm.training.engine import Stopped
-from msff_timm.training.features import FeatureCache, NotCached, OnMaps, ToMaps, maps_of, obstacles
+from msff_timm.training.features import FeatureCache, NotCached, OnMaps, ToMaps, cache_obstacles, maps_of
+from msff_timm.training.freezing import describe_frozen
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / 'train' / 'configs' / 'demo.yaml'
@@ -59,17 +60,18 @@ def config_of(output: Path, **settings: object) -> TrainConfig:
     return parse(TrainConfig, [f'--{key}={value}' for key, value in settings.items()], default_file=DEMO)
 
 
-def run(output: Path, stop: object = None, **settings: object) -> train.Run:
+def run(output: Path, stop: object = None, **settings: object) -> trainer.Trainer:
     """Trains in this process, on one thread, without plots."""
     config = config_of(output, **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('ACCELERATE_USE_CPU', '1')
-        patch.setattr(train, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
+        for module in (train, trainer):
+            patch.setattr(module, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
         for name in ('plot_curves', 'write_report'):
-            patch.setattr(train, name, lambda *args: None)
+            patch.setattr(run_folder, name, lambda *args: None)
         accelerator = train.make_accelerator(config)
         accelerator.init_trackers('tensorboard')
-        made = train.Run(config, accelerator, stop or SimpleNamespace(received=None))
+        made = trainer.Trainer(config, accelerator, stop or SimpleNamespace(received=None))
         made.train()
         accelerator.end_training()
     return made
@@ -140,9 +142,12 @@ def test_a_cached_run_is_as_one_that_computes_the_maps_in_each_step(tmp_path, mo
     monkeypatch.setattr(features, 'DTYPES', ('float32',))
     run(tmp_path / 'cached', **settings)
     assert 'MB of float32, computed in ' in capsys.readouterr().out
-    monkeypatch.setattr(train, 'obstacles', lambda config: ['data.cutout 0.5'])
+    for module in (trainer, console):
+        monkeypatch.setattr(module, 'cache_obstacles', lambda config: ['data.cutout 0.5'])
     run(tmp_path / 'each', **settings)
-    line = "The frozen backbone's maps are not cached, for data.cutout 0.5 is set: it computes them in each step."
+    line = (
+        'The feature maps of the frozen backbone are not cached: each step computes them, because of data.cutout 0.5.'
+    )
     assert line in capsys.readouterr().out.splitlines()
     expected = losses(tmp_path / 'each')
     assert len(expected) == 6 and len(set(expected)) == 6
@@ -189,7 +194,7 @@ def test_a_signal_while_features_are_computed_stops_the_run(tmp_path):
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 75 and 'Traceback' not in errors, errors
-        assert errors.splitlines()[-1].startswith('train.py: stopped, as it was asked to; there is no checkpoint')
+        assert errors.splitlines()[-1].startswith('train.py: stopped; there is no checkpoint')
         shutil.rmtree(tmp_path / 'run')
 
 
@@ -208,26 +213,22 @@ def test_a_signal_while_features_are_computed_stops_the_run(tmp_path):
     ],
 )
 def test_obstacles_names_what_prevents_a_cache(tmp_path, settings, named):
-    found = obstacles(config_of(tmp_path, **settings))
+    found = cache_obstacles(config_of(tmp_path, **settings))
     assert len(found) == len(named) and all(text.startswith(name) for text, name in zip(found, named, strict=True))
 
 
 def test_a_disk_without_room_for_the_cache_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(features, '_write', lambda file, rows: OSError(28, 'No space left on device'))
     run(tmp_path / 'run', **{'optim.epochs': 1})
-    said = [line for line in capsys.readouterr().out.splitlines() if 'not cached' in line]
-    what = "the frozen backbone's maps are not cached (No space left on device): it computes them in each step."
-    assert said == [f'{tmp_path / "run" / "features"}: {what}']
+    fault = 'No space left on device; each step computes the feature maps of the frozen backbone.'
+    assert f'{tmp_path / "run" / "features"}: {fault}' in capsys.readouterr().out.splitlines()
     assert not (tmp_path / 'run' / 'features').exists() and len(results(tmp_path / 'run')['history']) == 1
 
 
-def test_a_frozen_backbone_of_random_weights_is_warned_of(tmp_path, start, capsys):
+def test_describe_frozen_warns_about_random_weights(tmp_path, start):
     def warned(**settings) -> bool:
-        self = SimpleNamespace(
-            config=config_of(tmp_path, **settings), accelerator=Accelerator(cpu=True), caches=True, unfreezing=None
-        )
-        train.Run.warn_of_freezing(self, is_resumed=False)
-        return 'warning: model.freeze is backbone, and the frozen backbone has random' in capsys.readouterr().out
+        lines = describe_frozen(config_of(tmp_path, **settings), None, is_resumed=False)
+        return any('warning: model.freeze is backbone, and the frozen backbone has random' in line for line in lines)
 
     assert warned() and not warned(**{'model.init_from': start}) and not warned(**{'model.freeze': 'null'})
     assert not warned(**{'model.backbone_pretrained': 'true'})

@@ -13,8 +13,8 @@ import torch.nn as nn
 
 from msff_timm.errors import InputError
 from msff_timm.training.config import ModelConfig, OptimConfig, TrainConfig, parse
-from msff_timm.training.engine import make_optimizer
 from msff_timm.training.freezing import Unfreezing, freeze_backbone, freeze_norms, train_unfrozen
+from msff_timm.training.optim import make_optimizer
 
 ROOT = Path(__file__).parents[2]
 STAGES = ['layer4', 'layer3', 'layer2', 'layer1', 'conv1+bn1']
@@ -163,12 +163,12 @@ import json, sys
 from accelerate.utils import gather_object
 from msff_timm.training import train
 from msff_timm.training.config import TrainConfig, parse
-from msff_timm.training.engine import StopRequest
+from msff_timm.training.commands import StopRequest
 config = parse(TrainConfig, sys.argv[1:], default_file=None)
 accelerator = train.make_accelerator(config)
-run = train.Run(config, accelerator, StopRequest())
-run.train()
-sums = [{name: value.double().sum().item() for name, value in run.learner.module.named_parameters()}]
+trainer = train.Trainer(config, accelerator, StopRequest())
+trainer.train()
+sums = [{name: value.double().sum().item() for name, value in trainer.model.named_parameters()}]
 sums = gather_object(sums)
 if accelerator.is_main_process:
     assert sums[0] == sums[1], 'the weights differ'

@@ -11,14 +11,28 @@ import timm
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
+from timm.data import Mixup
+from torch.utils.data import BatchSampler
 
 from msff_timm.data.records import features
 from msff_timm.data.samples import Samples
 from msff_timm.data.transforms import Normalize, train_transform
-from msff_timm.training import loaders, train
-from msff_timm.training.config import DataConfig
-from msff_timm.training.loaders import Shares, measure_shares, share
+from msff_timm.errors import InputError
+from msff_timm.training import loaders
+from msff_timm.training.config import DataConfig, OptimConfig
+from msff_timm.training.loaders import (
+    EpochSampler,
+    Shares,
+    choose_workers,
+    divide_batch,
+    grouped,
+    measure_shares,
+    mix,
+    share,
+)
+from msff_timm.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(
@@ -34,7 +48,7 @@ from msff_timm.training.loaders import Shares, measure_shares, share
         (16, 1, 10, 2, 15),  # 1.45 cores
     ],
 )
-def test_share_gives_pytorch_what_the_loader_leaves(cores, load, step, workers, threads):
+def test_share_gives_pytorch_the_cores_that_loading_leaves(cores, load, step, workers, threads):
     assert share(cores, load, step, is_gpu=False) == Shares(workers, threads, load, step)
 
 
@@ -54,7 +68,7 @@ def make_samples(folder, transform) -> Samples:
     return Samples(dataset, transform, seed=0)
 
 
-def test_measure_shares_times_the_processor(tmp_path, monkeypatch):
+def test_measure_shares_measures_processor_time(tmp_path, monkeypatch):
     """Loading takes 2 s of a clock that stands still but for it, a step 3 s for each image."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(loaders.time, 'process_time', lambda: clock.now)
@@ -72,7 +86,7 @@ def test_measure_shares_times_the_processor(tmp_path, monkeypatch):
     shares = measure_shares(Accelerator(cpu=True), make_samples(tmp_path, transform), step, 32)
     assert shares == Shares(4, 6, 2.0, 3.0) and torch.get_num_threads() == before
     line = (
-        'Loading an image takes 2000.0 ms of a core, a step 3000.0 ms: data.workers 4, 6 threads compute on 10 cores.'
+        'Loading an image takes 2000.0 ms of a core, a step 3000.0 ms: data.workers 4, 6 compute threads on 10 cores.'
     )
     assert str(shares) == line
 
@@ -83,18 +97,18 @@ def test_choose_workers_leaves_no_trace(tmp_path, monkeypatch, resumed):
     model.fc.bias.requires_grad_(False)
     data_config = timm.data.resolve_model_data_config(model, {'img_size': 32})
     samples = make_samples(tmp_path, train_transform(data_config, 'rand-m9', 0.5, hflip=0.5, color_jitter=0.4))
-    learner = SimpleNamespace(channels_last=True, teacher=nn.Identity(), normalize=Normalize(data_config))
-    data = DataConfig()
-    run = SimpleNamespace(accelerator=Accelerator(cpu=True), learner=learner, config=SimpleNamespace(data=data))
-    run.per_pass, run.checkpoints = 4, SimpleNamespace(threads=lambda path: 3)
+    data, trainer = DataConfig(), Trainer.__new__(Trainer)
+    trainer.__dict__ |= {
+        'accelerator': Accelerator(cpu=True), 'model': model, 'channels_last': True, 'teacher': nn.Identity(),
+        'normalize': Normalize(data_config),
+    }  # fmt: skip
     monkeypatch.setattr(loaders, 'num_cores', lambda: 4)
-    monkeypatch.setattr(train, 'num_cores', lambda: 4)
     monkeypatch.setattr(loaders, 'share', lambda *args: Shares(2, 4, 1.0, 1.0))
     threads, before = torch.get_num_threads(), {key: value.clone() for key, value in model.state_dict().items()}
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     try:
-        train.Run.choose_workers(run, samples, model, tmp_path if resumed else None)
-        assert torch.get_num_threads() == (3 if resumed else 4)  # those of the checkpoint, to the last bit
+        choose_workers(data, trainer.accelerator, samples, trainer.probe, 4, 3 if resumed else None)
+        assert torch.get_num_threads() == (3 if resumed else 4)  # a resumed run keeps its threads, to the last bit
     finally:
         torch.set_num_threads(threads)
     assert data.workers == 2
@@ -106,13 +120,12 @@ def test_choose_workers_leaves_no_trace(tmp_path, monkeypatch, resumed):
 
 def test_choose_workers_measures_nothing_in_a_stream(monkeypatch):
     given, data = [], DataConfig()
-    monkeypatch.setattr(train, 'share_cores', lambda accelerator, workers: given.append(workers))
-    run = SimpleNamespace(accelerator=None, learner=None, config=SimpleNamespace(data=data))
-    train.Run.choose_workers(run, None, None, None)
+    monkeypatch.setattr(loaders, 'share_cores', lambda accelerator, workers: given.append(workers))
+    choose_workers(data, None, None, None, 8, None)
     assert data.workers == 4 and given == [4]
 
 
-def test_threads_that_wait_sleep_unless_the_user_has_it_otherwise():
+def test_startup_sets_the_wait_policy_unless_the_user_did():
     script = 'import msff_timm_cli.startup, os, sys;'
     script += 'print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)'
     for environment, policy in (({}, 'passive'), ({'OMP_WAIT_POLICY': 'active'}, 'active')):
@@ -121,7 +134,7 @@ def test_threads_that_wait_sleep_unless_the_user_has_it_otherwise():
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='sets how glibc keeps memory')
-def test_freed_memory_is_used_again_unless_the_user_has_it_otherwise():
+def test_startup_keeps_freed_memory_unless_the_user_set_malloc():
     script = 'import msff_timm_cli.startup\n'
     script += """
 import numpy as np, resource
@@ -136,3 +149,83 @@ print(faults() - before)
         for environment in ({}, {'MALLOC_MMAP_THRESHOLD_': '131072'})
     )
     assert given_back >= 50 * 8 > 20 > kept  # pages of the system, of at most 2 MB, in each 16 MB
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'most', 'num_images', 'num_processes', 'outcome'),
+    [
+        (128, None, 128, 4, (32, 1)),
+        (128, 8, 128, 4, (8, 4)),
+        (128, 8, 128, 1, (8, 16)),
+        (60, 8, 99, 2, (6, 5)),
+        (128, None, 500, 3, 'optim.batch_size is 128: must be a multiple of the 3 processes.'),
+        (128, None, 127, 1, 'optim.batch_size is 128: there are only 127 training images.'),
+    ],
+)
+def test_divide_batch_divides_over_processes_and_accumulation_steps(
+    batch_size, most, num_images, num_processes, outcome
+):
+    optim = OptimConfig(batch_size=batch_size, max_per_process=most)
+    if isinstance(outcome, tuple):
+        assert divide_batch(optim, num_images, num_processes) == outcome
+    else:
+        with pytest.raises(InputError) as caught:
+            divide_batch(optim, num_images, num_processes)
+        assert str(caught.value) == outcome
+
+
+def steps_of(sampler, num_processes, accumulation_steps):
+    """The keys of each step, over all processes, as Accelerate deals them out."""
+    micro_batch_size = sampler.batch_size // num_processes // accumulation_steps
+    shares = []
+    for rank in range(num_processes):
+        batches = BatchSampler(sampler, micro_batch_size, drop_last=True)
+        if num_processes > 1:
+            batches = BatchSamplerShard(batches, num_processes, rank)
+        shares.append(list(grouped(batches, accumulation_steps)))
+    return [{key for share in shares for batch in share[step] for key in batch} for step in range(len(shares[0]))]
+
+
+def test_epoch_sampler_gives_each_step_the_same_images_for_any_number_of_processes():
+    sampler = EpochSampler(50, 12, seed=3)
+    expected = steps_of(sampler, 1, 1)
+    assert len(expected) == 4 and all(len(keys) == 12 for keys in expected) and len(set.union(*expected)) == 48
+    for num_processes, accumulation_steps in ((2, 1), (1, 3), (2, 3), (4, 1), (3, 2)):
+        assert steps_of(sampler, num_processes, accumulation_steps) == expected
+
+
+def test_epoch_sampler_resumes_within_an_epoch():
+    whole, resumed = EpochSampler(50, 12, seed=3), EpochSampler(50, 12, seed=3)
+    for epoch in (0, 1):
+        whole.epoch = resumed.epoch = epoch
+        resumed.start = 1
+        keys = list(whole)
+        assert list(resumed) == keys[12:] and len(keys) == len(whole) == 48
+        assert set(keys) < set(range(epoch * 50, epoch * 50 + 50))
+        resumed.start = 0
+    assert [key - 50 for key in whole] != list(EpochSampler(50, 12, seed=3))
+    assert list(EpochSampler(50, 12, seed=4)) != list(EpochSampler(50, 12, seed=3))
+
+
+def test_mix_masks_labels_that_either_image_masks():
+    np.random.seed(0)
+    image, target = torch.zeros(2, 3, 4, 4), torch.tensor([[1.0, 0.0, -1.0], [0.0, 0.0, 1.0]])
+    image[0] = 1
+    mixed, targets = mix(Mixup(1.0, label_smoothing=0.0, num_classes=3, multi_label=True), image, target)
+    share = mixed[0, 0, 0, 0].item()
+    assert 0 < share < 1
+    expected = torch.tensor([[share, 0.0, -1.0], [1 - share, 0.0, -1.0]])
+    torch.testing.assert_close(targets, expected)
+
+
+def test_make_loader_reports_missing_shared_memory(monkeypatch):
+    def full():
+        raise OSError(30, 'Read-only file system', '/dev/shm/x')
+
+    scope = {'full': full}
+    exec(compile('def lock():\n    full()', '/lib/multiprocessing/synchronize.py', 'exec'), scope)
+    monkeypatch.setattr(loaders.torch.multiprocessing, 'get_context', lambda: SimpleNamespace(Lock=scope['lock']))
+    loaders._ending.cache_clear()
+    with pytest.raises(InputError, match='need more shared memory .Read-only.*set data.workers to 0'):
+        loaders.make_loader([1], 1, workers=1)
+    assert loaders.make_loader([1], 1, workers=0).num_workers == 0

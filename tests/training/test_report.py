@@ -1,14 +1,10 @@
 import re
-import shlex
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import datasets
 import markdown
 import numpy as np
 import pytest
-from accelerate import Accelerator
 from PIL import Image
 
 import msff_timm.data
@@ -200,42 +196,3 @@ def test_write_report_accepts_a_missing_image(tmp_path):
     (tmp_path / '0.png').unlink()
     assert report.write_report(tmp_path / 'run', run, dataset).exists()
     assert (tmp_path / 'run' / 'mistakes.png').exists()
-
-
-def git(folder, *arguments):
-    command = ['git', '-C', folder, '-c', 'user.name=x', '-c', 'user.email=x@example.org', *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_git_state_records_commit_and_changes(tmp_path, monkeypatch):
-    file, none = tmp_path / 'report.py', {'git_commit': None, 'git_dirty': None}
-    file.write_text('a')
-    monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
-    assert report._git_state(file) == none  # no checkout
-    git(tmp_path, 'init')
-    assert report._git_state(file) == none  # one that does not know the file
-    git(tmp_path, 'add', 'report.py')
-    git(tmp_path, 'commit', '-m', 'a')
-    (tmp_path / 'runs').write_text('not tracked')
-    commit = git(tmp_path, 'log', '--format=%H')
-    assert report._git_state(file) == {'git_commit': commit, 'git_dirty': False}
-    file.write_text('b')
-    assert report._git_state(file) == {'git_commit': commit, 'git_dirty': True}
-    monkeypatch.setenv('PATH', str(tmp_path))
-    assert report._git_state(file) == none  # no git
-
-
-def test_environment_records_command_and_device():
-    found = report.environment(Accelerator(cpu=True))
-    assert found['devices'] == [f'cpu ({report.platform.machine()})']
-    assert shlex.split(found['command'])[-1] == sys.orig_argv[-1] and len(found['git_commit'] or 40 * '0') == 40
-
-
-def test_command_line_returns_the_launcher(tmp_path):
-    """A launcher's, where one starts the script, with what it was given itself."""
-    script, launcher = tmp_path / 'script.py', tmp_path / 'launcher.py'
-    script.write_text('from msff_timm.training import report\nprint(report.command_line())')
-    launcher.write_text('import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[2:]], check=True)')
-    command = [sys.executable, str(launcher), '--num_processes=1', str(script), '--output', 'a b']
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    assert printed == f"{sys.executable} {launcher} --num_processes=1 {script} --output 'a b'"

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from msff_timm import hub
 from msff_timm.errors import InputError
-from msff_timm.training import checkpoint, train
+from msff_timm.results import Results
+from msff_timm.training import checkpoint, train, trainer
 from msff_timm.training.config import TrainConfig, parse
 
 ROOT = Path(__file__).parents[2]
@@ -166,9 +167,9 @@ def test_a_disk_that_is_full_costs_no_more_than_the_new_checkpoint(undisturbed, 
     good = newest(tmp_path / 'run')
     # The optimiser's state is larger than that; the weights for use are not.
     printed = finish(start(tmp_path / 'run', limit=6_000_000))
-    assert f'Going on from {good}' in printed
+    assert f'Resuming from {good}' in printed
     lines = [line for line in printed.splitlines() if 'cannot be saved' in line]
-    assert len(lines) >= 2 and all('the run goes on' in line for line in lines) and 'Traceback' not in printed
+    assert len(lines) >= 2 and all('the run continues' in line for line in lines) and 'Traceback' not in printed
     assert newest(tmp_path / 'run') == good
     a, b = (load_file(folder / 'model.safetensors') for folder in (tmp_path / 'run', undisturbed[1]))
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -178,7 +179,9 @@ def test_a_disk_without_room_for_the_weights_is_an_error_at_the_end_alone(tmp_pa
     run = start(tmp_path / 'run', limit=3_000_000, resume='null')
     printed, _ = run.communicate(timeout=120)
     assert run.returncode == 2 and 'the weights could not be written; make room' in printed.splitlines()[-1]
-    assert len(re.findall('run: cannot be written to .*; the run goes on', printed)) == 2 and 'Traceback' not in printed
+    assert (
+        len(re.findall('run: cannot be written to .*; the run continues', printed)) == 2 and 'Traceback' not in printed
+    )
     assert len(json.loads((tmp_path / 'run' / 'results.json').read_text())['history']) == 2
     assert not (tmp_path / 'run' / 'model.safetensors').exists() and not list((tmp_path / 'run').rglob('step-*'))
 
@@ -189,7 +192,7 @@ def test_another_number_of_processes_goes_on(undisturbed, tmp_path):
     shutil.rmtree(newest(run))  # that of the end; what is left is the one before
     assert state_of(run)['progress']['steps_done'] < 24
     printed = finish(start(run, 1, **{'optim.max_per_process': 4}))
-    assert 'a step of 8 images is 1 x 2 x 4' in printed
+    assert 'batch size 8 = 1 process x 2 accumulation steps x 4 images.' in printed
     results = json.loads((run / 'results.json').read_text())
     assert results['history'][0] == json.loads((undisturbed[2] / 'results.json').read_text())['history'][0]
     assert len(results['history']) == 2
@@ -208,7 +211,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(tmp_path):
     run = start(tmp_path / 'run', **{'optim.lr': 1e20, 'optim.warmup': 0, 'resume': 'null'})
     printed, _ = run.communicate(timeout=120)
     assert run.returncode == 2 and 'Traceback' not in printed, printed
-    assert re.search('the loss of a step is (nan|inf); .*not_finite.json names its images', printed.splitlines()[-1])
+    assert re.search('the loss of a step is (nan|inf); .*not_finite.json lists its images', printed.splitlines()[-1])
     found = json.loads((tmp_path / 'run' / 'not_finite.json').read_text())
     ids = found['image_ids']
     assert len(ids) == len(set(ids)) == 8 and all(name.startswith('train-') for name in ids)
@@ -237,11 +240,11 @@ def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0,
     config = parse(TrainConfig, arguments, default_file=ROOT / 'train' / 'configs' / 'demo.yaml')
     run = SimpleNamespace(progress=SimpleNamespace(epoch=0))  # until it is made
 
-    def measure(*args, measure=train.measure, **kwargs):
+    def compute_metrics(*args, compute_metrics=trainer.compute_metrics, **kwargs):
         epoch = run.progress.epoch
         if epoch == dies:
             raise KeyboardInterrupt
-        return {**measure(*args, **kwargs), **({'mAP': values[epoch - 1]} if epoch <= len(values) else {})}
+        return {**compute_metrics(*args, **kwargs), **({'mAP': values[epoch - 1]} if epoch <= len(values) else {})}
 
     def failing(function, when):
         def call(*args, **kwargs):
@@ -254,12 +257,13 @@ def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0,
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('ACCELERATE_USE_CPU', '1')
-        patch.setattr(train, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
-        patch.setattr(train, 'measure', measure)
+        for module in (train, trainer):
+            patch.setattr(module, 'share_cores', lambda accelerator, workers: torch.set_num_threads(1))
+        patch.setattr(trainer, 'compute_metrics', compute_metrics)
         patch.setattr(hub, 'save', failing(hub.save, {*full, *all_full}))
         patch.setattr(checkpoint, 'save_file', failing(checkpoint.save_file, all_full))
-        patch.setattr(train, 'write_json', failing(train.write_json, all_full))
-        run = train.Run(config, train.make_accelerator(config), SimpleNamespace(received=None))
+        patch.setattr(Results, 'to_json', failing(Results.to_json, all_full))
+        run = trainer.Trainer(config, train.make_accelerator(config), SimpleNamespace(received=None))
         try:
             run.train()
         finally:
@@ -327,7 +331,7 @@ def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, capsys, name,
         file.write_bytes(b'') if how == 'emptied' else file.unlink()
     small_run(best, resume='auto')
     assert_announces(best, 2, best)
-    assert 'were not those of epoch 2, which the results are of; they were restored' in capsys.readouterr().err
+    assert 'did not belong to epoch 2, the epoch of the results; they were restored' in capsys.readouterr().err
 
 
 def test_a_best_epoch_that_could_not_be_kept_is_not_announced(tmp_path, capsys):
@@ -343,7 +347,7 @@ def test_a_disk_that_stays_full_ends_in_an_error(tmp_path, settings):
     """The results of epoch 1 stay beside its weights, and the run can be resumed to its end."""
     run, keep = tmp_path / 'run', {'checkpoint.keep': 9}
     with pytest.raises(
-        InputError, match='the weights could not be written; make room, and --resume auto does the rest'
+        InputError, match='the weights could not be written; make room, then --resume auto finishes the run'
     ):
         small_run(run, full={2, 3, 4}, **settings, **keep)
     assert_announces(run, 1, run)

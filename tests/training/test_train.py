@@ -27,7 +27,8 @@ from msff_timm.labels import match_labels
 from msff_timm.results import METRICS, TOP_K_METRICS
 from msff_timm.training.config import DataConfig
 from msff_timm.training.freezing import freeze_norms
-from msff_timm.training.train import Run, check_trainable, load_data
+from msff_timm.training.run_data import RunData, load_data
+from msff_timm.training.run_model import check_trainable
 
 ROOT = Path(__file__).parents[2]
 TINY = ['--data.train_size=32', '--data.image_size=64', '--data.workers=0', '--optim.epochs=1']
@@ -146,12 +147,10 @@ def test_nothing_to_evaluate_on_ends_a_run_before_its_first_step(case, script, c
 
 def test_labels_that_do_not_count_are_warned_of_by_training(capsys):
     data = DataConfig(name='table', root='photos')
-    run = SimpleNamespace(
-        config=SimpleNamespace(data=data), label_names=['a', 'b'], accelerator=SimpleNamespace(print=print)
-    )
+    run = SimpleNamespace(config=data, label_names=['a', 'b'], accelerator=SimpleNamespace(print=print))
     samples = SimpleNamespace(targets=np.array([[1, 1], [0, -1]]))
-    Run.check_labels(run, samples, 'train', trains=True)
-    Run.check_labels(run, samples, 'validation', trains=False)
+    RunData.check_labels(run, samples, 'train', trains=True)
+    RunData.check_labels(run, samples, 'validation', trains=False)
     train, validation = capsys.readouterr().out.splitlines()
     kinds = '1 without an absent entry [b], 0 without a positive; if -1 or blank means absent'
     assert train.startswith(f'warning: train: 1 of 2 labels cannot be learnt: {kinds}')
@@ -159,9 +158,9 @@ def test_labels_that_do_not_count_are_warned_of_by_training(capsys):
         f'warning: validation: 1 of 2 labels are left out of mAP and of fitted thresholds: {kinds}'
     )
     samples.targets[1] = -1
-    Run.check_labels(run, samples, 'train', trains=True)
+    RunData.check_labels(run, samples, 'train', trains=True)
     with pytest.raises(InputError, match='photos: validation: there is nothing to evaluate on'):
-        Run.check_labels(run, samples, 'validation', trains=False)
+        RunData.check_labels(run, samples, 'validation', trains=False)
 
 
 def curve(folder: Path, tag: str) -> list[float]:
@@ -188,7 +187,7 @@ def test_a_run_starts_from_the_weights_of_another(script, trained, coco_root, tm
     """A step at next to no learning rate leaves the weights as they were, but for the labels that are new."""
     start = ['--optim.lr=1e-12', '--optim.ema_decay=0', f'--model.init_from=local-dir:{trained}']
     printed = script('train.py', *TINY, *start, '--data.eval_size=33', f'--output={tmp_path / "same"}').stdout
-    assert f'Starting from local-dir:{trained}, which knows 12 of the labels.' in printed
+    assert f'Starting from local-dir:{trained}, which has 12 of the labels.' in printed
     old, same = (load_file(folder / 'model.safetensors') for folder in (trained, tmp_path / 'same'))
     learnt = [name for name in old if 'running' not in name and 'num_batches' not in name]
     assert all(torch.allclose(old[name], same[name], atol=1e-6) for name in learnt)
@@ -259,7 +258,7 @@ def test_check_trainable_refuses_a_batch_of_one_as_pytorch_does(name, args, imag
     if args or not name.startswith('msff'):
         check_trainable(model, image_size, 1)
     elif is_refused:  # frozen norms are those of the backbone
-        with pytest.raises(InputError, match='sees a single value'):
+        with pytest.raises(InputError, match='gets a single value'):
             check_trainable(model, image_size, 1)
 
 
@@ -281,7 +280,7 @@ def test_a_run_is_not_overwritten_unless_asked(script, trained):
     before = (trained / 'results.json').read_bytes()
     result = script('train.py', f'--output={trained}', check=False)
     assert result.returncode == 2
-    mend = 'choose another --output, --resume auto to go on, or --overwrite true.'
+    mend = 'choose another --output, --resume auto to resume it, or --overwrite true.'
     assert result.stderr == f'train.py: error: {trained} holds a run already: {mend}\n'
     assert (trained / 'results.json').read_bytes() == before
 
@@ -369,9 +368,9 @@ def test_a_run_with_the_settings_of_fine_tuning(script, trained, tmp_path):
     expected = [min(5, (32 - n) / n) if 0 < n < 32 else 1 for n in (targets == 1).sum(0)]
     assert run['pos_weights'] == pytest.approx(expected)
     assert re.search(r'^optim.pos_weight balanced: from [\d.]+ \(\w+.*\) to 5 ', printed, re.MULTILINE)
-    line = re.search(r'^Loading an image takes .*: data.workers (\d+), \d+ threads compute', printed, re.MULTILINE)
+    line = re.search(r'^Loading an image takes .*: data.workers (\d+), \d+ compute threads', printed, re.MULTILINE)
     assert run['config']['data']['workers'] == int(line[1])
-    assert 'an optim.ema_epochs of at most 0.25 follows the model more closely.' in printed
+    assert 'set optim.ema_epochs to at most 0.25 to follow the model more closely.' in printed
     transforms = json.loads((output / 'config.json').read_text())['training']['transforms']
     assert transforms['resize'] == 'random_resized_crop' and transforms['hflip'] == 0.5
     files = gather(output, 'org/name')

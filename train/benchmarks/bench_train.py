@@ -11,10 +11,12 @@ import torch
 
 from bench_common import check_at_least
 from bench_model import count_flops
+from msff_timm.training.commands import StopRequest, peak_memory
 from msff_timm.training.config import CONFIGS, TrainConfig, parse
-from msff_timm.training.engine import StopRequest, grouped, peak_memory
+from msff_timm.training.loaders import grouped
 from msff_timm.training.studies.speed import order, timed
-from msff_timm.training.train import Run, make_accelerator
+from msff_timm.training.train import make_accelerator
+from msff_timm.training.trainer import Trainer
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,31 +36,31 @@ def run(options: argparse.Namespace) -> dict:
         arguments = [*options.settings, f'--output={folder}', '--trackers=[]']
         config = parse(TrainConfig, arguments, CONFIGS / 'demo.yaml')
         accelerator = make_accelerator(config)
-        training = Run(config, accelerator, StopRequest())
-    learner, accumulation_steps = training.learner, training.learner.passes
-    learner.train()
-    batches = endless(training)
+        trainer = Trainer(config, accelerator, StopRequest())
+    accumulation_steps = trainer.data.accumulation_steps
+    trainer.prepared.train()
+    batches = endless(trainer)
     held = next(grouped(batches, accumulation_steps))
-    inputs = [learner.prepare(batch)[0] for batch in held]
+    inputs = [trainer.prepare_batch(batch)[0] for batch in held]
     waited = []
 
     def loop_run() -> None:
         began = time.perf_counter()
         group = next(grouped(batches, accumulation_steps))
         waited.append(time.perf_counter() - began)
-        learner.step(group)
+        trainer.train_step(group)
 
     def loop_bare() -> None:
         for image, batch in zip(inputs, held, strict=True):
-            loss = learner.loss_fn(learner.model(image), batch['target'].clamp(min=0)).mean() / accumulation_steps
+            loss = trainer.loss_fn(trainer.prepared(image), batch['target'].clamp(min=0)).mean() / accumulation_steps
             accelerator.backward(loss)
-        learner.optimizer.step()
-        learner.optimizer.zero_grad()
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
 
-    loops = {'run': loop_run, 'fed': lambda: learner.step(held), 'bare': loop_bare}
+    loops = {'run': loop_run, 'fed': lambda: trainer.train_step(held), 'bare': loop_bare}
     for loop in loops.values():  # the first steps allocate memory, and compile if set
         loop()
-    _, flops = count_flops(copy.deepcopy(learner.module).to('meta'), torch.empty_like(inputs[0], device='meta'))
+    _, flops = count_flops(copy.deepcopy(trainer.model).to('meta'), torch.empty_like(inputs[0], device='meta'))
     flops *= accumulation_steps
     waited.clear()
     seconds = {name: [] for name in loops}
@@ -99,8 +101,8 @@ def run(options: argparse.Namespace) -> dict:
     }
 
 
-def endless(training: Run) -> Iterator[dict]:
+def endless(trainer: Trainer) -> Iterator[dict]:
     """Yields the batches of a run, epoch after epoch."""
     while True:
-        yield from training.batches()
-        training.progress.epoch += 1
+        yield from trainer.data.batches(trainer.progress.epoch, 0)
+        trainer.progress.epoch += 1

@@ -45,6 +45,6 @@ def main() -> None:
 # Processes that measure something alone import this file again, and nothing else before their own work.
 if __name__ == '__main__':
     import msff_timm_cli.startup  # noqa: F401  isort: skip
-    from msff_timm.training.engine import run_command
+    from msff_timm.training.commands import run_command
 
     run_command(main)

@@ -20,7 +20,7 @@ def peak_mib() -> float:
 
     import torch
 
-    from msff_timm.training.engine import peak_memory
+    from msff_timm.training.commands import peak_memory
 
     return peak_memory(SimpleNamespace(device=torch.device('cpu'))) / 2**20
 

@@ -37,10 +37,11 @@ from msff_timm.files import check_file
 from msff_timm.inference.explain import LAYERS, attention_maps, smooth_map
 from msff_timm.labels import stored_names
 from msff_timm.results import PACKAGES, write_json
+from msff_timm.training.commands import environment, run_command
 from msff_timm.training.config import EvalDataConfig, parse
-from msff_timm.training.engine import make_loader, run_command, share_cores
 from msff_timm.training.evaluate import share_labels, some, written
-from msff_timm.training.report import environment, markdown_table
+from msff_timm.training.loaders import make_loader, share_cores
+from msff_timm.training.report import markdown_table
 
 DATA = ('voc2007', 'voc2012')
 SCALES = ('fine', 'middle', 'coarse')

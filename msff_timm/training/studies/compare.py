@@ -9,8 +9,8 @@ import msff_timm_cli.startup  # noqa: F401  isort: skip
 import sys
 
 from ...errors import InputError
+from ..commands import run_command
 from ..config import CONFIGS, CompareConfig, flatten, parse
-from ..engine import run_command
 from .study import run_study
 from .tables import Variant, add_published
 

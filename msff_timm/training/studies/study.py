@@ -20,8 +20,8 @@ from ...errors import InputError
 from ...hub import card
 from ...results import Results
 from ..checkpoint import about_run, differences
+from ..commands import Stopped, StopRequest
 from ..config import TrainConfig, VariantsConfig, parse
-from ..engine import Stopped, StopRequest
 from ..report import read_settings
 from .pages import write_table
 from .speed import time_in_turns

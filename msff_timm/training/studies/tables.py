@@ -14,7 +14,8 @@ from ...errors import InputError
 from ...hub.card import HUB_CARDS
 from ...metrics import SIZES
 from ...results import ANNOTATION_METRICS, METRICS, Results
-from ..report import basis_of, command_line
+from ..commands import command_line
+from ..report import basis_of
 
 __all__ = ['BY_SIZE', 'TOP', 'Variant', 'add_published', 'paired_interval', 'read_paper', 'tabulate']
 

@@ -1,0 +1,85 @@
+"""Evaluation over all processes: scores, metrics and fitted thresholds."""
+
+import warnings
+from dataclasses import asdict
+
+import torch
+import torch.nn as nn
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from .. import thresholds
+from ..errors import InputError
+from ..metrics import Measures
+from .commands import Stopped, StopRequest
+
+__all__ = ['FOLDS', 'compute_metrics', 'fit_thresholds', 'score']
+
+FOLDS = 5  # for the metrics of fitted thresholds
+
+
+@torch.no_grad()  # inference_mode makes tensors that older versions of PyTorch do not gather
+def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: StopRequest | None = None) -> Measures:
+    """Computes the probabilities of all images. Every process returns all of them, with their targets.
+
+    Args:
+        accelerator: Accelerator of this process.
+        model: Model from the loader's images to logits (B, K); it is set to evaluation mode.
+        loader: Loader of `Samples`, prepared by the accelerator.
+        stop: Request to stop the run.
+
+    Raises:
+        Stopped: A stop was requested in any process.
+        InputError: A logit is not finite.
+    """
+    model.eval()
+    measures, samples = Measures(), loader.dataset
+    for batch in loader:
+        with accelerator.autocast():
+            logits = model(batch['image'])
+        stopping = torch.tensor([stop is not None and stop.received is not None], device=accelerator.device)
+        index, logits, stopping = accelerator.gather((batch['index'], logits.float(), stopping))
+        if stopping.any():
+            raise Stopped
+        index, finite = index.cpu().numpy(), logits.isfinite().all(1).cpu().numpy()
+        if not finite.all():
+            image_id = samples.dataset[int(index[~finite][0])]['image_id']
+            overflow = '' if accelerator.mixed_precision == 'no' else f', or {accelerator.mixed_precision} overflows'
+            raise InputError(
+                f"image {image_id}: the model's logits are not finite: its weights hold NaN or infinite"
+                f' values{overflow}; use the weights of an earlier checkpoint.'
+            )
+        scores = logits.sigmoid().cpu().numpy()
+        targets = samples.targets[index]
+        areas = None if samples.areas is None else samples.areas[index]
+        measures.update(index, scores, targets == 1, targets == -1, areas)
+    return measures
+
+
+def compute_metrics(scored: Measures, num_images: int, **options: object) -> dict:
+    """Computes the metrics of scored images; see `msff_timm.metrics.evaluate` for the options.
+
+    Raises:
+        InputError: No label has both a positive and a negative, or an option is out of range.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.* fewer than')  # `report.describe` counts these labels
+        try:
+            return scored.compute(num_images, **options)
+        except ValueError as e:
+            raise InputError(f'the images cannot be evaluated: {e}') from None
+
+
+def fit_thresholds(scored: Measures, data: dict) -> dict | None:
+    """Fits the thresholds that `hub.save` stores; returns None for fewer images than folds.
+
+    Args:
+        scored: Scores of `score`; at least one label has both a positive and a negative.
+        data: Description of the images, to be stored with the thresholds.
+    """
+    arrays = scored.arrays()
+    num_images = len(arrays['scores'])
+    if num_images < FOLDS:
+        return None
+    fitted = thresholds.fit(arrays['scores'], arrays['targets'], arrays['ignore'], FOLDS)
+    return {**asdict(fitted), 'folds': FOLDS, 'data': data, 'num_images': num_images}

@@ -1,0 +1,79 @@
+"""The model of a run, and whether it can be trained."""
+
+import copy
+
+import torch
+import torch.nn as nn
+from timm.models import get_model_traits
+
+from .. import hub
+from ..errors import InputError
+from .config import ModelConfig
+from .freezing import train_unfrozen
+
+__all__ = ['check_trainable', 'make_model']
+
+
+def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tuple[nn.Module, dict[str, str]]:
+    """Creates the model to train.
+
+    Args:
+        config: Settings of the model.
+        label_names: Label names in the order of the logits.
+        resumed: True if a checkpoint brings all weights.
+
+    Returns:
+        The model, and for each label that it has learnt already, the name that it had.
+
+    Raises:
+        InputError: `init_from` is of another architecture.
+    """
+    if config.init_from is None:
+        model_args = {'backbone_pretrained': True} if config.backbone_pretrained and not resumed else {}
+        model_args |= {'num_classes': len(label_names), 'drop_rate': config.drop_rate, **config.args}
+        model = hub.create(config.name, **model_args)
+        if config.backbone_from and not resumed:
+            hub.load_backbone(model, config.backbone_from)
+            if not hasattr(model, 'backbone'):
+                # timm initializes the classifier of EfficientNet for training from scratch, for 20 labels eight times
+                # as wide as PyTorch: a short fine-tuning would spend its epochs on undoing that.
+                model.reset_classifier(len(label_names))
+        return model, {}
+    model, kept_labels = hub.load_for(
+        config.init_from, label_names, config.keep_labels, drop_rate=config.drop_rate, **config.args
+    )
+    architecture = model.pretrained_cfg['architecture']
+    if architecture != config.name:
+        raise InputError(f'model.name is {config.name}: {config.init_from} is {architecture}; set model.name to that.')
+    return model, kept_labels
+
+
+def check_trainable(model: nn.Module, image_size: int, batch_size: int) -> None:
+    """Checks that a model accepts the batches of a run.
+
+    Args:
+        model: Model, with its frozen parameters.
+        image_size: Side of an image in pixels.
+        batch_size: Number of images that a BatchNorm normalizes together.
+
+    Raises:
+        InputError: The model takes other channels, or a BatchNorm gets one value per channel, which PyTorch refuses.
+    """
+    channels = get_model_traits(model).get('in_chans', 3)
+    if channels != 3:
+        raise InputError(f'model.args: the model takes {channels} channels; images for training have 3.')
+    if batch_size > 1:
+        return
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            model = copy.deepcopy(model)
+            train_unfrozen(model)
+            model(torch.zeros(1, 3, image_size, image_size))
+    except ValueError as e:
+        if 'more than 1 value per channel' not in str(e):
+            raise
+        raise InputError(
+            f'optim.batch_size gives each process one image of {image_size} x {image_size} pixels at a time, and a'
+            ' BatchNorm of the model gets a single value per channel: increase optim.batch_size, optim.max_per_process'
+            ' or data.image_size, or, if it is in the backbone, set model.batch_norm to frozen.'
+        ) from None
