@@ -1,4 +1,4 @@
-"""Data sets, behind one door: `load(name, split)`."""
+"""Data sets: `load(name, split)` gives rows of images and labels, whatever their files look like."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, unknown
+from .columns import MEANINGS, ColumnSettings
 
 if TYPE_CHECKING:
     import datasets
@@ -25,7 +26,7 @@ READERS = {
     'voc2012': 'voc',
 }
 NAMES = tuple(READERS)
-# Of a data set of the Hub only its files know them.
+# The splits of a Hub data set are known from its files only.
 SPLITS = {
     **dict.fromkeys(('coco2014', 'coco2017'), ('train', 'validation')),
     **dict.fromkeys(('folder', 'scenes', 'table'), ('train', 'validation', 'test')),
@@ -33,7 +34,6 @@ SPLITS = {
 }
 DIFFICULT = ('ignore', 'negative', 'positive')
 MISSING = ('error', 'skip')
-MEANINGS = ('unannotated', 'absent')  # of -1 and of blank
 
 
 def load(
@@ -58,78 +58,82 @@ def load(
     """Loads one split of a data set.
 
     Args:
-        name: `coco2014`, `coco2017`, `voc2007`, `voc2012` (official layouts, or data of your own in the same layout),
-            `table` (CSV, TSV, JSON Lines, Parquet), `folder` (images with a metadata file), `hub` (a data set of the
-            Hub, or Parquet files), or `scenes` (drawn by code, nothing on disk).
-        split: `train`, `validation` (or `val`), `test`, or, for VOC, `trainval`.
-        root: Folder of a data set that lies on disk; for `table` the folder of `{split}.csv` and the like, or one file
-            with a column `split`; for `hub` the data set's id or a folder.
-        size: Number of images: as many `scenes`, or the first ones; None for 10,000 scenes, or all.
-        image_size: Side in pixels at which `scenes` are drawn.
-        keep_unlabelled: Keep images without any label of `coco*`; None keeps them in training only, as published
-            results do.
-        difficult: What a label of `voc*` counts as where all its objects are difficult: `ignore`, `negative` or
+        name: Name of the data set or of its layout: `coco2014`, `coco2017`, `voc2007`, `voc2012` (official files, or
+            files of your own in the same layout), `table` (CSV, TSV, JSON Lines, Parquet), `folder` (images with a
+            metadata file), `hub` (a data set of the Hub, or Parquet files), or `scenes` (drawn by code).
+        split: Name of the split: `train`, `validation` (or `val`), `test`, or, for VOC, `trainval`.
+        root: Folder of the data set. For `table`, the folder of `{split}.csv` etc., or one file with a column `split`;
+            for `hub`, the id of the data set, or a folder.
+        size: Number of images: the first ones of the split, or the number of `scenes`. None loads all images, or 10,000
+            scenes.
+        image_size: Side of `scenes` in pixels.
+        keep_unlabelled: Whether to keep images of `coco*` without labels. None keeps them in training only, as
+            published results do.
+        difficult: Meaning of a label of `voc*` whose objects are all difficult: `ignore` (masked), `negative` or
             `positive`.
-        missing: Treatment of images of `coco*` and `voc*` that are not there, and of annotations of no image or
-            category: `skip` (left out, with a warning that counts them) or `error`; None skips them in the splits
-            `train` and `trainval` only.
-        image_root: Folder of the images that a `table` names; None for the table's own.
-        image_column: Of a `table` or `hub`; None for `image`, `file_name` or the only one that holds images.
-        label_columns: Columns of the labels in a `table`, `folder` or `hub`: one column of lists, or one column of 1, 0
-            and -1 or empty for each label; None for `labels` if there is such a column, else all that are left but
-            those that tools write beside labels (`cells.NOT_LABELS`).
-        label_delimiter: Text between the labels of a column of text; `none` where each text is one label; None to find
-            it, which is an error where the texts can be read in two ways.
-        label_names: Names in the order of the logits, where the data do not fix them; None for all that occur, sorted.
-            Of `voc*`, None for VOC's 20, or, where class files or XML have other names, for theirs.
-        minus_one: Meaning of -1 in a column for one label: `unannotated` (masked in loss and metrics) or `absent`.
-        blank: Meaning of an empty cell in such a column, likewise.
-        streaming: Read a `hub` data set while it is used, without a copy on disk.
+        missing: Treatment of missing images of `coco*` and `voc*`, and of annotations without image or category: `skip`
+            (with a warning that counts them) or `error`. None skips them in the splits `train` and `trainval` only.
+        image_root: Folder of the images of a `table`; None for the folder of the table.
+        image_column: Column of the images in a `table` or `hub` data set. None selects `image`, `file_name` (in a
+            `table` also `path`; in a `hub` data set else the only column of images).
+        label_columns: Columns of the labels in a `table`, `folder` or `hub` data set: one column that lists labels, or
+            one column per label that holds 1, 0, -1 or nothing. None selects `labels` if there is such a column, else
+            all columns but those that tools write beside labels (`columns.NOT_LABELS`).
+        label_delimiter: Text between two labels in a column of text, or `none` if each text is one label. None finds
+            it; text that can be read in two ways is an error.
+        label_names: Label names in the order of the logits. None takes all names that occur, sorted, unless the data
+            fix their order. For `voc*`, None takes VOC's 20, or the names of class files or XML that have other ones.
+        minus_one: Meaning of -1 in a column of one label: `unannotated` (masked in loss and metrics) or `absent`.
+        blank: Meaning of an empty cell in a column of one label: `unannotated` or `absent`.
+        streaming: Whether to read a `hub` data set while it is used, without a copy on disk.
 
     Returns:
-        Columns `image` (a PIL image when read), `labels` (sorted list of `ClassLabel`), `ignore` (labels that are
-        neither present nor absent), `area` (the largest area of each label in `labels`, relative to the image: NaN
-        where it is unknown, an empty list where all are), `image_id` (a string).
+        Rows with the columns `image` (PIL image, decoded when read), `labels` (sorted list of `ClassLabel`), `ignore`
+        (masked labels), `area` (relative area of the largest instance of each label in `labels`; NaN for an unknown
+        area, an empty list if all are unknown) and `image_id` (string).
 
     Raises:
-        InputError: The name, split, root or another argument is none that can be loaded, or a file is not as it should
-            be.
+        InputError: An argument is invalid, or a file is missing or invalid.
         ModuleNotFoundError: The `train` extra is not installed.
+
+    Example:
+        >>> dataset = load('scenes', 'train', size=3)
+        >>> dataset['image_id'][:]
+        ['train-0', 'train-1', 'train-2']
+        >>> dataset[0]['image'].size
+        (128, 128)
     """
     if name not in READERS:
         raise unknown('data set', name, READERS)
     if size is not None and size < 1:
-        raise InputError(f'data size {size} must be at least 1.')
+        raise InputError(f'data size is {size}: must be at least 1.')
     if difficult not in DIFFICULT:
         raise unknown('value of difficult', difficult, DIFFICULT)
     if missing is not None and missing not in MISSING:
         raise unknown('value of missing', missing, MISSING)
     if streaming and name != 'hub':
-        raise InputError(f'streaming is for data sets of the Hub: {name} lies on this machine.')
+        raise InputError(f'streaming is for data sets of the Hub, but {name} is on this machine: set it to false.')
     for setting, path in (('root', root), ('image_root', image_root)):
         try:
             os.path.abspath(path or '').encode()
         except UnicodeEncodeError:
             raise InputError(
-                f'{setting} {ascii(str(path))}: its path is not UTF-8; rename it, or link to it.'
+                f'{setting} {ascii(str(path))}: its path is not UTF-8: rename it, or use a link to it.'
             ) from None
     split = 'validation' if split == 'val' else split
     reader = import_module(f'.{READERS[name]}', __name__)
-    columns = {
-        'image_column': image_column,
-        'label_columns': label_columns,
-        'label_names': label_names,
-        'label_delimiter': label_delimiter,
-        'minus_one': minus_one,
-        'blank': blank,
-    }
     if name == 'scenes':
         return reader.load(split, size or reader.DEFAULT_SIZE, image_size)
-    if name == 'hub':
-        dataset = reader.load(split, root, **columns, streaming=streaming)
-    elif name in ('table', 'folder'):
-        dataset = reader.load(name, split, root, **columns, image_root=image_root)
-    elif reader.__name__.endswith('voc'):
+    if READERS[name] in ('table', 'hub'):
+        settings = ColumnSettings(
+            image_column, label_columns, label_names, label_delimiter, minus_one, blank, image_root
+        )
+        settings.check()
+        if name == 'hub':
+            dataset = reader.load(split, root, settings, streaming)
+        else:
+            dataset = reader.load(name, split, root, settings)
+    elif READERS[name] == 'voc':
         dataset = reader.load(name, split, root, difficult, label_names, missing)
     else:
         dataset = reader.load(name, split, root, keep_unlabelled, missing)
@@ -139,10 +143,20 @@ def load(
 
 
 def label_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
-    """Returns the names of a loaded data set's labels, in the order of the logits."""
+    """Returns the label names of a loaded data set in the order of the logits.
+
+    Example:
+        >>> label_names(load('scenes', 'train', size=1))[:3]
+        ['arrow', 'bolt', 'crescent']
+    """
     return dataset.features['labels'].feature.names
 
 
 def notes(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
-    """Returns lines on how the files of a loaded data set were read: columns, delimiters, splits."""
+    """Returns lines on how the files of a loaded data set were read: label columns, delimiters, splits.
+
+    Example:
+        >>> notes(load('table', 'train', 'photos'))  # doctest: +SKIP
+        ['labels: 2 columns (cat, dog); not labels: fold']
+    """
     return dataset.info.description.splitlines()

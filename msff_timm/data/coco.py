@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlsplit
 from datasets import Dataset
 
 from ..errors import InputError, unknown
-from .records import Records, cached, found_in, is_one_line, locate, make_note, shown
+from .records import Records, cached, locate, make_warning
+from .text import is_one_line, list_folder, quote
 
 __all__ = ['load']
 
@@ -61,7 +62,9 @@ def load(
         if not is_there:
             what = 'not what it should be' if path.exists() else 'missing'
             expected = path.relative_to(base)
-            raise InputError(f'{root} is not the root of COCO {year}: {expected} is {what} (found: {found_in(root)}).')
+            raise InputError(
+                f'{root} is not the root of COCO {year}: {expected} is {what} (found: {list_folder(root)}).'
+            )
         if not os.access(path, os.R_OK):
             raise InputError(f'{path}: may not be read.')
     keep = split == 'train' if keep_unlabelled is None else keep_unlabelled
@@ -107,7 +110,7 @@ def _read(
     for number, annotation in enumerate(content['annotations']):
         if type(annotation) is not dict:
             raise InputError(
-                f"{annotation_file}: annotations[{number}] is not as COCO's format has it (it is {shown(annotation)},"
+                f"{annotation_file}: annotations[{number}] is not as COCO's format has it (it is {quote(annotation)},"
                 ' not an object).'
             )
         image_id, category_id, area = (annotation.get(key) for key in ('image_id', 'category_id', 'area'))
@@ -133,7 +136,7 @@ def _read(
     total = len(content['annotations'])
     if strays:
         first = content['annotations'][strays[0]]
-        what = ' and '.join(f'{key} {shown(first.get(key))}' for key in ('image_id', 'category_id'))
+        what = ' and '.join(f'{key} {quote(first.get(key))}' for key in ('image_id', 'category_id'))
         problem = f'annotations of no image or category: {len(strays)} of {total} (annotations[{strays[0]}] has {what})'
         if len(strays) == total:
             raise InputError(f'{annotation_file}: {problem}; give the images and categories the ids that these name.')
@@ -144,7 +147,7 @@ def _read(
     if empty:
         first = f'annotations[{empty[0]}]'
         notes.append(f'{len(empty)} of {total} annotations have no area ({first}, e.g.); their labels count as present')
-    note = make_note(annotation_file, lost, notes, split, missing)
+    note = make_warning(annotation_file, lost, notes, split, missing)
 
     ids = images.ids
     kept = [row for row in sorted(range(len(ids)), key=lambda row: _order(ids[row])) if keep_unlabelled or largest[row]]
@@ -177,11 +180,11 @@ def _content(annotation_file: Path) -> dict[str, list]:
         raise InputError(f'{annotation_file}: is not valid JSON ({e}).') from None
     if not isinstance(content, dict):
         raise InputError(
-            f"{annotation_file}: the file is not as COCO's format has it (it holds {shown(content)}, not an object)."
+            f"{annotation_file}: the file is not as COCO's format has it (it holds {quote(content)}, not an object)."
         )
     for key in ('images', 'categories', 'annotations'):
         if not isinstance(content.get(key), list):
-            problem = f'is {shown(content[key])}, not a list' if key in content else 'is missing'
+            problem = f'is {quote(content[key])}, not a list' if key in content else 'is missing'
             raise InputError(f"{annotation_file}: the file is not as COCO's format has it ('{key}' {problem}).")
     return content
 
@@ -197,12 +200,12 @@ def _rows(annotation_file: Path, content: dict[str, list], key: str) -> Iterator
     for number, row in enumerate(content[key]):
         where = f'{annotation_file}: {key}[{number}]'
         if type(row) is not dict:
-            raise InputError(f"{where} is not as COCO's format has it (it is {shown(row)}, not an object).")
+            raise InputError(f"{where} is not as COCO's format has it (it is {quote(row)}, not an object).")
         if 'id' not in row:
             raise InputError(f"{where} is not as COCO's format has it ('id' is missing).")
         row_id = _id(row['id'])
         if row_id is None:
-            raise InputError(f'{where} has id {shown(row["id"])}, neither a whole number nor text on one line.')
+            raise InputError(f'{where} has id {quote(row["id"])}, neither a whole number nor text on one line.')
         yield where, row_id, row
 
 
@@ -227,11 +230,11 @@ def _categories(annotation_file: Path, content: dict[str, list], notes: list[str
     for where, category_id, row in _rows(annotation_file, content, 'categories'):
         name = str(row['name']) if type(row.get('name')) is int else row.get('name')
         if not _is_name(name):
-            raise InputError(f'{where} has name {shown(name)}, not text on one line.')
+            raise InputError(f'{where} has name {quote(name)}, not text on one line.')
         if names.get(category_id, name) != name:
-            raise InputError(f'{where} has id {shown(row["id"])}, which an earlier category has too.')
+            raise InputError(f'{where} has id {quote(row["id"])}, which an earlier category has too.')
         if category_id not in names and name in names.values():
-            notes.append(f'{where[len(str(annotation_file)) + 2 :]} has the name {shown(name)} again and is one label')
+            notes.append(f'{where[len(str(annotation_file)) + 2 :]} has the name {quote(name)} again and is one label')
         names[category_id] = name
     if not names:
         raise InputError(f'{annotation_file}: holds no category.')
@@ -269,15 +272,15 @@ class _Images:
         gone, again = [], []
         for where, image_id, row in _rows(annotation_file, content, 'images'):
             if image_id in self.row_of:
-                raise InputError(f'{where} has id {shown(row["id"])}, which an earlier image has too.')
+                raise InputError(f'{where} has id {quote(row["id"])}, which an earlier image has too.')
             width, height = _number(row.get('width')), _number(row.get('height'))
             is_known = 0 < width <= MOST_PIXELS and 0 < height <= MOST_PIXELS
             self.sizes[image_id] = width * height if is_known else 0
             name, path = _find(row, where, image_folder, on_disk)
             if path is None:
-                gone.append(f'{where[len(str(annotation_file)) + 2 :]} names {shown(name)}')
+                gone.append(f'{where[len(str(annotation_file)) + 2 :]} names {quote(name)}')
             elif path in rows:
-                again.append(f'{where[len(str(annotation_file)) + 2 :]} names {shown(name)}')
+                again.append(f'{where[len(str(annotation_file)) + 2 :]} names {quote(name)}')
             else:
                 rows[path] = len(self.paths)
                 self.paths.append(path)
@@ -307,7 +310,7 @@ def _find(row: dict, where: str, image_folder: Path, on_disk: set[str]) -> tuple
     if not name and _is_name(row.get('coco_url')):
         name = '/'.join(unquote(urlsplit(row['coco_url']).path).split('/')[-2:])
     if not _is_name(name):
-        raise InputError(f'{where} has file_name {shown(name)}, not text on one line.')
+        raise InputError(f'{where} has file_name {quote(name)}, not text on one line.')
     if name in on_disk:
         return name, os.path.join(image_folder, name)
     year = image_folder.name[-4:]

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import InputError
-from .depth import ValueRange, is_deep, make_tile, raw_mode_of, read_statement, scale_colour, scale_gray
+from .bit_depth import ValueRange, is_deep, make_tile, raw_mode_of, read_statement, scale_colour, scale_gray
 from .formats import RAW_REASON, explain_unknown, is_raw
 
 __all__ = ['MAX_PIXELS', 'Decoded', 'decode', 'open_image']

@@ -1,9 +1,8 @@
-"""What every reader makes: rows of one schema, kept as an Arrow file that is found again by what it was read from."""
+"""The rows that all readers produce: one schema, cached as an Arrow file keyed by the content of the source files."""
 
 import hashlib
 import json
 import os
-import reprlib
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,39 +16,25 @@ from datasets.arrow_writer import ArrowWriter
 
 from ..errors import InputError
 
-__all__ = [
-    'Records',
-    'cached',
-    'features',
-    'file_digest',
-    'found_in',
-    'is_one_line',
-    'locate',
-    'make_note',
-    'set_notes',
-    'shown',
-]
+__all__ = ['Records', 'cached', 'features', 'file_digest', 'locate', 'make_warning', 'set_notes']
 
-VERSION = 2  # of what readers make of the same files: a new one leaves old Arrow files alone
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+VERSION = 3  # increased when readers produce other rows from the same files; older Arrow files are then not used
 
 
 @dataclass
 class Records:
-    """Rows of a data set on disk, as columns; labels are numbers into `label_names`, sorted in each row.
+    """Rows of a data set on disk, stored as columns; labels are sorted indices into `label_names`.
 
     Attributes:
-        label_names: In the order of the logits.
+        label_names: Label names in the order of the logits.
         images: Path of each image.
-        labels: Labels present in each image; lists, or an Arrow array of them.
-        ignore: Labels of which it is not known, or not to be counted, whether they are present.
-        areas: The largest area of each of its `labels`, relative to the image: NaN where it is unknown, an empty list
-            where all are.
-        image_ids: The data set's own name of each image, no two the same.
-        warning: Line on what was left out or is unknown, of which each load warns; empty for nothing.
-        notes: Lines on how the files were read, where that is not plain from the settings.
+        labels: Labels present in each image, as lists or as an Arrow array of lists.
+        ignore: Masked labels of each image: unannotated, or only in difficult objects.
+        areas: Relative area of the largest instance of each label in `labels`. NaN marks an unknown area; an empty list
+            means that all areas of the image are unknown.
+        image_ids: Unique name of each image in the data set.
+        warning: One line on skipped or unknown content, shown at each load; empty for none.
+        notes: Lines on how the files were read, where the settings leave it open.
     """
 
     label_names: list[str]
@@ -74,23 +59,23 @@ def features(label_names: list[str], image: object | None = None) -> Features:
 
 
 def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: object) -> Dataset:
-    """Reads a data set, or takes it from the Arrow file that an earlier reading of the same content has left.
+    """Reads a data set, or opens the Arrow file that an earlier call with the same content and settings has written.
 
-    The images stay where they are: the file holds their paths. Each load warns and has the notes, whether the file
-    was there already or not.
+    The Arrow file holds the paths of the images, not their content.
 
     Args:
-        read: Reads the annotations.
-        sources: Files whose content decides what `read` returns.
-        **settings: What else decides it: JSON values.
+        read: Function that reads the annotations.
+        sources: Files whose content determines the result of `read`.
+        **settings: JSON values that determine it as well.
 
     Raises:
-        InputError: What `read` raises, or there is no row.
+        InputError: Raised by `read`.
     """
     key = hashlib.sha256(json.dumps([VERSION, settings], sort_keys=True, default=str).encode())
     for source in sources:
         key.update(file_digest(source))
     path = Path(datasets.config.HF_DATASETS_CACHE, 'msff_timm', f'{key.hexdigest()[:32]}.arrow')
+    texts = path.with_suffix('.json')
     if not path.exists():
         records = read()
         schema = features(records.label_names)
@@ -105,28 +90,24 @@ def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: obj
             schema=schema.arrow_schema,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside and moved: a second process that reads the same data set never finds half a file.
+        # Written to a temporary folder and moved: another process that loads the same data set never sees half a file.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix='.writing-') as temporary:
             part = Path(temporary, path.name)
             with ArrowWriter(features=schema, path=str(part)) as writer:
                 writer.write_table(table)
                 writer.finalize()
-            for kind, lines in (('.warning', [records.warning] if records.warning else []), ('.notes', records.notes)):
-                if lines:
-                    part.with_suffix(kind).write_text('\n'.join(lines), encoding='utf-8')
-                    os.replace(part.with_suffix(kind), path.with_suffix(kind))
+            if records.warning or records.notes:
+                part.with_suffix('.json').write_text(json.dumps([records.warning, records.notes]))
+                os.replace(part.with_suffix('.json'), texts)
             os.replace(part, path)
-    lines = {}
-    for kind in ('.warning', '.notes'):
-        file = path.with_suffix(kind)
-        lines[kind] = file.read_text(encoding='utf-8') if file.exists() else ''
-    if lines['.warning']:
-        warnings.warn(lines['.warning'], stacklevel=4)
-    return set_notes(Dataset.from_file(str(path)), lines['.notes'].splitlines())
+    warning, notes = json.loads(texts.read_text()) if texts.exists() else ('', [])
+    if warning:
+        warnings.warn(warning, stacklevel=4)
+    return set_notes(Dataset.from_file(str(path)), notes)
 
 
 def set_notes(dataset: Dataset | IterableDataset, notes: Iterable[str]) -> Dataset | IterableDataset:
-    """Keeps lines on how a data set was read with it, where `datasets` has room for a description."""
+    """Stores notes on how a data set was read in its description; returns the data set."""
     dataset.info.description = '\n'.join(notes)
     return dataset
 
@@ -141,58 +122,38 @@ def file_digest(path: Path) -> bytes:
 
 
 def locate(root: Path, name: str, where: str) -> Path:
-    """Finds the path that a row names, absolute or relative to the folder of the images.
+    """Returns the path of an image that a row names by an absolute path or relative to the image folder.
 
     Args:
         root: Folder of the images.
-        name: As the annotations have it.
+        name: Path as written in the annotations.
         where: File and row, for the message.
 
     Raises:
         InputError: The path leads out of the folder.
     """
-    # Lexically: a link within the folder may lead to where the images really are.
+    # Compares the paths as text: a symbolic link within the folder may lead elsewhere.
     root = Path(os.path.abspath(root))
     path = Path(os.path.abspath(root / name))
     if path == root or not path.is_relative_to(root):
-        raise InputError(f'{where}: {name!r} does not lie in {root}, the folder of the images.')
+        raise InputError(f'{where}: {name!r} is not inside {root}, the folder of the images.')
     return path
 
 
-def make_note(where: object, lost: list[str], others: list[str], split: str, missing: str | None) -> str:
-    """Puts what a reader noticed on one line, unless what is missing ends the reading.
+def make_warning(source: object, lost: list[str], others: list[str], split: str, missing: str | None) -> str:
+    """Returns one line on what a reader noticed, or raises if images or annotations are missing in evaluation.
 
     Args:
-        where: The file that was read.
-        lost: Names of what cannot be used, with counts.
-        others: Whatever else the user should know.
-        split: Split that is read.
+        source: File that was read.
+        lost: Descriptions of unusable content, with counts.
+        others: Other remarks.
+        split: Name of the split.
         missing: Setting as for `msff_timm.data.load`.
 
     Raises:
-        InputError: Something is lost and may not be left out.
+        InputError: Something is lost, and `missing` does not allow to skip it.
     """
     if lost and (missing == 'error' or (missing is None and split not in ('train', 'trainval'))):
-        raise InputError(f'{where}: {"; ".join(lost)}. Correct the files, or set missing to skip to leave these out.')
-    parts = [f'left out {part}' for part in lost] + others
-    return f'{where}: {"; ".join(parts)}.' if parts else ''
-
-
-def found_in(root: str | Path) -> str:
-    """Lists a folder for a message: its first few entries, or that there is none."""
-    try:
-        return ', '.join(ascii(entry)[1:-1] for entry in sorted(os.listdir(root))[:5]) or 'nothing'
-    except OSError as e:
-        return 'no such folder' if isinstance(e, FileNotFoundError) else f'{e.strerror}'
-
-
-def shown(value: object) -> str:
-    """Shows what a file holds in a message: on one line, and not much of it."""
-    return _SHORT.repr(value)
-
-
-def is_one_line(text: str) -> bool:
-    """Tells text that can be in a message and in an Arrow file: without a line break, NUL or half a surrogate pair."""
-    if '\0' in text or len(f'{text}.'.splitlines()) > 1:
-        return False
-    return text.isascii() or not any('\ud800' <= character <= '\udfff' for character in text)
+        raise InputError(f'{source}: {"; ".join(lost)}. Fix the files, or set missing to skip to leave these out.')
+    parts = [f'skipped {part}' for part in lost] + others
+    return f'{source}: {"; ".join(parts)}.' if parts else ''

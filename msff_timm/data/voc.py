@@ -10,9 +10,10 @@ from datasets import Dataset
 
 from ..errors import InputError, unknown
 from ..labels import VOC_LABELS
-from .records import Records, cached, found_in, is_one_line, make_note, shown
-from .submission import check_submission, write_submission
+from .records import Records, cached, make_warning
+from .text import is_one_line, list_folder, quote
 from .voc_files import VocObject, find_base, find_images, read_ids, read_objects, read_states
+from .voc_submission import check_submission, write_submission
 
 __all__ = ['LABEL_NAMES', 'check_submission', 'load', 'write_submission']
 
@@ -110,7 +111,9 @@ def _find_files(base: Path, year: str, split: str, label_names: Sequence[str] | 
     main, part = base / 'ImageSets' / 'Main', SPLITS[split]
     split_file = main / f'{part}.txt'
     if not split_file.is_file():
-        raise InputError(f'{split_file}: is missing; unpack VOC {year} {split} into {base} (found: {found_in(main)}).')
+        raise InputError(
+            f'{split_file}: is missing; unpack VOC {year} {split} into {base} (found: {list_folder(main)}).'
+        )
     names, class_files, notes = _find_class_files(main, part, label_names)
     lines = read_ids(split_file)
     image_folder, xml_folder = base / 'JPEGImages', base / 'Annotations'
@@ -119,7 +122,7 @@ def _find_files(base: Path, year: str, split: str, label_names: Sequence[str] | 
     for image_id in lines:
         candidates = found.get(image_id, [])
         if len(candidates) > 1 and candidates[0] != f'{image_id}.jpg':
-            raise InputError(f'{image_folder}: holds {" and ".join(map(shown, candidates[:2]))}; remove one of them.')
+            raise InputError(f'{image_folder}: holds {" and ".join(map(quote, candidates[:2]))}; remove one of them.')
         if candidates:
             images[image_id] = candidates[0]
     ids = sorted(path[:-4] for path in os.listdir(xml_folder) if path.endswith('.xml')) if xml_folder.is_dir() else []
@@ -140,7 +143,7 @@ def _find_class_files(
 ) -> tuple[list[str] | None, list[Path], list[str]]:
     """Finds the names of the labels and the class files of a split, and notes what is not VOC's."""
     if label_names is not None and (not label_names or len(set(label_names)) < len(label_names)):
-        raise InputError(f'label_names are {shown(list(label_names))}: each label needs a name of its own.')
+        raise InputError(f'label_names are {quote(list(label_names))}: each label needs a name of its own.')
     entries = os.listdir(main)
     there = {
         each: {entry.removesuffix(f'_{each}.txt') for entry in entries if entry.endswith(f'_{each}.txt')}
@@ -189,7 +192,7 @@ def _read(files: _Files, difficult: str, split: str, missing: str | None) -> Rec
     rows = [image_id for image_id in files.lines if image_id in files.images]
     gone = [image_id for image_id in files.lines if image_id not in files.images]
     if gone:
-        where = f'line {files.lines[gone[0]]}, {shown(gone[0])}'
+        where = f'line {files.lines[gone[0]]}, {quote(gone[0])}'
         lost.append(f'images that are not in {files.image_folder}: {len(gone)} of {len(files.lines)} ({where})')
     if not files.has_labels:
         states = None
@@ -200,11 +203,11 @@ def _read(files: _Files, difficult: str, split: str, missing: str | None) -> Rec
     else:
         bare = [image_id for image_id in rows if image_id not in objects]
         if bare:
-            lost.append(f'images without XML that can be read: {len(bare)} of {len(files.lines)} ({shown(bare[0])})')
+            lost.append(f'images without XML that can be read: {len(bare)} of {len(files.lines)} ({quote(bare[0])})')
             rows = [image_id for image_id in rows if image_id in objects]
         nameless = [image_id for image_id in rows if any(each.name is None for each in objects[image_id])]
         if nameless:
-            lost.append(f'objects without a name in {len(nameless)} images ({shown(nameless[0])})')
+            lost.append(f'objects without a name in {len(nameless)} images ({quote(nameless[0])})')
         states = np.array([_states_of(objects[image_id], number_of, files.xml_files[image_id]) for image_id in rows])
     if not rows:
         raise InputError(f'{files.split_file}: {"; ".join(lost)}.')
@@ -235,12 +238,12 @@ def _read(files: _Files, difficult: str, split: str, missing: str | None) -> Rec
             f' {len(disagreements)} labels in all, and the class files decide'
         )
     if unknown_areas:
-        first = shown(unknown_areas[0])
+        first = quote(unknown_areas[0])
         notes.append(f'areas of labels are unknown in {len(unknown_areas)} of {len(rows)} images ({first}, e.g.)')
     if faults:
         notes.append(f'{len(faults)} XML files cannot be read ({faults[0].removesuffix(".")})')
     images = [str(files.image_folder / files.images[image_id]) for image_id in rows]
-    note = make_note(files.split_file, lost, notes, split, missing)
+    note = make_warning(files.split_file, lost, notes, split, missing)
     return Records(names, images, labels, ignore, areas, rows, warning=note)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from .records import found_in, is_one_line, shown
+from .text import is_one_line, list_folder, quote
 
 __all__ = [
     'VocBoxes',
@@ -80,14 +80,14 @@ def find_base(year: str, root: str) -> Path:
             return folder
     raise InputError(
         f'{root} is not the root of VOC {year}: ImageSets/Main is neither in it nor in VOC{year} or'
-        f' VOCdevkit/VOC{year} in it (found: {found_in(root)}).'
+        f' VOCdevkit/VOC{year} in it (found: {list_folder(root)}).'
     )
 
 
 def find_images(folder: Path) -> dict[str, list[str]]:
     """Lists the image files of a folder by their id, the name without suffix; VOC's own `.jpg` comes first."""
     if not folder.is_dir():
-        raise InputError(f'{folder}: is missing; the images belong there (found: {found_in(folder.parent)}).')
+        raise InputError(f'{folder}: is missing; the images belong there (found: {list_folder(folder.parent)}).')
     suffixes = Image.registered_extensions()
     names = defaultdict(list)
     with os.scandir(folder) as entries:
@@ -103,11 +103,11 @@ def read_ids(split_file: Path) -> dict[str, int]:
     lines: dict[str, int] = {}
     for number, words in _lines(split_file):
         if len(words) != 1:
-            raise InputError(f'{split_file}: line {number} is {shown(" ".join(words))}, not one id.')
+            raise InputError(f'{split_file}: line {number} is {quote(" ".join(words))}, not one id.')
         if os.path.basename(words[0]) != words[0]:
-            raise InputError(f'{split_file}: line {number} has {shown(words[0])}, which leads to another folder.')
+            raise InputError(f'{split_file}: line {number} has {quote(words[0])}, which leads to another folder.')
         if words[0] in lines:
-            raise InputError(f'{split_file}: line {number} has {shown(words[0])} again, as in line {lines[words[0]]}.')
+            raise InputError(f'{split_file}: line {number} has {quote(words[0])} again, as in line {lines[words[0]]}.')
         lines[words[0]] = number
     if not lines:
         raise InputError(f'{split_file}: holds no id.')
@@ -119,19 +119,19 @@ def read_states(class_file: Path, split_file: Path, lines: dict[str, int]) -> np
     states: dict[str, int] = {}
     for number, words in _lines(class_file):
         if len(words) != 2:
-            raise InputError(f'{class_file}: line {number} is {shown(" ".join(words))}, not an id and 1, 0 or -1.')
+            raise InputError(f'{class_file}: line {number} is {quote(" ".join(words))}, not an id and 1, 0 or -1.')
         image_id, state = words
         if state not in STATES:
-            raise InputError(f'{class_file}: line {number} has {shown(state)}, not 1, 0 or -1.')
+            raise InputError(f'{class_file}: line {number} has {quote(state)}, not 1, 0 or -1.')
         if image_id not in lines:
-            raise InputError(f'{class_file}: line {number} has {shown(image_id)}, which is not in {split_file}.')
+            raise InputError(f'{class_file}: line {number} has {quote(image_id)}, which is not in {split_file}.')
         if image_id in states:
-            raise InputError(f'{class_file}: line {number} has {shown(image_id)} again.')
+            raise InputError(f'{class_file}: line {number} has {quote(image_id)} again.')
         states[image_id] = STATES[state]
     for image_id, line in lines.items():
         if image_id not in states:
             raise InputError(
-                f'{class_file}: lacks {shown(image_id)}, line {line} of {split_file}; add a line with 1, 0 or -1.'
+                f'{class_file}: lacks {quote(image_id)}, line {line} of {split_file}; add a line with 1, 0 or -1.'
             )
     return np.array([states[image_id] for image_id in lines], np.int8)
 
@@ -196,7 +196,7 @@ def _read_annotation(xml_file: Path) -> tuple[float, float, list[tuple[str | Non
     except (expat.ExpatError, ValueError, LookupError) as e:
         raise InputError(f'{xml_file}: is not the XML of VOC ({" ".join(str(e).split())}).') from None
     if root.tag != 'annotation':
-        raise InputError(f'{xml_file}: is not the XML of VOC (it holds {shown(root.tag)}, not annotation).')
+        raise InputError(f'{xml_file}: is not the XML of VOC (it holds {quote(root.tag)}, not annotation).')
     width, height = (_number(root.find('size'), side) for side in ('width', 'height'))
     objects = []
     for node in root.findall('object'):

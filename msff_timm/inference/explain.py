@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from timm.utils import unwrap_model
 from torchvision.transforms.functional import to_pil_image
 
-from ..data.sheet import save_figure
+from ..data.figures import save_figure
 from ..data.transforms import eval_transform, open_image
 from ..errors import InputError, unknown
 from ..labels import names_of

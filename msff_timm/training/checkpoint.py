@@ -1,61 +1,64 @@
-"""What a run goes on from after any death: whole checkpoints, found, checked, written, and thinned out."""
+"""Checkpoints: a run that dies at any moment resumes from the newest one that is whole.
 
-import hashlib
+What protects against what:
+
+- A process or a machine that dies while a checkpoint is written: the files go to a temporary folder, are flushed to the
+  disk, and the folder is renamed. `step-...` appears complete or not at all, and older checkpoints stay until then.
+- A disk or a copy that damages files later: `whole.json` holds the size and SHA-256 of every other file. They are
+  compared before a checkpoint is loaded; a damaged one is reported and passed over.
+- A checkpoint from somebody else: its files are safetensors and JSON, which run no code. Accelerate's are pickled.
+"""
+
 import json
 import os
 import random
 import shutil
 import sys
-import uuid
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import get_args, get_origin
 
 import numpy as np
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from ..data.records import file_digest, shown
-from ..errors import InputError
-from .config import TrainConfig
+from .. import __version__
+from ..data.records import file_digest
+from ..errors import InputError, one_line
+from .identity import change, differences
+from .parsing import flatten
+from .storage import is_shared, sync
+from .yaml12 import format_value
 
-__all__ = ['Checkpoints', 'Progress', 'about_run', 'differences', 'fingerprint', 'is_shared', 'sync']
+__all__ = ['WEIGHTS', 'Checkpoints', 'Progress']
 
-VERSION = 2  # of the files of a checkpoint
-MANIFEST = 'whole.json'  # written last: names every other file with its size and digest
+FORMAT = 2  # version of the files of a checkpoint
+MANIFEST = 'whole.json'
 STATE = 'state.json'
 WEIGHTS = 'model.safetensors'
 EMA = 'ema.safetensors'
-OPTIMIZER = 'optimizer.safetensors'  # tensors, named by the number of their parameter: `7.exp_avg`
-# Settings that change neither what is computed nor what it is measured on, as far as a run that goes on is concerned
-FREE = ('output', 'overwrite', 'resume', 'force', 'trackers', 'log_every', 'push_to', 'push_private', 'checkpoint')
-FREE += ('data.root', 'data.image_root', 'data.workers', 'optim.max_per_process', 'optim.early_stop')
-FREE += ('model.compile', 'model.channels_last')
-LAST_BITS = {'threads', 'torch', 'data.workers'}  # what changes no more than these
+OPTIMIZER = 'optimizer.safetensors'  # tensors named by the number of their parameter, e.g. `7.exp_avg`
+LAST_BITS = {'threads', 'torch', 'data.workers'}  # these change the last bits of the results only
 
 
 @dataclass
 class Progress:
-    """Where a run is.
+    """The progress of a run.
 
     Attributes:
-        epoch: That is being trained, from 1.
-        step: Steps of this epoch that are done.
-        steps_done: Of the whole run.
-        losses: Sums of `loss` and `grad_norm` over the steps of this epoch.
-        history: An entry for each epoch that was measured.
-        best: The epoch whose EMA weights are for use: its number `epoch`, `mAP`, `steps_done`, `line` and `results`;
-            and `files`, the SHA-256 digests of what the output folder holds of it, {} while its weights could not be
-            written there. Its checkpoint has them then.
-        unreadable: Messages of the training images that were passed over.
-        seconds: That the run has taken.
+        epoch: Number of the current epoch, from 1.
+        step: Number of steps of the epoch that are done.
+        steps_done: Number of steps of the run that are done.
+        losses: Sums of the loss and of the gradient's norm over the steps of the epoch.
+        history: Loss and metrics of each epoch.
+        best: Epoch whose EMA weights are for use: `epoch`, `mAP`, `steps_done`, `line` and `results`; and `files`, the
+            digests of its files in the output folder, {} if they could not be written there.
+        unreadable: Messages of the training images that cannot be read.
+        seconds: Duration of the run.
     """
 
     epoch: int = 1
@@ -69,52 +72,46 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `{output}/checkpoints/step-{steps_done}`.
-
-    A checkpoint is safetensors and JSON, since whoever loads one may have it from somebody else: Accelerate's own is
-    pickled, in part without the restrictions of `weights_only`. Every process calls every method.
+    """The checkpoints of a run, in `{output}/checkpoints/step-{steps_done}`. Every process calls every method.
 
     Args:
-        accelerator: Its processes share the run.
-        folder: That holds the checkpoints.
-        keep: Newest ones that stay.
+        accelerator: Accelerator of this process.
+        folder: Folder of the checkpoints.
+        keep: Number of newest checkpoints to keep; the best epoch's is kept too.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, keep: int):
         self.accelerator = accelerator
         self.folder = folder
         self.keep = keep
-        self.saved: int | None = None  # steps_done of the newest that this process has saved
-        self.newest: Path | None = None  # that `find('auto')` would find
-        # Machines with disks of their own each save everything: whichever starts again finds its own copy.
+        self.saved: int | None = None  # steps_done of the newest checkpoint that this process has saved
+        self.newest: Path | None = None  # checkpoint to resume from
+        # Machines with disks of their own each save everything: any of them finds its own copy.
         on_each = not is_shared(accelerator, folder)
         self._writes = accelerator.is_local_main_process if on_each else accelerator.is_main_process
 
     def register(
         self, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler
     ) -> None:
-        """Names what is saved, besides the random states.
+        """Sets what is saved, beside the random states.
 
         Args:
-            model: Model as it was before it was prepared, so that any number of processes can resume from its weights.
+            model: Model before it was prepared, so that any number of processes can load its weights.
             ema: Module of the EMA weights.
-            optimizer: Optimiser, prepared or not.
-            schedule: Schedule of the optimiser that was prepared. Nothing of it is saved: the settings and the number
-                of steps decide it.
+            optimizer: Optimizer, prepared or not.
+            schedule: Schedule. It is not saved: the settings and the number of steps define it.
         """
         self.model, self.ema, self.optimizer, self.schedule = model, ema, optimizer, schedule
 
     def save(self, progress: Progress, about: dict) -> bool:
-        """Saves the run, unless it is saved as it is; returns whether that went well, and says what is wrong if not.
-
-        Whatever happens, no whole checkpoint of the run is touched before the new one is whole.
+        """Saves the run, unless this step is saved already; returns False, with a warning, if it cannot.
 
         Args:
-            progress: Where the run is.
-            about: What the run is: see `differences`.
+            progress: Progress of the run.
+            about: Description of the run: see `about_run`.
 
         Raises:
-            InputError: What is to be saved is not finite.
+            InputError: A weight is not finite.
         """
         if progress.steps_done == self.saved:
             return True
@@ -122,91 +119,107 @@ class Checkpoints:
         self._check_finite(tensors, progress)
         path = self.folder / f'step-{progress.steps_done:08}'
         temporary = self.folder / f'.saving-{path.name}'
-        problem = None
-        try:
-            if self._writes:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-        except OSError as e:
-            problem = e
-        problem = self._first(problem)
-        if problem is None:
-            try:
-                _write(temporary / f'random_{self.accelerator.process_index}.json', _random_states(self._device))
-                for name, content in tensors.items() if self._writes else ():
-                    save_file({key: value.contiguous() for key, value in content.items()}, temporary / name)
-            except Exception as e:  # safetensors has errors of its own for a disk that is full
-                problem = e
-            problem = self._first(problem)
-        if problem is None:
-            try:
-                if self._writes:
-                    _write(temporary / STATE, self._state(progress, about))
-                    _seal(temporary)
-                    self._set_aside(path)
-                    os.replace(temporary, path)
-                    sync(self.folder)
-                    self._thin_out(progress)
-            except OSError as e:
-                problem = e
-            problem = self._first(problem)
+        problem = (
+            self._try(self._begin, temporary)
+            or self._try(self._write, temporary, tensors)
+            or self._try(self._complete, temporary, path, progress, about)
+        )
         if problem is not None:
             if self._writes:
                 shutil.rmtree(temporary, ignore_errors=True)
             if self.accelerator.is_main_process:
-                tqdm.write(f'{path}: cannot be saved ({problem}); the run goes on without it.', file=sys.stderr)
+                tqdm.write(f'{path}: cannot be saved ({problem}); the run continues without it.', file=sys.stderr)
             return False
         self.saved, self.newest = progress.steps_done, path
         return True
+
+    def _try(self, write: object, *args: object) -> str | None:
+        """Calls a function in all processes; returns in each of them what failed in any, or None."""
+        problem = None
+        try:
+            write(*args)
+        except Exception as e:  # safetensors reports a full disk by an exception of its own
+            problem = one_line(e)
+        return next((text for text in gather_object([problem]) if text), None)
+
+    def _begin(self, temporary: Path) -> None:
+        if self._writes:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+
+    def _write(self, temporary: Path, tensors: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Writes the random state of this process, and the tensors of the run."""
+        random_state = json.dumps(_random_states(self._device))
+        (temporary / f'random_{self.accelerator.process_index}.json').write_text(random_state, encoding='utf-8')
+        for name, content in tensors.items() if self._writes else ():
+            save_file({key: value.contiguous() for key, value in content.items()}, temporary / name)
+
+    def _complete(self, temporary: Path, path: Path, progress: Progress, about: dict) -> None:
+        """Flushes all files and the list of their digests to the disk, and makes the checkpoint appear."""
+        if not self._writes:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            'version': FORMAT,
+            'msff_timm': __version__,
+            'progress': asdict(progress),
+            'about': about,
+            'computed_with': self._computed_with(),
+            'scaler': scaler and scaler.state_dict(),
+        }
+        (temporary / STATE).write_text(json.dumps(state), encoding='utf-8')
+        files = {}
+        for file in sorted(temporary.iterdir()):
+            files[file.name] = [file.stat().st_size, file_digest(file).hex()]
+            sync(file)
+        (temporary / MANIFEST).write_text(json.dumps(files), encoding='utf-8')
+        sync(temporary / MANIFEST)
+        sync(temporary)
+        self._set_aside(path)
+        os.replace(temporary, path)
+        sync(self.folder)
+        self._thin_out(progress)
 
     @property
     def _device(self) -> str:
         return self.accelerator.device.type
 
     def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Collects the tensors of each file."""
+        """Returns the tensors of each file."""
         state = self.optimizer.state_dict()['state']
         moments = {f'{i}.{key}': value for i, values in state.items() for key, value in values.items()}
         return {WEIGHTS: self.model.state_dict(), EMA: self.ema.state_dict(), OPTIMIZER: moments}
 
     def _check_finite(self, tensors: dict[str, dict[str, torch.Tensor]], progress: Progress) -> None:
         broken = (
-            f'{name} in {file}' for file, of in tensors.items() for name, value in of.items() if not _is_finite(value)
+            f'{name} in {file}'
+            for file, content in tensors.items()
+            for name, value in content.items()
+            if value.is_floating_point() and not value.isfinite().all()
         )
         found = next((text for text in gather_object([next(broken, None)]) if text), None)
         if found:
             raise InputError(
-                f'after step {progress.steps_done} of the run not all weights are finite ({found}): they are not saved.'
-                f' A lower optim.lr may help; {self.advice()}.'
+                f'after step {progress.steps_done}, not all weights are finite ({found}): they are not saved. A lower'
+                f' optim.lr may help; {self.advice()}.'
             )
 
     def holds(self, steps_done: int) -> bool:
-        """Tells whether the newest whole checkpoint is the one after that step, in the folder."""
+        """Returns True if the newest checkpoint is the one after that step."""
         return self.newest == self.folder / f'step-{steps_done:08}'
 
     def advice(self) -> str:
-        """Says from where the run can be resumed."""
+        """Describes how the run can be resumed."""
         if self.newest is None:
             return 'there is no checkpoint to resume from yet'
-        return f'--resume auto resumes from {self.newest} (with --force true, where settings have changed)'
+        return f'--resume auto resumes from {self.newest} (with --force true if settings have changed)'
 
-    def _state(self, progress: Progress, about: dict) -> dict:
-        scaler = self.accelerator.scaler
-        return {
-            'version': VERSION,
-            'progress': asdict(progress),
-            'about': about,
-            'computed_with': self._computed_with(),
-            'scaler': scaler and scaler.state_dict(),
-        }
-
-    def threads(self, path: Path) -> int | None:
-        """Returns the number of threads that a checkpoint's run computed with; None where it does not tell."""
-        threads = _read_state(path / STATE)['computed_with'].get('threads')
-        return threads if type(threads) is int and threads > 0 else None
+    def threads(self, path: Path) -> int:
+        """Returns the number of PyTorch threads of the run that saved a checkpoint."""
+        return _read_state(path)['computed_with']['threads']
 
     def _computed_with(self) -> dict:
-        """Returns what decides the last bits of the results, besides the run itself."""
+        """Returns what decides the last bits of the results, beside the settings."""
         return {
             'processes': self.accelerator.num_processes,
             'threads': torch.get_num_threads(),
@@ -215,13 +228,8 @@ class Checkpoints:
             'torch': torch.__version__,
         }
 
-    def _first(self, problem: Exception | None) -> str | None:
-        """Tells every process what went wrong in any of them."""
-        told = problem and ' '.join(f'{getattr(problem, "strerror", None) or problem}'.split())
-        return next((text for text in gather_object([told]) if text), None)
-
     def _set_aside(self, path: Path) -> None:
-        """Renames a checkpoint that is damaged, or of what this run does not go on from, so that none finds it."""
+        """Renames a checkpoint that is damaged, or left behind, so that `find` ignores it."""
         if path.exists():
             aside = path.with_name(f'aside-{path.name}')
             shutil.rmtree(aside, ignore_errors=True)
@@ -240,12 +248,16 @@ class Checkpoints:
         return sorted(path.name for path in self.folder.glob('step-*') if path.is_dir())
 
     def find(self, resume: str) -> Path | None:
-        """Finds the checkpoint to go on from: the newest that is whole on all machines, or the one that is named.
+        """Finds the checkpoint to resume from: the newest that is whole on all machines, or the given one.
 
-        One that is damaged is named on standard error and passed over.
+        Args:
+            resume: auto, or the folder of a checkpoint.
+
+        Returns:
+            Path of the checkpoint; None if `resume` is auto and there is none.
 
         Raises:
-            InputError: The one that is named is not there or not whole.
+            InputError: The given checkpoint is missing or damaged.
         """
         damage = None
         if self.accelerator.is_local_main_process:
@@ -267,25 +279,33 @@ class Checkpoints:
         return self.folder / name if resume == 'auto' else Path(resume)
 
     def load(self, path: Path, about: dict, force: bool) -> Progress:
-        """Loads a checkpoint into what was registered, and returns where the run was.
+        """Loads a checkpoint into the registered objects.
 
-        Later ones, which are damaged or were left behind by naming an earlier one, are renamed to `aside-step-...`.
+        Later checkpoints, which are damaged or left behind, are renamed to `aside-step-...`.
+
+        Args:
+            path: Checkpoint to load.
+            about: Description of the run, which the checkpoint's must match.
+            force: True to load it although they differ.
+
+        Returns:
+            Progress of the run.
 
         Raises:
-            InputError: It is of another run, and `force` is false.
+            InputError: The checkpoint is of another run or version, or cannot be loaded.
         """
         problem = None
         try:
             state = self._read(path, about, force)
+            progress = Progress(**state['progress'])
             self._load(path, state)
         except InputError as e:
-            problem = e
-        except Exception as e:  # a file that is not what it should be shows itself in many types of exception
-            problem = InputError(f'{path}: cannot be loaded ({type(e).__name__}: {shown(str(e))}).')
-        problem = self._first(problem)
+            problem = str(e)
+        except Exception as e:  # files with other content raise exceptions of many types
+            problem = f'{path}: cannot be loaded ({type(e).__name__}: {format_value(one_line(e))}).'
+        problem = next((text for text in gather_object([problem]) if text), None)
         if problem is not None:
             raise InputError(problem)
-        progress = Progress(**state['progress'])
         self.newest = path
         if self._writes:
             for name in self._names():
@@ -294,19 +314,19 @@ class Checkpoints:
         return progress
 
     def _read(self, path: Path, about: dict, force: bool) -> dict:
-        """Reads where a run was, and shows what may make the results others than without the interruption."""
-        state = _read_state(path / STATE)
+        """Reads the state of a run, and reports changes that may lead to other results."""
+        state = _read_state(path)
         different = list(differences(state['about'], about))
         if different and not force:
             raise InputError(
-                f'{path} is of another run: {"; ".join(different)}. Make these the same, choose another output, or set'
-                ' force to true.'
+                f'{path} is of another run: {"; ".join(different)}. Restore these, choose another output, or set force'
+                ' to true.'
             )
-        before = {**state['computed_with'], 'data.workers': dict(_flat(state['about'])).get('config.data.workers')}
-        now = {**self._computed_with(), 'data.workers': dict(_flat(about)).get('config.data.workers')}
+        before = {**state['computed_with'], 'data.workers': dict(flatten(state['about'])).get('config.data.workers')}
+        now = {**self._computed_with(), 'data.workers': dict(flatten(about)).get('config.data.workers')}
         changed = [key for key in now if before.get(key) != now[key]]
         if changed and self.accelerator.is_main_process:
-            changes = ', '.join(f'{key} was {shown(before.get(key))} and is {shown(now[key])}' for key in changed)
+            changes = ', '.join(change(key, before.get(key), now[key]) for key in changed)
             extent = ' in the last bits' if LAST_BITS.issuperset(changed) else ''
             tqdm.write(f'{path}: {changes}; the results may differ{extent} from an unbroken run.', file=sys.stderr)
         return state
@@ -319,16 +339,11 @@ class Checkpoints:
             number, _, key = name.partition('.')
             moments.setdefault(int(number), {})[key] = value
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
-        for number, values in moments.items():  # PyTorch finds out when it takes a step
-            shape = parameters[number].shape if number < len(parameters) else None
-            if {key: value.shape for key, value in values.items()} != {
-                'step': (),
-                'exp_avg': shape,
-                'exp_avg_sq': shape,
-            }:
-                raise ValueError(f'{OPTIMIZER} is not of these parameters')
+        for number, values in moments.items():  # with force, other settings may order the parameters differently
+            if values['exp_avg'].shape != parameters[number].shape:
+                raise ValueError(f'{OPTIMIZER} is of other parameters')
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), 'state': moments})
-        # The learning rate is that of the settings of now.
+        # The learning rate follows the present settings.
         steps_done = state['progress']['steps_done']
         place = {'last_epoch': steps_done - 1, '_step_count': steps_done + 1}
         self.schedule.load_state_dict({**self.schedule.state_dict(), **place})
@@ -336,126 +351,55 @@ class Checkpoints:
         if self.accelerator.scaler is not None and state['scaler']:
             self.accelerator.scaler.load_state_dict(state['scaler'])
         rank = self.accelerator.process_index
-        if rank < state['computed_with']['processes']:  # another keeps that of its seed
+        if rank < state['computed_with']['processes']:  # an additional process keeps the state of its seed
             text = (path / f'random_{rank}.json').read_text(encoding='utf-8')
             _set_random_states(json.loads(text), self._device)
 
     def ema_weights(self, steps_done: int) -> dict[str, torch.Tensor] | None:
-        """Loads the EMA weights of a checkpoint in the folder; None where that is not whole."""
+        """Loads the EMA weights of the checkpoint after that step; returns None if it is missing or damaged."""
         path = self.folder / f'step-{steps_done:08}'
         return None if _damage(path) else load_file(path / EMA)
 
 
-def is_shared(accelerator: Accelerator, folder: Path) -> bool:
-    """Finds out whether all machines see the same folder, which is made.
-
-    Raises:
-        InputError: Nothing can be written to it.
-    """
-    sign, problem = folder / f'.{broadcast_object_list([uuid.uuid4().hex])[0]}', None
-    try:
-        if accelerator.is_local_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-        if accelerator.is_main_process:
-            sign.touch()
-    except OSError as e:
-        problem = e.strerror or f'{e}'
-    for found in gather_object([problem]):
-        if found:
-            raise InputError(f'{folder}: cannot be written to ({found}); choose another --output.')
-    seen = gather_object([sign.exists()])
-    if accelerator.is_main_process:
-        sign.unlink()
-    return all(seen)
-
-
-def fingerprint(targets: np.ndarray, image_ids: list[str]) -> str:
-    """Tells data sets apart by their images' names and targets (N, K)."""
-    digest = hashlib.sha256(repr(targets.shape).encode() + targets.tobytes())
-    digest.update(json.dumps(image_ids).encode())
-    return digest.hexdigest()[:16]
-
-
-def differences(before: dict, now: dict) -> Iterator[str]:
-    """Names what a checkpoint and this run do not share: settings, labels, data; but not what is free to change."""
-    before, now = dict(_flat(before)), dict(_flat(now))
-    for key in {**before, **now}:
-        setting = key.removeprefix('config.')
-        if any(setting == free or setting.startswith(f'{free}.') for free in FREE):
-            continue
-        if before.get(key) != now.get(key):
-            yield f'{setting} was {shown(before.get(key))} and is {shown(now.get(key))}'
-
-
-def about_run(config: TrainConfig, label_names: list[str], data: dict[str, str]) -> dict:
-    """Makes what `differences` compares: all settings, the labels, and the fingerprints of the data."""
-    return json.loads(json.dumps({'config': asdict(config), 'label_names': label_names, 'data': data}))
-
-
-def _flat(content: dict, prefix: str = '') -> Iterator[tuple[str, object]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}', value
-
-
 def _read_state(path: Path) -> dict:
-    """Reads a state.json.
+    """Reads the state of a checkpoint.
 
     Raises:
-        InputError: It is not what `Checkpoints.save` writes.
+        InputError: It cannot be read, or is of another format.
     """
     try:
-        state = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f'{path}: cannot be read ({shown(str(e))}).') from None
-    if not isinstance(state, dict) or state.get('version') != VERSION:
+        state = json.loads((path / STATE).read_text(encoding='utf-8'))
+        found = state.get('version')
+    except (OSError, ValueError, RecursionError, AttributeError) as e:
+        raise InputError(f'{path / STATE}: cannot be read ({one_line(e)}).') from None
+    if found != FORMAT:
+        writer = f'msff-timm {state["msff_timm"]}' if 'msff_timm' in state else 'an earlier version of msff-timm'
         raise InputError(
-            f'{path}: is of another version of msff-timm, or of something else; resume it with that version, or start'
-            ' anew.'
+            f'{path}: was written by {writer} in format {found or 1}, and msff-timm {__version__} reads format'
+            f' {FORMAT}: resume it with that version, or start a new run.'
         )
-    kinds = {'progress': dict, 'about': dict, 'computed_with': dict, 'scaler': dict | None}
-    _check_kinds(path, '', state, kinds)
-    progress = state['progress']
-    _check_kinds(path, 'progress.', progress, {f.name: f.type for f in fields(Progress)})
-    for number, entry in enumerate(progress['history']):
-        kinds = {'epoch': int, **dict.fromkeys(('loss', 'mAP', 'CF1', 'OF1'), float)}
-        _check_kinds(path, f'progress.history.{number}.', entry, kinds)
-    if progress['best'] is not None:
-        kinds = {'epoch': int, 'mAP': float, 'steps_done': int, 'line': str, 'results': dict, 'files': dict}
-        _check_kinds(path, 'progress.best.', progress['best'], kinds)
-    _check_kinds(path, 'computed_with.', state['computed_with'], {'processes': int})
-    unknown_keys = progress.keys() - {f.name for f in fields(Progress)}
-    if unknown_keys or progress['epoch'] < 1 or min(progress['step'], progress['steps_done']) < 0:
-        raise InputError(f'{path}: progress is {shown(progress)}, where no run can be.')
     return state
 
 
-def _check_kinds(path: Path, where: str, content: dict, kinds: dict[str, object]) -> None:
-    """Checks that a dict has certain keys, with values of their types: `list[float]`, `dict | None` and the like."""
-    for key, kind in kinds.items():
-        if key not in content:
-            raise InputError(f'{path}: {where}{key} is missing.')
-        if not _is_of(content[key], kind):
-            name = getattr(kind, '__name__', None) if not get_args(kind) else str(kind)
-            raise InputError(f'{path}: {where}{key} is {shown(content[key])}: must be {name}.')
-
-
-def _is_of(value: object, kind: object) -> bool:
-    if get_origin(kind) is UnionType:
-        return any(_is_of(value, one) for one in get_args(kind))
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_of(item, get_args(kind)[0]) for item in value)
-    return type(value) in ((float, int) if kind is float else (kind,))
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+def _damage(path: Path) -> str | None:
+    """Describes what is wrong with a checkpoint; returns None if it is whole."""
+    if not path.is_dir():
+        return 'there is no such checkpoint'
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding='utf-8'))
+        for name, (size, digest) in files.items():
+            file = path / name
+            if not file.is_file():
+                return f'{name} is missing'
+            if file.stat().st_size != size or file_digest(file).hex() != digest:
+                return f'{name} is damaged'
+    except (OSError, ValueError, AttributeError, TypeError) as e:
+        return f'{MANIFEST} cannot be read ({one_line(e)})'
+    return None
 
 
 def _random_states(device: str) -> dict:
-    """Returns the random states of Python, NumPy, PyTorch, and of this process's GPU, as JSON values."""
+    """Returns the random states of Python, NumPy, PyTorch and this process's GPU, as JSON values."""
     name, keys, *rest = np.random.get_state()
     return {
         'python': random.getstate(),
@@ -472,45 +416,3 @@ def _set_random_states(states: dict, device: str) -> None:
     torch.set_rng_state(torch.tensor(states['torch'], dtype=torch.uint8))
     if device != 'cpu' and states['device'] is not None:
         torch.get_device_module(device).set_rng_state(torch.tensor(states['device'], dtype=torch.uint8))
-
-
-def _write(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content), encoding='utf-8')
-
-
-def _seal(folder: Path) -> None:
-    """Puts every file on the disk, then the list of them: a checkpoint that has the list has lost nothing."""
-    files = {}
-    for path in sorted(folder.iterdir()):
-        files[path.name] = [path.stat().st_size, file_digest(path).hex()]
-        sync(path)
-    _write(folder / MANIFEST, files)
-    sync(folder / MANIFEST)
-    sync(folder)
-
-
-def sync(path: Path) -> None:
-    """Puts a file, or the list of a folder's files, on the disk."""
-    if os.name == 'nt' and path.is_dir():  # Windows has no such call
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _damage(path: Path) -> str | None:
-    """Tells what is wrong with a checkpoint; None if it is whole."""
-    if path.is_dir() and not (path / MANIFEST).is_file():
-        return f'{MANIFEST} cannot be read (there is none)'
-    try:
-        for name, (size, digest) in json.loads((path / MANIFEST).read_text(encoding='utf-8')).items():
-            file = path / name
-            if not file.is_file():
-                return f'{name} is missing'
-            if file.stat().st_size != size or file_digest(file).hex() != digest:
-                return f'{name} is damaged'
-    except (OSError, ValueError, AttributeError, TypeError) as e:
-        return 'there is no such checkpoint' if not path.is_dir() else f'{MANIFEST} cannot be read ({e})'
-    return None

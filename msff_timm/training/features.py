@@ -22,11 +22,11 @@ from tqdm import tqdm
 from ..data.samples import Samples, seeded
 from ..data.transforms import Normalize
 from ..errors import InputError
-from .checkpoint import is_shared, sync
 from .commands import Stopped, StopRequest
 from .config import TrainConfig
 from .freezing import backbone_parameters
 from .loaders import make_loader
+from .storage import is_shared, sync
 
 __all__ = ['CachedSamples', 'FeatureCache', 'NotCached', 'OnMaps', 'cache_obstacles']
 

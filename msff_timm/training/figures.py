@@ -6,8 +6,8 @@ import datasets
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..data import sheet
-from ..data.sheet import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
+from ..data import figures
+from ..data.figures import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
 from ..files import replace_file
 from ..results import Results
 
@@ -19,7 +19,7 @@ LINE = 34  # characters of a caption
 def save_figure(figure: Figure, path: str | Path, **options: object) -> None:
     """Writes a figure as PNG, in one step."""
     with replace_file(path) as temporary:
-        sheet.save_figure(figure, temporary, format='png', dpi=DPI, **options)
+        figures.save_figure(figure, temporary, format='png', dpi=DPI, **options)
 
 
 def plot_curves(history: list[dict], path: str | Path) -> None:

@@ -17,8 +17,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..errors import InputError
-from .checkpoint import is_shared
 from .commands import StopRequest
+from .storage import is_shared
 
 with suppress(ModuleNotFoundError):  # on Windows
     import fcntl

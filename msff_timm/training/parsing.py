@@ -1,9 +1,7 @@
-"""How settings are read: from YAML files and command lines, each checked against the type that its dataclass gives."""
+"""Parsing of settings from YAML files and command lines, checked against the types of their dataclasses."""
 
-import json
 import math
 import os
-import re
 import sys
 import types
 from collections.abc import Iterable, Iterator
@@ -12,29 +10,21 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from ..errors import InputError, unknown
 from ..files import read_small
+from .yaml12 import format_value, read_scalar, read_yaml, write_yaml
 
-__all__ = ['CONFIGS', 'find_settings', 'parse', 'read_yaml', 'write_yaml']
+__all__ = ['CONFIGS', 'find_settings', 'flatten', 'parse']
 
 ConfigT = TypeVar('ConfigT')
 INSTALLED = Path(__file__).parent / 'configs'
 CONFIGS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / 'train' / 'configs'  # the recipes
 LARGEST = 2**20  # bytes of a settings file
 PRINT = '--print_config'
-MOST_VALUES = 100_000  # with what aliases repeat
-DEEPEST = 20
-MOST_SHOWN = 60  # characters of a value in a message
-WORDS = {'': None, '~': None, 'null': None, 'Null': None, 'NULL': None}
-WORDS |= {'true': True, 'True': True, 'TRUE': True, 'false': False, 'False': False, 'FALSE': False}
 SWITCHES = {'yes': True, 'on': True, 'no': False, 'off': False, 'true': True, 'false': False}
-INTEGER = re.compile(r'[-+]?(0|[1-9][0-9]*)')
-FLOAT = re.compile(r'[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?')
-FLOAT_ALONE = re.compile(f'(?:{FLOAT.pattern})$')
-NOT_FINITE = re.compile(r'[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)')
+RENAMED = {'data_name': 'data.title'}  # keys of earlier versions, and their present names
 KINDS = {
     str: 'text',
     int: 'a whole number',
@@ -49,17 +39,17 @@ KINDS = {
 
 
 def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | None = None) -> ConfigT:
-    """Reads settings from `--config FILE` (or the default file) with overrides `--key value`, or `--the-key value`.
+    """Parses settings: `--config NAME` (or the default file), overridden by `--key value` or `--the-key value`.
 
-    `--help` lists all settings, `--print_config` those that result as YAML; both end the process.
+    `--help` prints all settings, and `--print_config` the resulting ones as YAML; both end the process.
 
     Args:
-        config_class: Dataclass of the settings, with a method `validate`; sections are dataclasses too.
-        argv: Command line without its first word. Of a setting that is given twice the last one counts.
-        default_file: File to read where the command line names none.
+        config_class: Dataclass of the settings, with a method `validate`; its sections are dataclasses too.
+        argv: Arguments of the command line. The last value of a repeated setting counts.
+        default_file: File to read without `--config`.
 
     Raises:
-        InputError: A key is unknown, a value is not of its type or outside of its range, or a file cannot be read.
+        InputError: A key is unknown, a value has the wrong type or is out of range, or a file cannot be read.
     """
     for argument in argv:
         try:
@@ -67,11 +57,11 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
         except UnicodeEncodeError:
             shown = ascii(argument)[1:-1]
             raise InputError(
-                f'{shown}: is not UTF-8, and reports record all settings; rename the file or folder.'
+                f'{shown}: is not UTF-8, which results need to record it; rename the file or folder.'
             ) from None
     if not {'-h', '--help'}.isdisjoint(argv):
         parser = ArgumentParser(prog=Path(sys.argv[0]).name)
-        parser.add_argument('--config', help=f'YAML file of settings (default: {default_file})')
+        parser.add_argument('--config', help=f'YAML file of settings, or name of a recipe (default: {default_file})')
         parser.add_argument(PRINT, action='store_true', help='print all settings as YAML and exit')
         parser.add_class_arguments(config_class)
         parser.parse_args(['--help'])
@@ -80,7 +70,7 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
     files = [value for key, value in given if key == 'config']
     if len(files) > 1:
         raise InputError(
-            f'--config is given twice ({files[0]}, {files[1]}): give one file, and the rest as --key value.'
+            f'--config is given twice ({files[0]}, {files[1]}): give one file, and other settings as --key value.'
         )
     values = _read_file(find_settings(files[0]) if files else default_file, kinds) if files or default_file else {}
     values |= dict(_read_overrides([(key, value) for key, value in given if key != 'config'], kinds, values))
@@ -93,7 +83,7 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
 
 
 def _kinds(config_class: type, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """Names every setting of a class, `data.root` and the like, with its type."""
+    """Returns the keys of all settings, e.g. `data.root`, with their types."""
     for f in fields(config_class):
         if is_dataclass(f.type):
             yield from _kinds(f.type, f'{prefix}{f.name}.')
@@ -110,23 +100,35 @@ def _make(config_class: type[ConfigT], values: dict[str, Any], prefix: str = '')
         elif key in values:
             arguments[f.name] = values[key]
         elif f.default is MISSING and f.default_factory is MISSING:
-            raise InputError(f'{key} is missing: give --{key}, or {key} in the file of settings.')
+            raise InputError(f'{key} is missing: give --{key}, or set it in the settings file.')
     return config_class(**arguments)
 
 
 # Files
 
 
-def find_settings(name: str) -> Path:
-    """Finds a settings file: a path, or the name of a recipe such as `coco2014_448` or `compare/demo`."""
-    if os.path.isfile(name):
-        return Path(name)
+def find_settings(name: str, key: str = '--config') -> Path:
+    """Finds a settings file.
+
+    Args:
+        name: Path of a file, or name of a recipe, e.g. `coco2014_448` or `compare/demo`.
+        key: Name of the setting, for the message.
+
+    Raises:
+        InputError: There is no such file or recipe.
+    """
     recipe = CONFIGS / f'{name}.yaml'
-    return recipe if os.path.isfile(recipe) else Path(name)
+    if not os.path.lexists(name) and os.path.isfile(recipe):
+        return recipe
+    if not os.path.lexists(name):
+        recipes = sorted(path.relative_to(CONFIGS).with_suffix('').as_posix() for path in CONFIGS.rglob('*.yaml'))
+        shown = name.replace('\0', '\\0')
+        raise InputError(f'{key} is {shown}: there is no such file or recipe; the recipes are {", ".join(recipes)}.')
+    return Path(name)
 
 
 def _read_file(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
-    """Reads the settings of a YAML file, `{'optim.lr': 1e-4, ...}`."""
+    """Reads the settings of a YAML file, e.g. `{'optim.lr': 1e-4}`."""
     text = read_small(path, LARGEST, 'settings')
     try:
         content = read_yaml(text)
@@ -134,7 +136,7 @@ def _read_file(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f'{path}: cannot be read as settings ({e}).') from None
     try:
         if not isinstance(content, dict | None):
-            raise InputError(f'settings must be "key: value" lines, not {_shown(content)}.')
+            raise InputError(f'settings must be "key: value" lines, not {format_value(content)}.')
         values = {}
         for key, value in _leaves(content or {}, kinds):
             if key in values:
@@ -155,11 +157,15 @@ def _leaves(content: dict[str, Any], kinds: dict[str, Any], prefix: str = '') ->
         elif not any(known.startswith(f'{key}.') for known in kinds):
             raise _unknown('setting', key, kinds)
         elif value != {}:
-            raise InputError(f'{key} is {_shown(value)}: must hold settings, as in "{key}: {{...}}", or be left out.')
+            raise InputError(
+                f'{key} is {format_value(value)}: must hold settings, as in "{key}: {{...}}", or be left out.'
+            )
 
 
 def _unknown(what: str, key: str, kinds: Iterable[str], dashes: str = '') -> InputError:
-    """Makes the error for an unknown key: it names the settings that end alike, or else the nearest."""
+    """Creates the error for an unknown key, with its new name, the settings that end alike, or else the nearest."""
+    if key in RENAMED:
+        return InputError(f'unknown {what} {dashes + key!r}: its name is now {dashes}{RENAMED[key]}.')
     ends: dict[str, list[str]] = {}
     for known in kinds:
         ends.setdefault(known.rpartition('.')[2], []).append(known)
@@ -171,107 +177,15 @@ def _unknown(what: str, key: str, kinds: Iterable[str], dashes: str = '') -> Inp
     return InputError(f'unknown {what} {dashes + key!r}: did you mean {" or ".join(dashes + name for name in found)}?')
 
 
-class _Loader(yaml.SafeLoader):
-    """Finds no types: those of YAML 1.1 are not what users mean."""
-
-    yaml_implicit_resolvers = {}
-
-
-def read_yaml(text: str | bytes) -> Any:
-    """Reads YAML as its version 1.2 has it: of plain words only null, true, false and decimal numbers are no text.
-
-    To YAML 1.1, PyYAML's, `no` is false, `010` is 8, `1:30` is 90, `2026-11-28` is a date, and `1e-4` is text.
-
-    Raises:
-        ValueError: It cannot be read, a key is no text or there twice, or its values are nested without an end.
-    """
-    try:
-        node = yaml.compose(text, _Loader)
-        return None if node is None else _Values().read(node, 0)
-    except RecursionError:
-        raise ValueError(f'nested more than {DEEPEST} deep') from None
-    except yaml.MarkedYAMLError as e:
-        hint = '; use spaces instead of tabs' if "'\\t'" in f'{e.problem}' else ''
-        line, said = e.problem_mark.line + 1, ' '.join(f'{e.context or ""} {e.problem}'.split())
-        raise ValueError(f'line {line}: {said}{hint}') from None
-    except yaml.reader.ReaderError as e:
-        hint = '' if e.encoding == 'unicode' else '; save it as UTF-8'
-        raise ValueError(f'{e.reason}: character {e.character:#04x} at {e.position}{hint}') from None
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that is a number to YAML 1.2, `1e5` say, besides what is one to YAML 1.1."""
-
-
-_Dumper.add_implicit_resolver('tag:yaml.org,2002:float', FLOAT_ALONE, list('-+.0123456789'))
-
-
-def write_yaml(value: Any) -> str:
-    """Writes YAML that `read_yaml`, and any reader of YAML 1.1, reads as it was."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
-
-
-class _Values:
-    """Makes values of YAML's nodes; aliases may repeat these many times, or without an end."""
-
-    def __init__(self):
-        self.left = MOST_VALUES
-
-    def read(self, node: yaml.Node, depth: int) -> Any:
-        line = f'line {node.start_mark.line + 1}'
-        self.left -= 1
-        if self.left < 0:
-            raise ValueError(f'{line}: more than {MOST_VALUES:,} values, with what aliases repeat')
-        if depth > DEEPEST:
-            raise ValueError(f'{line}: nested more than {DEEPEST} deep, or an alias of what holds it')
-        if not node.tag.startswith('tag:yaml.org,2002:') or node.tag.rpartition(':')[2] not in ('str', 'seq', 'map'):
-            raise ValueError(f'{line}: has the tag {node.tag.replace("tag:yaml.org,2002:", "!!")}; leave it out')
-        if isinstance(node, yaml.SequenceNode):
-            return [self.read(item, depth + 1) for item in node.value]
-        if isinstance(node, yaml.ScalarNode):
-            return _scalar(node.value, line) if node.style is None else _text(node.value, line)
-        found, lines = {}, {}
-        for key_node, value_node in node.value:
-            line = key_node.start_mark.line + 1
-            key = self.read(key_node, depth + 1)
-            if not isinstance(key, str):
-                raise ValueError(f'line {line}: the key {_shown(key)} is no text; put it in quotes')
-            if key in found:
-                raise ValueError(f'{key} is given twice, in lines {lines[key]} and {line}')
-            found[key], lines[key] = self.read(value_node, depth + 1), line
-        return found
-
-
-def _scalar(text: str, line: str) -> Any:
-    """Reads a plain word."""
-    if text in WORDS:
-        return WORDS[text]
-    if INTEGER.fullmatch(text):
-        return int(text)
-    if FLOAT.fullmatch(text):
-        return float(text)
-    if NOT_FINITE.fullmatch(text):
-        return float(text.lower().replace('.', ''))
-    return _text(text, line)
-
-
-def _text(text: str, line: str) -> str:
-    try:
-        # JSON writes what is beyond \uFFFF as two halves.
-        return text.encode('utf-16', 'surrogatepass').decode('utf-16')
-    except UnicodeDecodeError:
-        raise ValueError(f'{line}: {ascii(text)} holds half a character') from None
-
-
 # Command lines
 
 
 def _pairs(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Parts a command line into keys, as YAML has them, and what they are given."""
+    """Splits a command line into keys, as in YAML, and values."""
     rest = iter(argv)
     for argument in rest:
         if not argument.startswith('--'):
-            raise InputError(f'{argument!r} is no setting: give --key value.')
+            raise InputError(f'{argument!r} is not a setting: give --key value.')
         key, equals, value = argument[2:].partition('=')
         if not equals:
             value = next(rest, None)
@@ -283,9 +197,9 @@ def _pairs(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _read_overrides(
     given: list[tuple[str, str]], kinds: dict[str, Any], of_file: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    """Reads what a command line sets.
+    """Reads the settings of a command line.
 
-    Single entries of a mapping, `--model.args.fusion_mode 1`, are joined with those of the file.
+    Single entries of a mapping, e.g. `--model.args.fusion_mode 1`, are merged into the file's mapping.
     """
     mappings = [key for key, kind in kinds.items() if get_origin(kind) is dict]
     merged: dict[str, dict] = {}
@@ -297,7 +211,7 @@ def _read_overrides(
         if name is None:
             raise _unknown('setting', key, kinds, '--')
         if any(other == name for other, _ in given):
-            raise InputError(f'--{key} and --{name}: give one of them, the second replaces all of the first.')
+            raise InputError(f'--{key} and --{name}: give one of them: the second replaces the whole mapping.')
         into = merged.setdefault(name, _copied(of_file.get(name, {})))
         *path, last = key.removeprefix(f'{name}.').split('.')
         if not all((*path, last)):
@@ -315,7 +229,7 @@ def _copied(mapping: dict) -> dict:
 
 
 def _of_command_line(key: str, value: str, kind: Any) -> Any:
-    """Reads a value; text is taken as it stands, but for null."""
+    """Reads a value; text is not interpreted, except null."""
     if str in _members(kind) or value == '':
         return None if value == 'null' else value
     try:
@@ -328,15 +242,15 @@ def _of_command_line(key: str, value: str, kind: Any) -> Any:
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
-    """Lists the types of a union, or the one."""
+    """Returns the types of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def _checked(key: str, value: Any, kind: Any) -> Any:
-    """Returns a value as its type has it.
+    """Converts a value to the type of its setting.
 
     Raises:
-        InputError: It is of another type, empty, or no finite number.
+        InputError: The value has another type, is empty, or is not finite.
     """
     for member in _members(kind):
         found, fits = _converted(value, member)
@@ -346,12 +260,12 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
     if value == '':
         raise InputError(f'{key} is empty: must be {must}.')
     numbers = any(isinstance(item, int | float) for item in (value if isinstance(value, list) else [value]))
-    quotes = ' Put what is text in quotes.' if numbers and 'text' in must else ''
-    raise InputError(f'{key} is {_shown(value)}: must be {must}.{quotes}')
+    quotes = ' Put text in quotes.' if numbers and 'text' in must else ''
+    raise InputError(f'{key} is {format_value(value)}: must be {must}.{quotes}')
 
 
 def _converted(value: Any, kind: Any) -> tuple[Any, bool]:
-    """Returns a value as a type has it, and whether it is of that type."""
+    """Returns a value converted to a type, and True if it is of that type."""
     if kind is types.NoneType:
         return value, value is None
     if kind is Any:
@@ -364,8 +278,8 @@ def _converted(value: Any, kind: Any) -> tuple[Any, bool]:
         return [item for item, _ in items], isinstance(value, list) and all(fits for _, fits in items)
     if get_origin(kind) is dict:
         return value, isinstance(value, dict) and _is_finite(value)
-    if isinstance(value, str):  # a number in quotes is a number to those who write files with templates
-        value = SWITCHES.get(value.lower()) if kind is bool else _scalar(value, 'the value')
+    if isinstance(value, str):  # templates write numbers in quotes
+        value = SWITCHES.get(value.lower()) if kind is bool else read_scalar(value, 'the value')
     if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     return value, type(value) is kind and _is_finite(value)
@@ -377,10 +291,10 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _shown(value: Any) -> str:
-    """Shows a value as YAML has it, on one line and not much of it."""
-    if isinstance(value, str):
-        text = value if value.isprintable() else ascii(value)
-    else:
-        text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= MOST_SHOWN else f'{text[:MOST_SHOWN]} ...'
+def flatten(content: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Returns the values of nested dictionaries with their keys, e.g. `('data.root', '/data')`."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value

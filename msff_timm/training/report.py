@@ -16,7 +16,7 @@ from ..metrics import FEW
 from ..results import METRICS, SIZE_BANDS, Results
 from .commands import command_line
 from .figures import draw_ap, draw_mistakes, plot_curves, save_figure
-from .parsing import read_yaml, write_yaml
+from .yaml12 import read_yaml, write_yaml
 
 __all__ = [
     'basis_of',

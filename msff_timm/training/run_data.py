@@ -14,9 +14,9 @@ from ..data.counts import LabelCounts
 from ..data.samples import Samples, StreamedSamples
 from ..data.transforms import eval_transform, train_transform
 from ..errors import InputError
-from .checkpoint import fingerprint
 from .config import DataConfig, TrainConfig
 from .features import FeatureCache
+from .identity import fingerprint
 from .loaders import EpochSampler, divide_batch, make_loader
 
 __all__ = ['RunData', 'load_data', 'make_mixup']

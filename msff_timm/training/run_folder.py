@@ -18,9 +18,10 @@ from .. import hub
 from ..data.records import file_digest
 from ..errors import InputError, one_line
 from ..results import Results, write_json
-from .checkpoint import WEIGHTS, Checkpoints, Progress, sync
+from .checkpoint import WEIGHTS, Checkpoints, Progress
 from .figures import plot_curves
 from .report import write_report
+from .storage import sync
 
 __all__ = ['FREE_DISK', 'RunFolder']
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..data.transforms import Normalize, describe_transforms
 from ..errors import InputError
 from ..results import Results, pick_metrics
-from .checkpoint import Checkpoints, Progress, about_run
+from .checkpoint import Checkpoints, Progress
 from .commands import Stopped, StopRequest, environment, peak_memory
 from .config import TrainConfig
 from .console import describe_end, describe_start, progress_bar
@@ -27,6 +27,7 @@ from .distill import Teacher
 from .evaluator import compute_metrics, fit_thresholds, score
 from .features import FeatureCache, NotCached, OnMaps, cache_obstacles
 from .freezing import Unfreezing, freeze_backbone, freeze_norms, train_unfrozen
+from .identity import about_run
 from .loaders import Unreadable, choose_workers, grouped, mix, share_cores
 from .losses import describe_pos_weight, known_sum, make_loss, pos_weights
 from .optim import make_ema, make_optimizer, make_schedule

@@ -106,11 +106,11 @@ NO_ID = (None, [1], ' ', 'a\nb', True, 1.5, float('nan'), float('inf'))
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda c: c['images'][0].update(file_name='../x.png'), r"images\[0\]: '../x.png' does not lie in .*train2014"),
-        (lambda c: c['images'][0].update(file_name='..\\x.png'), r"images\[0\]: '../x.png' does not lie in .*train"),
-        (lambda c: c['images'][0].update(file_name='val2014/../../x'), r'images\[0\]: .* does not lie in .*train2014'),
-        (lambda c: c['images'][0].update(file_name='val2014/a/../../x'), r'images\[0\]: .* does not lie in .*val2014'),
-        (lambda c: c['images'][0].update(file_name='/etc/passwd'), r"images\[0\]: '/etc/passwd' does not lie in"),
+        (lambda c: c['images'][0].update(file_name='../x.png'), r"images\[0\]: '../x.png' is not inside .*train2014"),
+        (lambda c: c['images'][0].update(file_name='..\\x.png'), r"images\[0\]: '../x.png' is not inside .*train"),
+        (lambda c: c['images'][0].update(file_name='val2014/../../x'), r'images\[0\]: .* is not inside .*train2014'),
+        (lambda c: c['images'][0].update(file_name='val2014/a/../../x'), r'images\[0\]: .* is not inside .*val2014'),
+        (lambda c: c['images'][0].update(file_name='/etc/passwd'), r"images\[0\]: '/etc/passwd' is not inside"),
         (lambda c: c['images'][0].update(file_name='a\nb'), r"images\[0\] has file_name 'a\\nb', not text on one line"),
         (lambda c: c['images'][0].update(file_name='\ud800'), r"images\[0\] has file_name '\\ud800', not text"),
         (lambda c: c['images'][0].pop('file_name'), r'images\[0\] has file_name None, not text'),
@@ -368,7 +368,7 @@ def test_the_setting_reaches_the_reader_from_training_and_from_the_command(root,
     edit(root, lambda c: c['images'].insert(0, {'id': 1, 'file_name': 'gone.png'}))
     with pytest.raises(InputError, match='1 of 4'):
         DataConfig(root=str(root), missing='error').load('train', None, 32)
-    with pytest.warns(UserWarning, match='left out images'):
+    with pytest.warns(UserWarning, match='skipped images'):
         assert len(DataConfig(root=str(root)).load('train', None, 32)) == 3
     command = ['data', 'coco2014', '--root', str(root), '--splits', 'train', '-o', str(tmp_path / 'out')]
     assert cli.main([*command, '--missing', 'error']) == 2
@@ -450,13 +450,13 @@ def test_the_cases_load_with_the_labels_of_the_plain_one(cases):
         assert len(caught) == (folder.name in TOLD), folder
         expected = [] if folder.name in ('no_bbox_no_area', 'no_size', 'size_zero') else [100 / 1920]
         assert dataset['area'][1] == expected, folder
-        if folder.name in ('orphan', 'missing_image'):
+        if folder.name in ('orphan', 'missing_picture'):
             with pytest.raises(InputError, match='1 of 5 .*set missing to skip'):
                 msff_timm.data.load('coco2017', 'train', folder, missing='error')
     assert len(folders) >= 30
 
 
-TOLD = ('missing_image', 'no_bbox_no_area', 'no_size', 'orphan', 'same_file_twice', 'size_zero')
+TOLD = ('missing_picture', 'no_bbox_no_area', 'no_size', 'orphan', 'same_file_twice', 'size_zero')
 
 
 def test_an_area_a_rounding_above_the_whole_image_is_the_whole(root):
@@ -603,7 +603,7 @@ def test_a_root_that_is_not_cocos_is_refused_with_what_was_found(tmp_path):
     [
         (('coco2104', 'train'), "unknown data set 'coco2104': did you mean coco2014?"),
         (('coco2014', 'valid', '.'), "unknown split of coco2014 'valid': did you mean validation?"),
-        (('scenes', 'train', None, 0), 'data size 0 must be at least 1.'),
+        (('scenes', 'train', None, 0), 'data size is 0: must be at least 1.'),
     ],
 )
 def test_the_door_names_what_is_wrong(arguments, message):

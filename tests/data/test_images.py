@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from msff_timm.data import images
-from msff_timm.data.depth import ValueRange
+from msff_timm.data.bit_depth import ValueRange
 from msff_timm.data.formats import HAS_AVIF
 from msff_timm.data.images import decode, open_image
 from msff_timm.errors import InputError

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from msff_timm.data import cells, label_names, load, notes, table
+from msff_timm.data import label_cells, label_names, load, notes, table
+from msff_timm.data.columns import NOT_LABELS
 from msff_timm.errors import InputError
 
 IMAGES = ('a.png', 'b.png', 'c.png', 'd.png')
@@ -146,7 +147,7 @@ def test_one_file_with_a_column_of_splits(root):
     assert label_names(load('table', 'train', str(path))) == ['bird', 'cat', 'dog']
     assert load('table', 'validation', str(path))['image_id'][:] == ['b.png', 'c.png']
     write(path, lists(split=['train'] * 4))
-    fails(path, 'all.csv', 'no row with test', 'train', split='test')
+    fails(path, 'all.csv', 'no row of test', 'train', split='test')
     write(path, lists(split=['train', 'trane', 'val', 'val']))
     fails(path, 'line 3', "'trane'")
     write(path, lists())
@@ -160,7 +161,7 @@ def test_label_names_give_the_order(root):
     dataset = load('table', 'train', str(root), label_names=['dog', 'fish', 'cat', 'bird'])
     assert dataset['labels'][:] == [[0, 2], [], [0], [3]]
     fails(root, 'train.csv', 'line 2', "unknown label 'cat'", 'did you mean cats', label_names=['dog', 'cats', 'bird'])
-    fails(root, 'data.label_names', "'dog' is there twice", label_names=['dog', 'dog'])
+    fails(root, 'data.label_names', "'dog' is listed twice", label_names=['dog', 'dog'])
     fails(root, 'data.label_names', 'empty', label_names=['dog', ' '])
     fails(root, 'data.label_names', 'line break', label_names=['dog\n'])
 
@@ -195,9 +196,9 @@ def test_images_lie_elsewhere_or_have_absolute_paths(folder, tmp_path):
     assert dataset['image_id'][:] == ['a.png', str(folder / 'b.png')]
     fails(tmp_path, 'line 2', 'a.png', 'data.image_root')
     (tmp_path / 'train.csv').write_text(f'image,x\n{folder / "b.png"},0\n')
-    fails(tmp_path, 'line 2', 'does not lie in')
+    fails(tmp_path, 'line 2', 'is not inside')
     (tmp_path / 'train.csv').write_text('image,x\n../b.png,0\n')
-    fails(tmp_path, 'line 2', 'does not lie in')
+    fails(tmp_path, 'line 2', 'is not inside')
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(root):
@@ -220,11 +221,11 @@ def test_lines_are_counted_as_an_editor_does(root):
     {
         'empty': (b'', ['is empty']),
         'blank': (b'\n\n', ['is empty']),
-        'header only': (b'image,x\n', ['holds no row']),
+        'header only': (b'image,x\n', ['contains no rows']),
         'no image': (b'photo,x\na.png,1\n', ['photo, x']),
-        'no labels': (b'image\na.png\n', ['no column of labels']),
-        'no label': (b'image,labels\na.png,\n', ['holds no label', 'data.label_names']),
-        'same column': (b'image,x,x\na.png,1,1\n', ["'x' is there twice"]),
+        'no labels': (b'image\na.png\n', ['no label column']),
+        'no label': (b'image,labels\na.png,\n', ['contains no labels', 'data.label_names']),
+        'same column': (b'image,x,x\na.png,1,1\n', ["'x' is listed twice"]),
         'unnamed column': (b'image,,x\na.png,1,1\n', ['a name is empty']),
         'too many': (b'image,x\na.png,1,2\n', ['line 2', '3 fields']),
         'too few': (b'image,x\na.png\n', ['line 2', '1 fields']),
@@ -257,21 +258,21 @@ def test_bad_csv(root, content, parts):
 @pytest.mark.parametrize(
     ('content', 'parts'),
     [
-        ('{"image": "a.png", "labels": ["x"]\n', ['line 1', 'not whole JSON']),
+        ('{"image": "a.png", "labels": ["x"]\n', ['line 1', 'not valid JSON']),
         ('\x85\n', ['is empty']),
         ('["a.png"]\n', ['line 1', 'not an object']),
-        ('{"image": "a.png", "image": "b.png", "labels": []}\n', ['line 1', "'image' is there twice"]),
+        ('{"image": "a.png", "image": "b.png", "labels": []}\n', ['line 1', "'image' is listed twice"]),
         ('{"image": "a.png", "labels": ["x"]}\n\n{"labels": ["x"]}\n', ['line 3', "'image'"]),
-        ('{"image": "a.png"}\n{"image": "b.png", "labels": []}\n', ['holds no label', 'data.label_names']),
+        ('{"image": "a.png"}\n{"image": "b.png", "labels": []}\n', ['contains no labels', 'data.label_names']),
         ('{"image": "a.png", "labels": [1]}\n', ['line 1', 'label 1, which is not text']),
         ('{"image": "a.png", "labels": 3}\n', ['line 1', "'labels' is 3"]),
         ('{"image": 3, "labels": ["x"]}\n', ['line 1', 'path 3']),
         ('{"image": "a\\u0000.png", "labels": ["x"]}\n', ['line 1', 'NUL']),
-        ('{"image": "a.png", "labels": ["\\ud800"]}\n', ['line 1', 'not whole JSON']),
+        ('{"image": "a.png", "labels": ["\\ud800"]}\n', ['line 1', 'not valid JSON']),
         ('{"image": "a.png", "labels": ["x"], "image_id": true}\n', ['line 1', 'True']),
         ('{"image": "a.png", "x": {}}\n', ['line 1', "'x' is {}"]),
-        ('{"image": "a.png", "x": ' + '[' * 100_000, ['line 1', 'not whole JSON']),
-        ('{"image": "a.png", "x": ' + '1' * 5_000 + '}', ['line 1', 'not whole JSON']),
+        ('{"image": "a.png", "x": ' + '[' * 100_000, ['line 1', 'not valid JSON']),
+        ('{"image": "a.png", "x": ' + '1' * 5_000 + '}', ['line 1', 'not valid JSON']),
     ],
     ids=range(15),
 )
@@ -285,25 +286,25 @@ def test_bad_parquet(root):
     write(path, lists(labels=(['x'], ['x', 'x'], [], [])))
     fails(root, 'train.parquet', 'row 1', "'x' twice")
     write(path, [{'image': {'bytes': b'', 'path': 'a.png'}, 'labels': ['x']}])
-    fails(root, 'train.parquet', "'image'", 'data.name hub')
+    fails(root, 'train.parquet', "'image'", 'set data.name to hub')
     whole = write(path, lists()).read_bytes()
     for content in (b'', b'PAR1', whole[:-20], whole[20:]):
         path.write_bytes(content)
-        fails(root, 'train.parquet', 'not whole Parquet')
+        fails(root, 'train.parquet', 'not a valid Parquet file')
     pq.write_table(pa.table([pa.array(['a.png']), pa.array([1]), pa.array([1])], names=['image', 'x', 'x']), path)
-    fails(root, 'train.parquet', "'x' is there twice")
+    fails(root, 'train.parquet', "'x' is listed twice")
 
 
 def test_bad_roots(root):
-    fails(root, 'holds no train.csv')
-    fails(root / 'absent', 'is no folder and no file', 'data.root')
+    fails(root, 'contains no train.csv')
+    fails(root / 'absent', 'is not a folder or a file', 'data.root')
     (root / 'table.xlsx').write_text('')
     fails(root / 'table.xlsx', '.csv, .tsv, .jsonl, .parquet')
     write(root / 'train.csv', lists())
     fails(root, 'split validation', 'train.csv', split='val')
     fails(root, "unknown split of a table 'trainval'", split='trainval')
     write(root / 'train.tsv', lists())
-    fails(root, 'train.csv', 'train.tsv', 'keep one')
+    fails(root, 'train.csv', 'train.tsv', 'remove one')
     for name in ('table', 'folder'):
         with pytest.raises(InputError, match=f'{name} needs data.root'):
             load(name, 'train')
@@ -323,13 +324,13 @@ def test_a_folder_with_metadata(folder, tmp_path, suffix):
     assert dataset[0]['image'].getpixel((0, 0))[0] == 80
     fails(tmp_path, 'no folder of the split test', name='folder', split='test')
     write(tmp_path / f'metadata.{suffix}', rows)
-    fails(tmp_path, 'keep one', name='folder')
+    fails(tmp_path, 'remove one', name='folder')
 
 
 def test_a_folder_of_one_split(root):
     fails(root, 'metadata.csv', name='folder')
     write(root / 'metadata.csv', lists())
-    fails(root, 'no column file_name', name='folder')
+    fails(root, "no column 'file_name'", name='folder')
     assert len(load('folder', 'train', str(root), image_column='image', size=3)) == 3
 
 
@@ -350,7 +351,7 @@ def test_a_delimiter_is_found_in_all_splits_together(root):
     (root / 'val.csv').write_text('image,labels,ignore\nc.png,cat,dog\n')
     dataset = load('table', 'train', str(root))
     assert named(dataset) == [['cat', 'dog'], ['bird']]
-    assert notes(dataset) == ["labels: column 'labels', delimited by a space, as 'cat dog' (data.label_delimiter)"]
+    assert notes(dataset) == ["labels: column 'labels', delimited by a space, e.g. 'cat dog' (data.label_delimiter)"]
     assert notes(load('table', 'train', str(root))) == notes(dataset)  # from the cache
     dataset = load('table', 'train', str(root), label_delimiter='none')
     assert named(dataset) == [['cat dog'], ['bird']] and notes(dataset) == ["labels: column 'labels'"]
@@ -370,14 +371,14 @@ def test_lists_without_quotes(root):
     (root / 'train.csv').write_text('image,labels\na.png,[cat dog]\nb.png,[cat]\n')
     dataset = load('table', 'train', str(root))
     assert named(dataset) == [['cat', 'dog'], ['cat']]
-    assert notes(dataset) == ["labels: column 'labels', lists parted by spaces, as '[cat dog]'"]
+    assert notes(dataset) == ["labels: column 'labels', lists separated by spaces, e.g. '[cat dog]'"]
 
 
 def test_words_that_mean_no_label_are_named(root):
     (root / 'train.csv').write_text('image,labels,ignore\na.png,x|NA,None\nb.png,NA,\nc.png,nan,\n')
     dataset = load('table', 'train', str(root))
     assert named(dataset) == [['NA', 'x'], [], []]
-    assert notes(dataset)[0].endswith(", no label where 'NA' or 'None'")
+    assert notes(dataset)[0].endswith(", 'NA' or 'None' means no label")
 
 
 def test_vectors_need_names(root):
@@ -397,7 +398,7 @@ def test_columns_that_are_no_labels_are_left_out_and_named(root):
     dataset = load('table', 'train', str(root), label_names=['fold', 'dog', 'cat'])
     assert named(dataset) == [['cat'], ['fold']]
     (root / 'train.csv').write_text('image,fold\na.png,1\n')
-    fails(root, 'no column of labels', 'fold')
+    fails(root, 'no label column', 'fold')
 
 
 @pytest.mark.parametrize('index', [None, ['p', 'q', 'r', 's'], pd.MultiIndex.from_product([[0, 1], [0, 1]])])
@@ -496,7 +497,7 @@ def test_splits_have_the_names_that_datasets_knows(root, split, alias):
     assert named(load('folder', split, str(root))) == [['cat']]
     other = next(name for names in ALIASES if split in names for name in names if name != alias)
     (root / f'{other}.tsv').write_text('x')
-    fails(root, 'keep one', alias, other, split=split)
+    fails(root, 'remove one', alias, other, split=split)
 
 
 def test_is_valid_is_the_split_of_a_single_table(root):
@@ -507,18 +508,18 @@ def test_is_valid_is_the_split_of_a_single_table(root):
         dataset = load('table', 'validation', str(base))
         assert dataset['image_id'][:] == ['b.png']
         assert notes(dataset) == ['splits: by the column is_valid', 'labels: 1 column (x); not labels: is_valid']
-        fails(base, 'no row with test', 'is_valid', split='test')
+        fails(base, 'no row of test', 'is_valid', split='test')
     (root / 'train.csv').write_text(text.replace('True', ''))
     fails(root, 'line 3', 'is_valid')
     # Where each split has its table, the column must not say otherwise.
     (root / 'train.csv').write_text(text)
     (root / 'val.csv').write_text('image,x,is_valid\nd.png,1,1\n')
-    fails(root, 'train.csv: line 3', 'is of validation', 'is_valid')
+    fails(root, 'train.csv: line 3', 'to validation', 'is_valid')
     (root / 'train.csv').write_text(text.replace('True', 'False'))
     assert len(load('table', 'train', str(root))) == 3 and len(load('table', 'val', str(root))) == 1
     (root / 'val.csv').write_text('image,x,split\nd.png,1,train\n')
     (root / 'train.csv').write_text('image,x,split\na.png,1,train\n')
-    fails(root, 'val.csv: line 2', 'is of train', "'split'")
+    fails(root, 'val.csv: line 2', 'to train', "'split'")
 
 
 @pytest.mark.parametrize('column', ['Split', 'SPLIT', 'subset', 'Usage', 'partition'])
@@ -561,7 +562,7 @@ def test_a_metadata_file_above_the_splits(folder, tmp_path, suffix):
     assert {split: len(part) for split, part in theirs.items()} == {s: len(labels) for s, labels in expected.items()}
     (tmp_path / 'a.png').symlink_to(folder / 'a.png')
     write(tmp_path / f'metadata.{suffix}', [*rows, {'file_name': 'a.png', 'labels': []}])
-    fails(tmp_path, "'a.png' lies in no folder of a split", name='folder')
+    fails(tmp_path, "'a.png' is not in the folder of a split", name='folder')
 
 
 def test_the_folders_of_images_part_one_table(folder, tmp_path):
@@ -595,7 +596,7 @@ def test_many_columns_are_read_in_seconds(tmp_path):
 def test_the_same_content_is_read_once(root, monkeypatch):
     reads = []
     monkeypatch.setattr(
-        table, 'read', lambda path, names, read=table.read: reads.append(path.name) or read(path, names)
+        table, 'read_table', lambda path, names, read=table.read_table: reads.append(path.name) or read(path, names)
     )
     write(root / 'train.csv', lists())
     write(root / 'val.csv', lists())
@@ -622,7 +623,7 @@ def test_timm_reads_what_we_write(root, tmp_path_factory):
 
 name = st.text(st.characters(codec='utf-8', exclude_categories=('Cc', 'Zl', 'Zp')), min_size=1, max_size=6)
 label = name.map(str.strip).filter(
-    lambda text: text and '|' not in text and text[0] not in '[({"\'' and text not in cells.MISSING
+    lambda text: text and '|' not in text and text[0] not in '[({"\'' and text not in label_cells.MISSING
 )
 quick = settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
 
@@ -640,7 +641,7 @@ def test_what_is_written_is_read(folder, suffix, data):
     assert [set(row) for row in named(dataset)] == [set(row) for row in rows]
     states = [[data.draw(st.sampled_from([1, 0, -1])) for _ in names] for _ in range(3)]
     columns = dict(zip(data.draw(st.lists(label, min_size=3, max_size=3, unique=True)), states, strict=True))
-    if not columns.keys() & {'image', 'labels', *table.NOT_LABELS}:
+    if not columns.keys() & {'image', 'labels', *NOT_LABELS}:
         rows = [{'image': n, **{k: v[i] for k, v in columns.items()}} for i, n in enumerate(names)]
         write(folder / f'train.{suffix}', rows)
         dataset = load('table', 'train', str(folder))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import msff_timm.data
-from msff_timm.data import DIFFICULT, submission, voc
+from msff_timm.data import DIFFICULT, voc, voc_submission
 from msff_timm.data.samples import Samples
 from msff_timm.data.voc_files import VocBoxes, read_boxes
 from msff_timm.errors import InputError
@@ -315,7 +315,7 @@ def test_missing_images_are_left_out_in_training_and_end_evaluation(root):
         for _ in range(2):
             dataset, note = load_with_note(root, split, missing=missing)
             assert dataset['image_id'][:] == ['2008_000007', '2008_000005'] and dataset['labels'][:] == [[CAT], []]
-            assert 'left out images that are not in' in note and "1 of 3 (line 2, '2008_000003')" in note
+            assert 'skipped images that are not in' in note and "1 of 3 (line 2, '2008_000003')" in note
     for split, missing in (('trainval', 'error'), ('val', None)):
         with pytest.raises(InputError, match='1 of 3 .line 2.*set missing to skip') as caught:
             msff_timm.data.load('voc2012', split, root, missing=missing)
@@ -621,7 +621,7 @@ def test_an_interrupted_writer_leaves_the_submission_before_it(tmp_path, monkeyp
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(submission, 'check_submission', interrupted)
+    monkeypatch.setattr(voc_submission, 'check_submission', interrupted)
     with pytest.raises(KeyboardInterrupt):
         voc.write_submission(path, list(OBJECTS), SCORES * 2, voc.LABEL_NAMES)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

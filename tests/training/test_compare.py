@@ -24,9 +24,10 @@ from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import VOC_LABELS
 from msff_timm.training.commands import Stopped
-from msff_timm.training.config import AblateConfig, CompareConfig, ModelConfig, TrainConfig, parse
+from msff_timm.training.config import ModelConfig, TrainConfig, parse
 from msff_timm.training.run_model import make_model
 from msff_timm.training.studies import ablate, compare, pages, study, tables
+from msff_timm.training.studies.config import AblateConfig, CompareConfig
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / 'train' / 'configs').glob('*/*.yaml'))

@@ -38,7 +38,7 @@ def settings(path: Path) -> dict:
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
-def test_every_config_is_valid(path):
+def test_recipes_are_valid(path):
     assert parse(TrainConfig, ['--config', str(path)]).output.startswith('runs/')
 
 
@@ -53,7 +53,7 @@ def test_recipes_name_every_setting(path):
 
 
 @pytest.mark.parametrize('path', PAPER, ids=lambda path: path.stem)
-def test_every_value_of_the_papers_recipes_says_where_it_comes_from(path):
+def test_recipes_of_the_paper_name_the_source_of_each_value(path):
     said = ''
     for line in path.read_text().partition('\nmodel:\n')[2].splitlines():
         said += line.partition('#')[2]
@@ -62,7 +62,7 @@ def test_every_value_of_the_papers_recipes_says_where_it_comes_from(path):
             said = ''
 
 
-def test_results_of_two_recipes_never_mix():
+def test_recipes_write_to_different_folders():
     outputs = [settings(path)['output'] for path in CONFIGS]
     assert outputs == [f'runs/{path.stem}' for path in CONFIGS]
 
@@ -78,7 +78,7 @@ def test_results_of_two_recipes_never_mix():
         ('voc2012_448_from_coco', 448, 'trainval', 'validation', 11_540),
     ],
 )
-def test_recipes_hold_the_papers_numbers(name, pixels, train_split, eval_split, num_train):
+def test_recipes_hold_the_numbers_of_the_paper(name, pixels, train_split, eval_split, num_train):
     """Sections 4.1.1 and 4.3, Eq. 12 and Table 1; where these are silent, Query2Label's public recipe."""
     found = settings(DEMO.with_stem(name))
     paper = {'optim.lr': 1e-4, 'optim.weight_decay': 1e-2, 'optim.epochs': 80, 'optim.loss': 'asl'}
@@ -108,7 +108,7 @@ def test_recipes_hold_the_papers_numbers(name, pixels, train_split, eval_split, 
         ),
     ],
 )
-def test_recipes_differ_in_what_they_must_alone(first, second, differences):
+def test_recipes_differ_only_where_they_must(first, second, differences):
     one, other = (settings(DEMO.with_stem(name)) for name in (first, second))
     found = {key for key in one if one[key] != other[key]}
     assert found == differences
@@ -117,7 +117,7 @@ def test_recipes_differ_in_what_they_must_alone(first, second, differences):
         assert other['model.keep_labels'] and not other['model.backbone_pretrained']
 
 
-def test_the_command_line_overrides_the_file_which_overrides_the_defaults(tmp_path):
+def test_parse_lets_the_command_line_override_the_file(tmp_path):
     file = tmp_path / 'mine.yaml'
     file.write_text('output: here\noptim: {lr: 3e-4, epochs: 7}\ndata: {root: photos}\n')
     config = parse(TrainConfig, ['--config', str(file), '--optim.epochs', '9', '--data.train_size=null'])
@@ -127,7 +127,7 @@ def test_the_command_line_overrides_the_file_which_overrides_the_defaults(tmp_pa
     assert parse(TrainConfig, [f'--config={file}', '--optim.ema-decay=0.5', '--data.root=a-b']).optim.ema_decay == 0.5
 
 
-def test_arguments_of_the_model_come_from_the_file_and_one_by_one_from_the_command_line(tmp_path):
+def test_parse_merges_model_args(tmp_path):
     file = tmp_path / 'mine.yaml'
     file.write_text(
         'output: here\nmodel: {name: msff_resnet18, args: {fusion_mode: 1, backbone_args: {stem_width: 32}}}\n'
@@ -150,7 +150,7 @@ def test_arguments_of_the_model_come_from_the_file_and_one_by_one_from_the_comma
 
 
 @pytest.mark.parametrize('name', ['q2l_resnet101', 'mldecoder_resnet101'])
-def test_peers_may_start_from_a_pretrained_backbone(name):
+def test_model_config_accepts_backbone_pretrained_for_peers(name):
     arguments = [f'--model.name={name}', '--model.backbone_pretrained=true']
     assert parse(TrainConfig, arguments, default_file=DEMO).model.backbone_pretrained
 
@@ -161,7 +161,7 @@ def test_parse_reads_lists_of_numbers():
     assert parse(TrainConfig, ['--output=x', '--data.crop_scale=null']).data.crop_scale is None
 
 
-def test_without_a_file_the_default_one_is_read():
+def test_parse_reads_the_default_file():
     assert parse(TrainConfig, ['--seed', '3'], default_file=DEMO).model.name == 'msff_test_resnet'
 
 
@@ -189,11 +189,11 @@ def test_without_a_file_the_default_one_is_read():
         ),
         (
             ['--model.backbone_from=local-dir:x', '--model.backbone_pretrained=true'],
-            'model.backbone_from is local-dir:x: set model.backbone_pretrained false',
+            'model.backbone_from is local-dir:x: also set model.backbone_pretrained false',
         ),
         (
             ['--model.backbone_from=local-dir:x', '--model.init_from=local-dir:y', '--model.backbone_pretrained=false'],
-            'model.backbone_from is local-dir:x: set model.init_from null',
+            'model.backbone_from is local-dir:x: also set model.init_from null',
         ),
         (['--model.keep_labels=true'], 'model.keep_labels is true: it needs model.init_from'),
         (['--model.drop_rate', '1'], 'model.drop_rate is 1.0: must be from 0 to below 1.'),
@@ -212,7 +212,7 @@ def test_without_a_file_the_default_one_is_read():
         (['--data.workers', 'many'], 'data.workers'),
         (['--data.streaming=true', '--data.train_size=null'], 'data.streaming is true: set data.train_size'),
         (['stray'], 'stray'),
-        (['--config', 'nowhere.yaml'], 'nowhere.yaml: cannot be read as settings'),
+        (['--config', 'nowhere.yaml'], '--config is nowhere.yaml: there is no such file or recipe'),
         (['--trackers', '[tensorbord]'], "unknown trackers 'tensorbord': did you mean tensorboard?"),
         (['--distill.teacher=local-dir:x', '--data.mixup=0.2'], 'set data.mixup and data.cutmix to 0'),
         (['--optim.layer_decay=0.5', '--optim.backbone_lr=0.1'], 'set one of them'),
@@ -225,8 +225,8 @@ def test_without_a_file_the_default_one_is_read():
             "unknown argument of msff_test_resnet in model.args 'fusion_mod': did you mean fusion_mode?",
         ),
         (['--model.args={fusion_mode: 7}'], 'fusion_mode=7 must be one of 1, 2, 3.'),
-        (['--model.args.drop_rate=0.5'], 'model.args has drop_rate: leave it out, that is up to model.drop_rate.'),
-        (['--model.args.num_classes=3'], 'model.args has num_classes: leave it out, that is up to the labels'),
+        (['--model.args.drop_rate=0.5'], 'model.args has drop_rate: leave it out; it is set by model.drop_rate.'),
+        (['--model.args.num_classes=3'], 'model.args has num_classes: leave it out; it is set by the labels'),
         (['--model.args.backbone=resnt'], "backbone 'resnt' is no timm model"),
         (['--model.arg.fusion_mode=1'], "unknown setting '--model.arg.fusion_mode': did you mean --model.args"),
         (['--model.args=3'], 'model.args'),
@@ -237,7 +237,7 @@ def test_without_a_file_the_default_one_is_read():
         (['--model.args.fusion_mode=[1'], '--model.args.fusion_mode is [1: cannot be read as YAML ('),
     ],
 )
-def test_wrong_settings_are_named(arguments, message, monkeypatch):
+def test_parse_names_wrong_settings(arguments, message, monkeypatch):
     monkeypatch.setattr('msff_timm.hub.publish.get_token', lambda: None)
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, arguments, default_file=DEMO)
@@ -254,7 +254,7 @@ def test_wrong_settings_are_named(arguments, message, monkeypatch):
         ('output: x\noptim: {epochs: some}', 'optim.epochs'),
     ],
 )
-def test_wrong_files_are_named(tmp_path, content, message):
+def test_parse_names_wrong_files(tmp_path, content, message):
     file = tmp_path / 'mine.yaml'
     file.write_text(content)
     with pytest.raises(InputError) as caught:
@@ -262,17 +262,17 @@ def test_wrong_files_are_named(tmp_path, content, message):
     assert message in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_resuming_and_overwriting_exclude_each_other():
+def test_train_config_refuses_resume_with_overwrite():
     with pytest.raises(InputError, match='resume is auto and overwrite is true: set one of them.'):
         parse(TrainConfig, ['--output=x', '--resume=auto', '--overwrite=true'])
 
 
-def test_evaluation_needs_a_model():
+def test_evaluate_config_needs_a_model():
     with pytest.raises(InputError, match='model'):
         parse(EvaluateConfig, [])
 
 
-def test_results_name_the_users_own_data_but_no_path_of_this_machine(tmp_path):
+def test_definition_names_own_data_without_its_path(tmp_path):
     (tmp_path / 'satellites').mkdir()
     for name, root, named in (
         ('table', str(tmp_path / 'satellites'), 'satellites'),
@@ -283,13 +283,13 @@ def test_results_name_the_users_own_data_but_no_path_of_this_machine(tmp_path):
     assert DataConfig(name='voc2007').definition('test') == {'name': 'voc2007', 'split': 'test', 'difficult': 'ignore'}
 
 
-def test_results_name_the_choice_to_leave_out_what_is_missing():
+def test_definition_records_that_missing_images_are_skipped():
     assert DataConfig(name='coco2014', missing='skip').definition('validation')['missing'] == 'skip'
     with pytest.raises(InputError, match="unknown data.missing 'skp': did you mean skip"):
         parse(EvaluateConfig, ['--model=x', '--data.name=coco2014', '--data.missing=skp'])
 
 
-def test_settings_that_are_not_utf8_are_named():
+def test_parse_names_arguments_that_are_not_utf8():
     for argument in (b'--output=runs/caf\xe9', b'--config=caf\xe9.yaml', b'--data.root=\xff'):
         with pytest.raises(InputError, match=r'--.*\\udc.*: is not UTF-8') as caught:
             parse(TrainConfig, [os.fsdecode(argument)])

@@ -90,7 +90,7 @@ def probabilities(folder, base, ids):
         ]
 
 
-def test_coco_weights_are_measured_on_voc_by_two_processes(script, drawn_voc, tmp_path, monkeypatch):
+def test_main_evaluates_coco_weights_on_voc_in_two_processes(script, drawn_voc, tmp_path, monkeypatch):
     """Against scikit-learn, and F1 by hand: mapped labels, difficult ones, mirror images, own thresholds, scores."""
     base, ids, states = drawn_voc
     label_names = [name for name in COCO if name not in ('sheep', 'tv')]
@@ -133,7 +133,7 @@ def test_coco_weights_are_measured_on_voc_by_two_processes(script, drawn_voc, tm
     assert len(measured['devices']) == 2
 
 
-def test_a_submission_needs_all_of_vocs_classes(drawn_voc, tmp_path, monkeypatch, capsys):
+def test_main_refuses_a_submission_without_all_labels_of_voc(drawn_voc, tmp_path, monkeypatch, capsys):
     base, ids, _ = drawn_voc
     settings = {'data__name': 'voc2012', 'data__root': base, 'data__split': 'test'}
     settings |= {'submission': tmp_path / 'results.tar', 'image_size': 48}
@@ -150,7 +150,7 @@ def test_a_submission_needs_all_of_vocs_classes(drawn_voc, tmp_path, monkeypatch
     np.testing.assert_allclose([float(number) for number in lines[1::2]], expected, atol=1e-5)
 
 
-def test_thresholds_are_stored_in_the_models_order(tmp_path, monkeypatch):
+def test_main_stores_thresholds_in_the_order_of_the_model(tmp_path, monkeypatch):
     scenes = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
     names = [*scenes[5:], *scenes[:5]]
     model, scores = make_model(tmp_path / 'model', names), tmp_path / 'scores.parquet'
@@ -190,7 +190,7 @@ def table_of(root, *labels):
         (('tvmonitor', 'unicorn', 'cat|unicorn', ''), ['cat', 'tvmonitor'], ['unicorn']),
     ],
 )
-def test_a_table_is_measured_by_the_labels_that_the_model_knows(table_root, monkeypatch, labels, measured, left_out):
+def test_main_evaluates_the_labels_of_a_table_that_the_model_has(table_root, monkeypatch, labels, measured, left_out):
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
     table_of(table_root, *labels)
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'output': output}
@@ -204,7 +204,7 @@ def test_a_table_is_measured_by_the_labels_that_the_model_knows(table_root, monk
     assert found['num_images'] == 4 and found['labels']['cat']['num_positives'] == sum('cat' in row for row in labels)
 
 
-def test_ignored_labels_take_no_part_in_the_metrics(table_root, monkeypatch, capsys):
+def test_main_leaves_ignored_labels_out_of_the_metrics(table_root, monkeypatch, capsys):
     """As if the data did not have them: neither in mAP nor among the labels of highest probability."""
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
     table_of(table_root, 'cat|tv', 'dog', 'cat|dog', 'tv')
@@ -227,7 +227,7 @@ def test_ignored_labels_take_no_part_in_the_metrics(table_root, monkeypatch, cap
         run(monkeypatch, model=model, data__ignore_labels='[catt]', **settings)
 
 
-def test_labels_that_are_not_shared_are_refused(table_root, monkeypatch):
+def test_main_refuses_labels_that_are_not_shared(table_root, monkeypatch):
     table_of(table_root, 'unicorn', 'griffin', '', '')
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test'}
     named = make_model(table_root / 'model', ['cat', 'dog'])
@@ -249,7 +249,7 @@ def masked_table(root, *rows):
     (root / 'test.csv').write_text('\n'.join(['image,cat,dog,owl', *lines]))
 
 
-def test_labels_that_do_not_count_are_named_before_and_in_the_results(table_root, monkeypatch, capsys):
+def test_main_reports_labels_that_do_not_count(table_root, monkeypatch, capsys):
     """Of three labels the second has no absent entry, the third no positive."""
     Image.new('RGB', (40, 40)).save(table_root / '4.png')
     masked_table(table_root, '1,1,0', '0,-1,0', '1,,0', '0,1,', '0,1,0')
@@ -275,7 +275,7 @@ def test_labels_that_do_not_count_are_named_before_and_in_the_results(table_root
     assert thresholds['num_fitted'] == 1 and dog == owl == 0.5 != cat
 
 
-def test_nothing_to_evaluate_on_is_told_before_scoring(table_root, monkeypatch):
+def test_main_refuses_data_without_labels_before_scoring(table_root, monkeypatch):
     masked_table(table_root, '1,1,0', '-1,,0', '1,,0', '-1,1,')
     monkeypatch.setattr(evaluate, 'score', lambda *_: pytest.fail('it was scored'))
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test'}
@@ -290,7 +290,7 @@ def test_nothing_to_evaluate_on_is_told_before_scoring(table_root, monkeypatch):
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 @pytest.mark.parametrize('where', ['first', 'last'])
-def test_weights_that_are_not_finite_are_one_line(tmp_path, monkeypatch, value, where):
+def test_main_reports_weights_that_are_not_finite(tmp_path, monkeypatch, value, where):
     names = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
     model, path = make_model(tmp_path, names), tmp_path / 'model.safetensors'
     weights = load_file(path)
@@ -302,7 +302,7 @@ def test_weights_that_are_not_finite_are_one_line(tmp_path, monkeypatch, value, 
     assert not (tmp_path / 'results.json').exists()
 
 
-def test_the_mean_of_an_image_and_its_mirror_image_is_exact_at_both_ends():
+def test_scorer_averages_exactly_near_0_and_1():
     class Ends(torch.nn.Module):
         def forward(self, images):
             return images[:, 0, 0, :1].repeat(1, 2)  # the upper left pixel, which the mirror image has right
@@ -316,7 +316,7 @@ def test_the_mean_of_an_image_and_its_mirror_image_is_exact_at_both_ends():
     assert evaluate.Scorer(Ends(), [1], flip=False)(images)[:, 0].tolist() == pytest.approx(left.tolist())
 
 
-def test_scorer_names_weights_that_are_not_finite():
+def test_scorer_reports_weights_that_are_not_finite():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
     model[1].bias.data[1] = torch.nan
     assert evaluate.Scorer(model, [0], flip=False)(torch.zeros(1, 3)).isfinite().all()
@@ -333,7 +333,7 @@ def test_load_model_resolves_the_channels_of_the_model(image_size, tmp_path):
     assert tuple(data_config['input_size']) == (1, side, side) and len(data_config['mean']) == 1
 
 
-def test_a_model_of_a_fixed_size_takes_another(tmp_path):
+def test_load_model_resizes_a_model_of_fixed_input_size(tmp_path):
     torch.manual_seed(0)
     vit = timm.create_model('test_vit', num_classes=2)
     hub.save(vit, tmp_path, ['a', 'b'], timm.data.resolve_model_data_config(vit))
@@ -344,7 +344,7 @@ def test_a_model_of_a_fixed_size_takes_another(tmp_path):
         evaluate.load_model(f'local-dir:{tmp_path}', 100)  # no multiple of its patches
 
 
-def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
+def test_writing_reports_a_full_disk(tmp_path):
     def full(path):
         raise OSError(28, os.strerror(28))
 
@@ -382,7 +382,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path):
          'output is r.json: with a submission nothing is measured; leave it out.'),
     ],
 )  # fmt: skip
-def test_wrong_settings_are_named_before_anything_is_loaded(arguments, message, tmp_path):
+def test_main_names_wrong_settings_before_loading(arguments, message, tmp_path):
     (tmp_path / 'file').touch()
     arguments = ['--model=local-dir:nowhere', *(argument.format(tmp=tmp_path) for argument in arguments)]
     with pytest.raises(InputError) as caught:
@@ -391,7 +391,7 @@ def test_wrong_settings_are_named_before_anything_is_loaded(arguments, message, 
 
 
 @pytest.mark.parametrize('name', [name for name in msff_timm.data.NAMES if name != 'hub'])
-def test_the_splits_that_settings_allow_are_those_that_load(name, tmp_path):
+def test_eval_data_config_accepts_the_splits_that_load(name, tmp_path):
     for split in ('train', 'validation', 'val', 'trainval', 'test'):
         allowed = split in (*msff_timm.data.SPLITS[name], 'val')
         try:
@@ -409,6 +409,6 @@ def test_the_splits_that_settings_allow_are_those_that_load(name, tmp_path):
         assert known == allowed, split
 
 
-def test_training_has_its_data_checked_too():
+def test_data_config_checks_the_splits():
     with pytest.raises(InputError, match="unknown data.eval_split of scenes 'tset': did you mean test"):
         parse(TrainConfig, ['--output=x', '--data.name=scenes', '--data.eval_split=tset', '--optim.epochs=1'])

@@ -108,7 +108,7 @@ def undisturbed(start, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(undisturbed, start):
+def test_cached_run_trains_the_head_only(undisturbed, start):
     before = load_file(Path(start.removeprefix('local-dir:')) / 'model.safetensors')
     for file in (undisturbed / 'model.safetensors', newest(undisturbed) / 'model.safetensors'):
         after = load_file(file)
@@ -119,7 +119,7 @@ def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(undisturbed, star
     assert not (undisturbed / 'features').exists()
 
 
-def test_the_weights_of_a_cached_run_give_its_results_from_pixels(undisturbed):
+def test_cached_run_has_the_metrics_of_its_weights(undisturbed):
     """By hand and with scikit-learn, from the whole model; the cache is in float16."""
     model = timm.create_model(f'local-dir:{undisturbed}', pretrained=True).eval()
     rows = msff_timm.data.load('scenes', 'validation', size=12, image_size=64)
@@ -136,7 +136,7 @@ def test_the_weights_of_a_cached_run_give_its_results_from_pixels(undisturbed):
     'name',
     ['msff_test_resnet', *(pytest.param(n, marks=pytest.mark.slow) for n in ('mldecoder_test_resnet', 'test_resnet'))],
 )
-def test_a_cached_run_is_as_one_that_computes_the_maps_in_each_step(tmp_path, monkeypatch, capsys, name):
+def test_cached_run_agrees_with_an_uncached_run(tmp_path, monkeypatch, capsys, name):
     """In float32, with mirror images and with dropout in the head, which draw the same random numbers in both."""
     settings = {'model.name': name, 'optim.epochs': 2, 'data.hflip': 0.5, 'model.channels_last': name != 'test_resnet'}
     monkeypatch.setattr(features, 'DTYPES', ('float32',))
@@ -156,7 +156,7 @@ def test_a_cached_run_is_as_one_that_computes_the_maps_in_each_step(tmp_path, mo
     assert all(torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5) for key in a)
 
 
-def test_a_run_that_is_stopped_resumes_from_its_cache_to_the_same_end(undisturbed, start, tmp_path, capsys):
+def test_cached_run_resumes_to_the_same_weights(undisturbed, start, tmp_path, capsys):
     """Once while features are computed, once in the second step of training; then a cache that is damaged."""
     output, settings = tmp_path / 'run', {'model.init_from': start, 'resume': 'auto'}
     with pytest.raises(Stopped, match='there is no checkpoint to resume from yet'):
@@ -184,7 +184,7 @@ def test_a_run_that_is_stopped_resumes_from_its_cache_to_the_same_end(undisturbe
 
 
 @pytest.mark.slow
-def test_a_signal_while_features_are_computed_stops_the_run(tmp_path):
+def test_cached_run_stops_while_features_are_computed(tmp_path):
     settings = {**SMALL, 'data.train_size': 4000, 'output': tmp_path / 'run', 'data.workers': 1}
     command = [sys.executable, ROOT / 'train' / 'train.py', *(f'--{key}={value}' for key, value in settings.items())]
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -212,12 +212,12 @@ def test_a_signal_while_features_are_computed_stops_the_run(tmp_path):
         ({'distill.teacher': 'msff_test_resnet'}, ['distill.teacher']),
     ],
 )
-def test_obstacles_names_what_prevents_a_cache(tmp_path, settings, named):
+def test_cache_obstacles_names_the_settings(tmp_path, settings, named):
     found = cache_obstacles(config_of(tmp_path, **settings))
     assert len(found) == len(named) and all(text.startswith(name) for text, name in zip(found, named, strict=True))
 
 
-def test_a_disk_without_room_for_the_cache_is_one_line(tmp_path, monkeypatch, capsys):
+def test_cached_run_continues_without_room_on_the_disk(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(features, '_write', lambda file, rows: OSError(28, 'No space left on device'))
     run(tmp_path / 'run', **{'optim.epochs': 1})
     fault = 'No space left on device; each step computes the feature maps of the frozen backbone.'
@@ -272,7 +272,7 @@ def fill(cache: FeatureCache, **about) -> str:
 
 
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'q2l_test_resnet', 'test_resnet', 'test_vit'])
-def test_the_cache_holds_the_maps_of_images_and_of_their_mirror_images(photos, tmp_path, name):
+def test_feature_cache_holds_images_and_mirror_images(photos, tmp_path, name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **({'img_size': 64} if name == 'test_vit' else {}))
     cache = cache_of(photos, tmp_path / 'features', model)
@@ -297,7 +297,7 @@ def test_the_cache_holds_the_maps_of_images_and_of_their_mirror_images(photos, t
             assert sample['index'] == source and sample['target'].tolist() == [float(source % 3 == k) for k in range(3)]
 
 
-def test_the_draws_of_mirror_images_are_those_of_torchvision(photos, tmp_path):
+def test_cached_samples_flip_as_torchvision_does(photos, tmp_path):
     cache = cache_of(photos, tmp_path / 'features', timm.create_model('msff_test_resnet', num_classes=3))
     fill(cache)
     samples, plain, mirrored = (cache.samples('training', share, seed=5) for share in (0.3, 0.0, 1.0))
@@ -311,7 +311,7 @@ def test_the_draws_of_mirror_images_are_those_of_torchvision(photos, tmp_path):
     assert 60 < sum(drawn) < 120
 
 
-def test_the_cache_takes_float32_where_float16_does_not_hold_a_value(photos, tmp_path):
+def test_feature_cache_uses_float32_if_float16_overflows(photos, tmp_path):
     model = timm.create_model('test_resnet', num_classes=3)
     model.layer4[-1].act2 = torch.nn.Identity()
     torch.nn.init.constant_(model.layer4[-1].bn2.bias, 1e5)
@@ -321,19 +321,19 @@ def test_the_cache_takes_float32_where_float16_does_not_hold_a_value(photos, tmp
     assert 6e4 < maps[0].max() < 2e5
 
 
-def test_maps_that_are_not_finite_name_the_image(photos, tmp_path):
+def test_feature_cache_names_the_image_of_maps_that_are_not_finite(photos, tmp_path):
     model = timm.create_model('test_resnet', num_classes=3)
     torch.nn.init.constant_(model.conv1[0].weight, torch.nan)
     with pytest.raises(InputError, match="^image photo 0: the backbone's maps are not finite"):
         fill(cache_of(photos, tmp_path / 'features', model))
 
 
-def test_an_image_that_may_not_be_skipped_ends_the_cache(photos, tmp_path):
+def test_feature_cache_refuses_an_unreadable_image(photos, tmp_path):
     with pytest.raises(InputError, match='3.png'):
         fill(cache_of(photos, tmp_path / 'features', timm.create_model('test_resnet', num_classes=3), skip=False))
 
 
-def test_a_cache_of_other_weights_or_settings_is_computed_anew(photos, tmp_path):
+def test_feature_cache_is_computed_again_for_other_weights_or_settings(photos, tmp_path):
     model = timm.create_model('msff_test_resnet', num_classes=3)
 
     def is_new(**about) -> bool:
@@ -348,7 +348,7 @@ def test_a_cache_of_other_weights_or_settings_is_computed_anew(photos, tmp_path)
     assert is_new(mean=[0.4])
 
 
-def test_little_room_on_the_disk_is_found_out_before_the_work(photos, tmp_path, monkeypatch):
+def test_feature_cache_checks_the_disk_first(photos, tmp_path, monkeypatch):
     model = timm.create_model('test_resnet', num_classes=3)
     size = 2 * 10 * model.num_features * 2 * 2 * 2  # bytes, mirror images, reduction 32 of 64 pixels
     for free in (size - 1, size):
@@ -357,13 +357,13 @@ def test_little_room_on_the_disk_is_found_out_before_the_work(photos, tmp_path, 
             fill(cache_of(photos, tmp_path / 'features', model))
 
 
-def test_machines_that_do_not_share_the_folder_have_no_cache(photos, tmp_path, monkeypatch):
+def test_feature_cache_needs_a_shared_folder(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(features, 'is_shared', lambda accelerator, folder: False)
     with pytest.raises(NotCached, match='the machines do not share the output folder'):
         fill(cache_of(photos, tmp_path / 'features', timm.create_model('test_resnet', num_classes=3)))
 
 
-def test_to_maps_lays_maps_out_as_asked():
+def test_to_maps_sets_the_memory_format():
     rows = torch.arange(48, dtype=torch.float16).reshape(2, 24)
     (plain, tokens), (last, _) = (ToMaps([(2, 2, 3), (4, 3)], channels_last)(rows) for channels_last in (False, True))
     assert plain[1, 1, 1].tolist() == [33.0, 34.0, 35.0] and tokens[0, 3].tolist() == [21.0, 22.0, 23.0]
@@ -372,7 +372,7 @@ def test_to_maps_lays_maps_out_as_asked():
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_work(script, tmp_path):
+def test_feature_cache_is_filled_by_two_processes(script, tmp_path):
     """13 evaluation images and a batch of 2 in each process: the last shares are not whole."""
     settings = {**SMALL, 'data.train_size': 20, 'data.eval_size': 13, 'optim.batch_size': 4, 'optim.epochs': 1}
     settings |= {'model.drop_rate': 0, 'optim.lr': 1e-3}

@@ -70,7 +70,7 @@ def test_train_unfrozen_leaves_dropout_of_the_head_active():
     assert model.training and model.head.training and not model.blocks.training
 
 
-def test_freeze_norms_leaves_those_of_the_head():
+def test_freeze_norms_excludes_the_head():
     model = timm.create_model('msff_test_resnet', num_classes=2)
     model.extra = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     freeze_norms(model)
@@ -83,7 +83,7 @@ def test_freeze_norms_leaves_those_of_the_head():
 
 
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'q2l_test_resnet', 'test_resnet'])
-def test_unfreezing_frees_the_last_stage_first(one_thread, name):
+def test_unfreezing_starts_with_the_last_stage(one_thread, name):
     """Two epochs a stage, one step an epoch: frozen ones keep every bit, and the optimizer has nothing of them."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3)
@@ -106,7 +106,7 @@ def test_unfreezing_frees_the_last_stage_first(one_thread, name):
     assert str(unfreezing).endswith('frozen: nothing')
 
 
-def test_unfreezing_says_what_trains():
+def test_unfreezing_describes_what_trains():
     unfreezing = Unfreezing(timm.create_model('msff_resnet18', num_classes=3), epochs=1)
     unfreezing.begin_epoch(1)
     assert str(unfreezing) == 'the head trains; frozen: layer4, layer3, layer2, layer1, conv1+bn1'
@@ -129,7 +129,7 @@ def test_unfreezing_stops_the_backward_pass_at_the_last_frozen_stage():
     assert needs == {'layer2': False, 'layer3': False, 'layer4': True}
 
 
-def test_unfreezing_leaves_norms_that_are_frozen():
+def test_unfreezing_keeps_frozen_norms():
     model = timm.create_model('msff_test_resnet', num_classes=3)
     freeze_norms(model)
     unfreezing = Unfreezing(model, epochs=1)
@@ -150,7 +150,7 @@ def test_unfreezing_leaves_norms_that_are_frozen():
         (['--model.freeze=backbone', '--optim.backbone_lr=0'], 'optim.backbone_lr is 0 and model.freeze is backbone'),
     ],
 )
-def test_settings_of_freezing_are_refused(tmp_path, arguments, message):
+def test_parse_names_wrong_settings_of_freezing(tmp_path, arguments, message):
     demo = ROOT / 'train' / 'configs' / 'demo.yaml'
     with pytest.raises(InputError, match=message) as caught:
         parse(TrainConfig, [*arguments, f'--output={tmp_path}'], default_file=demo)
@@ -177,7 +177,7 @@ if accelerator.is_main_process:
 
 
 @pytest.mark.slow
-def test_two_processes_exchange_the_gradients_of_stages_that_were_freed(tmp_path):
+def test_trainer_exchanges_gradients_of_unfrozen_stages(tmp_path):
     """They end with equal weights, which BatchNorm and dropout cannot part, and as one process alone does."""
     (tmp_path / 'run.py').write_text(
         TWO_PROCESSES.replace('default_file=None', f'default_file={str(ROOT / "train" / "configs" / "demo.yaml")!r}')

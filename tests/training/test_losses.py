@@ -39,7 +39,7 @@ def counts_of(targets) -> LabelCounts:
 COUNTS = counts_of([[1, 1, 1], [1, 0, 1], *[[0, 0, 1]] * 3, *[[0, -1, 1]] * 5])
 
 
-def test_make_loss_by_hand():
+def test_make_loss_agrees_with_hand_made_cases():
     p, y = torch.tensor([[0.8, 0.8, 0.3]]), torch.tensor([[1.0, 0.0, 1.0]])
     right = [0.8, 0.2, 0.3]
     bce = [-math.log(q) for q in right]
@@ -72,21 +72,21 @@ def test_make_loss_clips_absent_labels_below_the_margin():
     assert loss[0, 0] == 0 == logits.grad[0, 0] and loss[0, 1] > 0 and logits.grad[0, 1] > 0
 
 
-def test_make_loss_is_timms_asymmetric_one_by_default():
+def test_make_loss_defaults_to_the_asymmetric_loss_of_timm():
     logits, target = torch.randn(4, 3), (torch.rand(4, 3) < 0.5).float()
     theirs = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=None, reduction='none')(logits, target)
     torch.testing.assert_close(make_loss(OptimConfig())(logits, target), theirs)
 
 
 @pytest.mark.parametrize('gamma', [0.0, 1.0, 2.5])
-def test_make_loss_focal_is_torchvisions(gamma):
+def test_make_loss_focal_agrees_with_torchvision(gamma):
     torch.manual_seed(0)
     logits, target = 4 * torch.randn(5, 3), torch.rand(5, 3)  # mixed targets too
     theirs = sigmoid_focal_loss(logits, target, alpha=-1, gamma=gamma)
     torch.testing.assert_close(make_loss(OptimConfig(loss='focal', gamma_neg=gamma))(logits, target), theirs)
 
 
-def test_make_loss_distribution_balanced_by_the_papers_equations():
+def test_make_loss_db_agrees_with_the_equations_of_its_paper():
     """Eqs. 3 to 9 of arXiv:2007.09654 with its values for VOC-MLT, and the focal factor of its experiments."""
     num_images, positives = 10, [2.0, 2.0, 9.0]  # dog's 1 of 5 is 2 of 10; owl's 10 of 10 would have no prior
     logits, targets = [[0.3, -1.2, 2.0], [-0.4, 0.8, 0.1], [0.5, 0.2, -0.3]], [[1, 0, 1], [0, 1, -1], [0, 0, 0]]
@@ -132,7 +132,7 @@ def test_make_loss_masks_and_stays_finite(name):
 @pytest.mark.parametrize('name', [name for name in LOSSES if not name.endswith('smooth')])
 @settings(max_examples=30, deadline=None)
 @given(z=st.floats(-8, 8), present=st.booleans(), e=st.floats(0.01, 0.49))
-def test_make_loss_gradient_points_the_right_way(name, z, present, e):
+def test_make_loss_gradient_has_the_right_sign(name, z, present, e):
     logits = torch.full((1, 3), z).requires_grad_()
     make_loss(OptimConfig(**LOSSES[name]), COUNTS)(logits, torch.full((1, 3), float(present))).sum().backward()
     assert logits.grad.sum() <= 1e-6 if present else logits.grad.sum() >= -1e-6
@@ -170,15 +170,15 @@ def test_pos_weights_count_annotated_entries():
         (['--optim.pos_weight_max=0'], 'optim.pos_weight_max is 0.0: must be above 0.'),
         (
             ['--optim.pos_weight=2', '--optim.loss=db'],
-            'optim.pos_weight is 2.0 and optim.loss is db: asl and bce alone take it; set it to null.',
+            'optim.pos_weight is 2.0 and optim.loss is db: only asl and bce support it; set it to null.',
         ),
         (
             ['--optim.loss=db', '--data.streaming=true', '--data.train_size=9'],
-            'data.streaming is true and optim.loss is db, which counts the labels',
+            'data.streaming is true and optim.loss is db, which needs the label counts',
         ),
         (
             ['--optim.pos_weight=balanced', '--data.streaming=true', '--data.train_size=9'],
-            'data.streaming is true and optim.pos_weight is balanced, which counts the labels',
+            'data.streaming is true and optim.pos_weight is balanced, which needs the label counts',
         ),
     ],
 )

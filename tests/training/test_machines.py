@@ -32,7 +32,7 @@ ADDRESSES = ('10.77.0.1', '10.77.0.2')
         ('multi_node', '--num_processes 32 --num_machines 4', ('MULTI_GPU', False, 4, 32, 'bf16')),
     ],
 )
-def test_accelerate_reads_each_file_and_the_command_line_overrides_it(name, arguments, outcome):
+def test_accelerate_files_are_read_and_overridden(name, arguments, outcome):
     path = str(MACHINES / f'{name}.yaml')
     kind = load_config_from_file(path).distributed_type.value
     command = ['--config_file', path, *arguments.split(), 'train.py']
@@ -44,7 +44,7 @@ def test_accelerate_reads_each_file_and_the_command_line_overrides_it(name, argu
 
 
 @pytest.mark.parametrize('name', ['multi_gpu', 'multi_node'])
-def test_the_number_of_gpus_is_asked_for(name):
+def test_accelerate_files_need_the_number_of_gpus(name):
     with pytest.raises(ValueError, match='You need to manually pass in `--num_processes`'):
         _validate_launch_command(
             launch_command_parser().parse_args(['--config_file', str(MACHINES / f'{name}.yaml'), 'train.py'])
@@ -74,7 +74,7 @@ def finish(processes: list[subprocess.Popen], seconds: float = 100) -> list[str]
 
 
 @pytest.mark.slow
-def test_one_cpu_trains(tmp_path):
+def test_cpu_file_trains(tmp_path):
     finish([launch('--config_file', MACHINES / 'cpu.yaml', ROOT / 'train' / 'train.py', *TINY, f'--output={tmp_path}')])
     run = json.loads((tmp_path / 'results.json').read_text())
     assert (run['num_processes'], run['mixed_precision']) == (1, 'no')
@@ -106,7 +106,7 @@ def namespaces():
 
 
 @pytest.mark.parametrize('isolated', [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_two_machines_train_together(namespaces, isolated, tmp_path):
+def test_multi_node_file_trains_on_two_machines(namespaces, isolated, tmp_path):
     """The two commands of `multi_node.yaml`, each with its own network, working folder and output.
 
     Where no namespaces may be made, the machines are two addresses of this one.

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import types
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_args
 
 import pytest
@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msff_timm.errors import InputError
-from msff_timm.training.config import AblateConfig, CompareConfig, EvaluateConfig, TrainConfig
-from msff_timm.training.parsing import LARGEST, MOST_VALUES, parse, read_yaml, write_yaml
+from msff_timm.training.config import EvaluateConfig, TrainConfig
+from msff_timm.training.parsing import CONFIGS, LARGEST, find_settings, parse
+from msff_timm.training.report import read_settings, write_settings
+from msff_timm.training.studies.config import AblateConfig, CompareConfig
+from msff_timm.training.yaml12 import MOST_VALUES, read_yaml, write_yaml
 
 CLASSES = (TrainConfig, EvaluateConfig, CompareConfig, AblateConfig)
 
@@ -117,7 +120,7 @@ def test_parse_refuses_values_of_other_types_for_every_setting(tmp_path):
         assert refused(Settings, f'--{key}=a\0b').startswith(f"{key} is 'a\\x00b': must be text")
 
 
-def test_parse_reads_numbers_and_switches_as_they_are_written(tmp_path):
+def test_parse_reads_numbers_and_switches(tmp_path):
     content = 'count: -3\nmost: 12\nflag: yes\nsection: {rate: 1e-4, args: {a: 1e-4, b: [1, .5, 1.0e+2, on], c: ~}}'
     found = read(tmp_path, content)
     assert (found.count, found.most, found.flag, found.section.rate) == (-3, 12, True, 1e-4)
@@ -130,7 +133,7 @@ def test_parse_reads_numbers_and_switches_as_they_are_written(tmp_path):
         assert parse(Settings, [f'--flag={value}']).flag is expected
 
 
-def test_parse_takes_text_as_it_stands(tmp_path):
+def test_parse_does_not_interpret_text(tmp_path):
     """What YAML 1.1, and so PyYAML, takes for numbers, dates and truth values."""
     words = ['no', 'off', 'Yes', 'y', '007', '1_000', '0x1F', '12:30', '2026-11-28', '1e', 'nan', 'inf', 'None', '~x']
     assert yaml.safe_load(f'[{", ".join(words)}]') != words
@@ -140,7 +143,7 @@ def test_parse_takes_text_as_it_stands(tmp_path):
         assert parse(Settings, [f'--root={word}']).root == word
         assert parse(Settings, ['--root', word]).root == word
     assert parse(Settings, ['--root=null']).root is None
-    assert 'must be text or null. Put what is text in quotes.' in refused_file(tmp_path, 'root: 2014')
+    assert 'must be text or null. Put text in quotes.' in refused_file(tmp_path, 'root: 2014')
     assert read(tmp_path, 'root: "2014"').root == '2014'
 
 
@@ -154,10 +157,10 @@ def test_parse_takes_text_as_it_stands(tmp_path):
         ('section: {args: {a: 1, b: {c: 1, c: 2}}}', '(c is given twice, in lines 1 and 1).'),
         ('section: {rate: 1}\nsection.rate: 2', 'section.rate is given twice, once in its section and once with'),
         ('on: 1', "unknown setting 'on': choose from count, "),
-        ('1: x', '(line 1: the key 1 is no text; put it in quotes).'),
-        ('count: 1\nnull: x', '(line 2: the key null is no text; put it in quotes).'),
-        ('section: {args: {true: 1}}', '(line 1: the key true is no text; put it in quotes).'),
-        ('[a]: 1', '(line 1: the key ["a"] is no text; put it in quotes).'),
+        ('1: x', '(line 1: the key 1 is not text; put it in quotes).'),
+        ('count: 1\nnull: x', '(line 2: the key null is not text; put it in quotes).'),
+        ('section: {args: {true: 1}}', '(line 1: the key true is not text; put it in quotes).'),
+        ('[a]: 1', '(line 1: the key ["a"] is not text; put it in quotes).'),
         ('<<: {count: 2}', "unknown setting '<<.count': did you mean count?"),
         ('rate: 1', "unknown setting 'rate': did you mean section.rate?"),
         ('section: {count: 1}', "unknown setting 'section.count': did you mean count?"),
@@ -180,7 +183,7 @@ def test_parse_takes_text_as_it_stands(tmp_path):
         (b'root: a\0b', 'cannot be read as settings (special characters are not allowed: character 0x00 at 7).'),
     ],
 )  # fmt: skip
-def test_parse_names_what_is_wrong_in_a_file(tmp_path, content, message):
+def test_parse_reports_faults_of_a_file(tmp_path, content, message):
     assert message in refused_file(tmp_path, content)
 
 
@@ -233,10 +236,11 @@ def test_parse_reads_only_regular_files_of_a_limited_size(tmp_path):
         reads.join(20)
         assert answers == [f'{path}: cannot be read as settings (a device or a pipe); give a regular file.']
     assert refused(Settings, f'--config={tmp_path}') == f'{tmp_path}: cannot be read as settings (Is a directory).'
-    gone = refused(Settings, f'--config={tmp_path}/gone')
-    assert gone == f'{tmp_path}/gone: cannot be read as settings (No such file or directory).'
-    assert 'cannot be read as settings' in refused(Settings, '--config=a\0b')
-    assert 'cannot be read as settings (File name too long)' in refused(Settings, f'--config={"a" * 300}')
+    for name in (f'{tmp_path}/gone', 'a' * 300):
+        message = refused(Settings, f'--config={name}')
+        assert message.startswith(f'--config is {name}: there is no such file or recipe; the recipes are ')
+        assert ' coco2014_448, ' in message and ' compare/demo, ' in message
+    assert 'a\\0b: there is no such file' in refused(Settings, '--config=a\0b')
     assert 'is given twice' in refused(Settings, '--config=a', '--config=b')
 
 
@@ -245,8 +249,8 @@ def test_parse_reads_only_regular_files_of_a_limited_size(tmp_path):
     [
         (['--count'], '--count has no value: give --count VALUE.'),
         (['--root', '--count=1'], '--root has no value: give --root VALUE.'),
-        (['--count', '1', '2'], "'2' is no setting: give --key value."),
-        (['-c', 'x'], "'-c' is no setting: give --key value."),
+        (['--count', '1', '2'], "'2' is not a setting: give --key value."),
+        (['-c', 'x'], "'-c' is not a setting: give --key value."),
         (['--rate=1'], "unknown setting '--rate': did you mean --section.rate?"),
         (['--section.count=1'], "unknown setting '--section.count': did you mean --count?"),
         (['--section={rate: 1}'], "unknown setting '--section'"),
@@ -259,7 +263,7 @@ def test_parse_reads_only_regular_files_of_a_limited_size(tmp_path):
         (['--most='], 'most is empty: must be a whole number or null.'),
     ],
 )
-def test_parse_names_what_is_wrong_on_the_command_line(arguments, message):
+def test_parse_reports_faults_of_the_command_line(arguments, message):
     assert message in refused(Settings, *arguments)
 
 
@@ -275,13 +279,36 @@ JSON = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(JSON)
-def test_read_yaml_reads_json_and_what_write_yaml_writes(value):
+def test_read_yaml_reads_json_and_written_yaml(value):
     assert read_yaml(json.dumps(value)) == value
     written = write_yaml(value)
     for found in (read_yaml(written), yaml.safe_load(written)):
         assert found == value and json.dumps(found) == json.dumps(value)  # 1, 1.0 and true are equal
 
 
-def test_write_yaml_puts_text_in_quotes_that_is_a_number():
+def test_write_yaml_quotes_text_that_is_a_number():
     texts = ['1e5', '0E0', '12e34567', '.5', '1.', '010', 'no', '1:30', '2026-11-28', 'null', '', '+1', '-.inf', '1_0']
     assert read_yaml(write_yaml(texts)) == yaml.safe_load(write_yaml(texts)) == texts
+
+
+def test_find_settings_accepts_paths_and_names_of_recipes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_settings('compare/demo') == CONFIGS / 'compare' / 'demo.yaml'
+    assert parse(TrainConfig, ['--config', 'demo']).model.name == 'msff_test_resnet'
+    (tmp_path / 'demo').write_text('output: here')  # a file goes before a recipe
+    assert parse(TrainConfig, ['--config', 'demo']).output == 'here'
+
+
+def test_parse_names_the_new_key_of_a_renamed_setting(tmp_path):
+    (tmp_path / 'old.yaml').write_text('output: runs\ndata_name: subset')
+    with pytest.raises(InputError, match="unknown setting 'data_name': its name is now data.title."):
+        parse(TrainConfig, [f'--config={tmp_path / "old.yaml"}'])
+    with pytest.raises(InputError, match="unknown setting '--data_name': its name is now --data.title."):
+        parse(TrainConfig, ['--output=x', '--data-name=subset'])
+
+
+def test_settings_survive_write_settings(tmp_path):
+    config = parse(TrainConfig, ['--config=demo', f'--output={tmp_path}', '--data.label_names=["1e5", "no"]'])
+    write_settings(tmp_path, config)
+    assert read_settings(tmp_path) == asdict(config)
+    assert parse(TrainConfig, [f'--config={tmp_path / "settings.yaml"}']) == config

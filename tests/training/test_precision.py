@@ -30,13 +30,13 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def test_compiled_in_one_graph(model):
+def test_compile_needs_one_graph(model):
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(X), model(X))
 
 
 @pytest.mark.slow
-def test_compiled_training_has_the_same_gradients(model):
+def test_compile_keeps_the_gradients(model):
     """In float64, where nothing but the order of additions differs."""
     model.train().double()
     for module in model.modules():
@@ -56,14 +56,14 @@ def test_compiled_training_has_the_same_gradients(model):
 @pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'msff_resnet18', 'msff_convnext_tiny'])
-def test_compiled_by_inductor_in_one_graph(name):
+def test_compile_by_inductor_needs_one_graph(name):
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     torch.testing.assert_close(torch.compile(model, fullgraph=True)(X), model(X), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_channels_last(model):
+def test_channels_last_keeps_the_logits(model):
     expected = model(X)
     model = model.to(memory_format=torch.channels_last)
     torch.testing.assert_close(model(X.to(memory_format=torch.channels_last)), expected)
@@ -71,7 +71,7 @@ def test_channels_last(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(model, dtype):
+def test_autocast_stays_within_rounding_errors(model, dtype):
     expected = model(X)
     with torch.autocast('cpu', dtype):
         got = model(X)
@@ -82,7 +82,7 @@ def test_autocast(model, dtype):
 @torch.no_grad()
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'msff_efficientnet_b0'])
-def test_extreme_images_give_finite_logits(name, dtype):
+def test_models_give_finite_logits_for_extreme_images(name, dtype):
     """Images that somebody forgot to normalise: of a new EfficientNet, Eq. 3 makes more than float16 can hold."""
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
@@ -105,7 +105,7 @@ print(peak() - before)
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_lowers_the_peak_of_memory_by_a_third_and_more():
+def test_gradient_checkpointing_saves_a_third_of_the_memory():
     peaks = {
         enable: int(subprocess.run([sys.executable, '-c', PEAK, str(enable)], capture_output=True, check=True).stdout)
         for enable in (False, True)

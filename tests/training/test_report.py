@@ -142,7 +142,7 @@ def states(*columns):
     ],
     ids=['all', 'no absent entry', 'each kind', 'few'],
 )
-def test_describe_counts_the_labels_that_are_left_out(columns, basis, tmp_path):
+def test_describe_counts_labels_that_are_left_out(columns, basis, tmp_path):
     scores, targets, ignore = states(*columns)
     measures = metrics.evaluate(scores, targets, ignore)
     label_names = [f'label {k}' for k in range(len(columns))]

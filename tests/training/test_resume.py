@@ -125,14 +125,14 @@ def kill_and_resume(output: Path, processes: int, kills: int, seed: int) -> int:
 
 
 @pytest.mark.parametrize(('processes', 'kills'), [(1, 2), (2, 1)])
-def test_a_run_that_is_killed_and_resumed_ends_as_the_undisturbed_one(undisturbed, tmp_path, processes, kills):
+def test_resume_after_kills_ends_as_the_undisturbed_run(undisturbed, tmp_path, processes, kills):
     assert kill_and_resume(tmp_path / 'run', processes, kills, seed=0) == kills
     assert_same_run(tmp_path / 'run', undisturbed[processes])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 2])
-def test_a_run_that_is_killed_ten_times(undisturbed, tmp_path, processes):
+def test_resume_after_ten_kills_ends_as_the_undisturbed_run(undisturbed, tmp_path, processes):
     hits, number = 0, 0
     while hits < 10:
         shutil.rmtree(tmp_path, ignore_errors=True)
@@ -141,7 +141,7 @@ def test_a_run_that_is_killed_ten_times(undisturbed, tmp_path, processes):
         number += 1
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_says_so(undisturbed, tmp_path):
+def test_stop_saves_the_run(undisturbed, tmp_path):
     """Twice: by SIGTERM and by Ctrl-C, each of which reaches the loader's workers too."""
     done = [0]
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -159,7 +159,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(undisturbed, tmp_path):
     assert_same_run(tmp_path / 'run', undisturbed[1])
 
 
-def test_a_disk_that_is_full_costs_no_more_than_the_new_checkpoint(undisturbed, tmp_path):
+def test_full_disk_costs_the_new_checkpoint_only(undisturbed, tmp_path):
     run = start(tmp_path / 'run')
     while not list((tmp_path / 'run' / 'checkpoints').glob('step-*')) and run.poll() is None:
         time.sleep(0.01)
@@ -175,7 +175,7 @@ def test_a_disk_that_is_full_costs_no_more_than_the_new_checkpoint(undisturbed, 
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_disk_without_room_for_the_weights_is_an_error_at_the_end_alone(tmp_path):
+def test_full_disk_is_an_error_at_the_end_only(tmp_path):
     run = start(tmp_path / 'run', limit=3_000_000, resume='null')
     printed, _ = run.communicate(timeout=120)
     assert run.returncode == 2 and 'the weights could not be written; make room' in printed.splitlines()[-1]
@@ -186,7 +186,7 @@ def test_a_disk_without_room_for_the_weights_is_an_error_at_the_end_alone(tmp_pa
     assert not (tmp_path / 'run' / 'model.safetensors').exists() and not list((tmp_path / 'run').rglob('step-*'))
 
 
-def test_another_number_of_processes_goes_on(undisturbed, tmp_path):
+def test_resume_accepts_another_number_of_processes(undisturbed, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(undisturbed[2], run)
     shutil.rmtree(newest(run))  # that of the end; what is left is the one before
@@ -198,7 +198,7 @@ def test_another_number_of_processes_goes_on(undisturbed, tmp_path):
     assert len(results['history']) == 2
 
 
-def test_other_settings_are_refused(undisturbed, tmp_path):
+def test_resume_refuses_other_settings(undisturbed, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(undisturbed[1], run)
     shutil.rmtree(newest(run))
@@ -207,7 +207,7 @@ def test_other_settings_are_refused(undisturbed, tmp_path):
     assert refused.returncode == 2 and 'optim.lr was 0.002 and is 0.001' in printed.splitlines()[-1]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(tmp_path):
+def test_loss_that_is_not_finite_ends_the_run(tmp_path):
     run = start(tmp_path / 'run', **{'optim.lr': 1e20, 'optim.warmup': 0, 'resume': 'null'})
     printed, _ = run.communicate(timeout=120)
     assert run.returncode == 2 and 'Traceback' not in printed, printed
@@ -270,7 +270,7 @@ def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0,
             torch.set_num_threads(threads)
 
 
-def test_a_run_that_frees_stages_resumes_in_the_middle_of_an_epoch(tmp_path, capsys):
+def test_resume_within_an_epoch_of_unfrozen_stages(tmp_path, capsys):
     """From the first step of epoch 2, in which the optimizer knows the last stage and no other."""
     settings = {'model.freeze': 'stages', 'optim.epochs': 2, 'optim.early_stop': 'null', 'checkpoint.every': 3}
     settings |= {'checkpoint.keep': 9}
@@ -306,7 +306,7 @@ def assert_announces(output: Path, epoch: int, like: Path) -> None:
     assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_disk_that_was_full_for_the_best_weights_is_made_up_for(best, tmp_path, capsys):
+def test_resume_restores_the_best_weights_after_a_full_disk(best, tmp_path, capsys):
     """The run dies after it: what is resumed knows that the weights of the best epoch are missing."""
     assert_announces(best, 2, best)
     run = tmp_path / 'run'
@@ -321,7 +321,7 @@ def test_a_disk_that_was_full_for_the_best_weights_is_made_up_for(best, tmp_path
 
 @pytest.mark.parametrize('how', ['emptied', 'gone', 'other'])
 @pytest.mark.parametrize('name', ['model.safetensors', 'config.json'])
-def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, capsys, name, how):
+def test_resume_restores_damaged_files_of_the_best_epoch(best, capsys, name, how):
     file = best / name
     if how == 'other' and name == 'model.safetensors':
         save_file({key: value + 1 for key, value in load_file(file).items()}, file)
@@ -334,7 +334,7 @@ def test_what_the_folder_lacks_of_the_best_epoch_is_restored(best, capsys, name,
     assert 'did not belong to epoch 2, the epoch of the results; they were restored' in capsys.readouterr().err
 
 
-def test_a_best_epoch_that_could_not_be_kept_is_not_announced(tmp_path, capsys):
+def test_lost_best_epoch_is_not_announced(tmp_path, capsys):
     small_run(tmp_path / 'run', all_full={2}, values=(10.0, 30.0, 5.0, 4.0), **{'checkpoint.keep': 9})
     assert_announces(tmp_path / 'run', 1, tmp_path / 'run')
     printed = capsys.readouterr()
@@ -343,7 +343,7 @@ def test_a_best_epoch_that_could_not_be_kept_is_not_announced(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('settings', [{}, {'optim.early_stop': 'null', 'optim.epochs': 2}])
-def test_a_disk_that_stays_full_ends_in_an_error(tmp_path, settings):
+def test_full_disk_until_the_end_is_an_error(tmp_path, settings):
     """The results of epoch 1 stay beside its weights, and the run can be resumed to its end."""
     run, keep = tmp_path / 'run', {'checkpoint.keep': 9}
     with pytest.raises(
@@ -355,7 +355,7 @@ def test_a_disk_that_stays_full_ends_in_an_error(tmp_path, settings):
     assert_announces(run, 2, run)
 
 
-def test_the_weights_of_the_best_epoch_are_gone(best, capsys):
+def test_resume_forgets_a_best_epoch_without_weights(best, capsys):
     (best / 'model.safetensors').unlink()
     shutil.rmtree(best / 'checkpoints' / 'step-00000004')
     small_run(best, resume='auto', values=(10.0, 30.0, 20.0, 10.0))
@@ -366,7 +366,7 @@ def test_the_weights_of_the_best_epoch_are_gone(best, capsys):
 
 
 @pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_ends_with_its_launcher_and_no_other_enters_its_folder(tmp_path, processes):
+def test_run_ends_with_its_launcher(tmp_path, processes):
     """SIGKILL: the launcher cannot hand it on. The workers save the run and end, as on SIGTERM."""
     output, settings = tmp_path / 'run', {'optim.epochs': 500, 'checkpoint.every': 'null'}
     launcher = start(output, processes, launch=True, **settings)
@@ -391,7 +391,7 @@ def test_a_run_ends_with_its_launcher_and_no_other_enters_its_folder(tmp_path, p
     assert not (output / '.lock').exists() and 0 < state_of(output)['progress']['steps_done']
 
 
-def test_a_run_without_a_launcher_outlives_the_shell_that_started_it(tmp_path):
+def test_run_without_a_launcher_outlives_its_shell(tmp_path):
     script = f'ACCELERATE_USE_CPU=1 "$0" {ROOT}/train/train.py "$@" > {tmp_path}/printed 2>&1 &'
     arguments = {**SMALL, 'optim.epochs': 1, 'output': tmp_path / 'run'}
     command = ['bash', '-c', script, sys.executable, *(f'--{key}={value}' for key, value in arguments.items())]

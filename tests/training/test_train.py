@@ -38,7 +38,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / 'results.json').read_text())
 
 
-def test_a_run_leaves_weights_config_results_and_curves(trained):
+def test_run_writes_weights_config_results_and_figures(trained):
     assert {path.name for path in trained.iterdir()} == {
         'ap.png', 'checkpoints', 'config.json', 'curves.png', 'mistakes.png', 'model.safetensors', 'report.md',
         'results.json', 'settings.yaml', 'tensorboard'
@@ -56,7 +56,7 @@ def test_a_run_leaves_weights_config_results_and_curves(trained):
     assert (trained / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_each_field_of_a_run_is_published_or_left_out_on_purpose(trained):
+def test_run_has_no_field_that_push_does_not_know(trained):
     """`push` sends known fields alone: a new one would be left out without a word."""
 
     def keys(content):
@@ -76,7 +76,7 @@ def test_each_field_of_a_run_is_published_or_left_out_on_purpose(trained):
     assert set(keys(config)) - labels <= CONFIG
 
 
-def test_tensorboard_shows_the_history(trained):
+def test_run_logs_the_history_to_tensorboard(trained):
     events = EventAccumulator(str(trained / 'tensorboard')).Reload()
     for name in ('loss', 'lr', 'mAP'):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
@@ -84,7 +84,7 @@ def test_tensorboard_shows_the_history(trained):
         assert logged == [(4 * entry['epoch'], pytest.approx(entry[name])) for entry in results(trained)['history']]
 
 
-def test_the_saved_weights_give_the_recorded_measures(trained):
+def test_run_has_the_metrics_of_its_weights(trained):
     """Measured anew without our loader, transform or metrics: by hand and with scikit-learn."""
     model = timm.create_model(f'local-dir:{trained}', pretrained=True).eval()
     dataset = msff_timm.data.load('scenes', 'validation', size=33, image_size=64)
@@ -100,7 +100,7 @@ def test_the_saved_weights_give_the_recorded_measures(trained):
     assert run['metrics']['mAP'] == pytest.approx(sum(ap.values()) / 12, abs=1e-6)
 
 
-def test_the_learning_rate_follows_one_cycle(trained):
+def test_run_follows_the_one_cycle_schedule(trained):
     # 8 steps, the first 1.6 of them rising, then a cosine to nearly nothing: at the end of epoch 1, after 4 of 8 steps,
     # 1/2 (1 + cos(pi (4 - 0.6) / (7 - 0.6))) of the way, since PyTorch puts the peak at step 0.2 * 8 - 1 of 0 to 7.
     peak, end = 2e-3, 2e-3 / 25 / 1e4
@@ -109,7 +109,7 @@ def test_the_learning_rate_follows_one_cycle(trained):
     assert results(trained)['history'][0]['lr'] == pytest.approx(expected, rel=1e-4)
 
 
-def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_and_three(script, trained, tmp_path):
+def test_run_in_two_processes_evaluates_alike_in_any_number(script, trained, tmp_path):
     def measure(run, size, processes):
         output = tmp_path / 'measured.json'
         arguments = [f'--model=local-dir:{run}', f'--data.size={size}', '--batch_size=4', f'--output={output}']
@@ -134,7 +134,7 @@ def test_two_processes_train_and_one_checkpoint_measures_the_same_with_one_two_a
 
 
 @pytest.mark.parametrize('case', ['celeba', pytest.param('blank', marks=pytest.mark.slow)])
-def test_nothing_to_evaluate_on_ends_a_run_before_its_first_step(case, script, cases, tmp_path):
+def test_run_refuses_data_without_labels_before_its_first_step(case, script, cases, tmp_path):
     arguments = [f'--data.root={cases / "minus_one_is_absent" / case}', '--data.name=table', f'--output={tmp_path}']
     arguments += ['--data.image_column=image_id'] if case == 'celeba' else []
     sizes = ['--data.train_size=null', '--data.eval_size=null', '--optim.batch_size=4']
@@ -145,7 +145,7 @@ def test_nothing_to_evaluate_on_ends_a_run_before_its_first_step(case, script, c
     assert line.endswith('set data.minus_one or data.blank to absent.')
 
 
-def test_labels_that_do_not_count_are_warned_of_by_training(capsys):
+def test_check_labels_warns_about_labels_that_do_not_count(capsys):
     data = DataConfig(name='table', root='photos')
     run = SimpleNamespace(config=data, label_names=['a', 'b'], accelerator=SimpleNamespace(print=print))
     samples = SimpleNamespace(targets=np.array([[1, 1], [0, -1]]))
@@ -168,7 +168,7 @@ def curve(folder: Path, tag: str) -> list[float]:
 
 
 @pytest.mark.parametrize('several', [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_the_curves_do_not_depend_on_the_number_of_processes_or_passes(script, tmp_path, several):
+def test_run_does_not_depend_on_the_number_of_processes(script, tmp_path, several):
     """50 steps; BatchNorm is frozen or left out and dropout off, since either would differ from process to process."""
     settings = ['--data.train_size=400', '--data.eval_size=8', '--data.image_size=32', '--data.workers=1']
     settings += ['--data.rand_augment=rand-m5', '--data.cutout=0.5', '--optim.batch_size=8', '--optim.epochs=1']
@@ -183,7 +183,7 @@ def test_the_curves_do_not_depend_on_the_number_of_processes_or_passes(script, t
     assert curve(tmp_path / 'several', 'loss') == pytest.approx(losses, rel=1e-3)
 
 
-def test_a_run_starts_from_the_weights_of_another(script, trained, coco_root, tmp_path):
+def test_run_starts_from_init_from(script, trained, coco_root, tmp_path):
     """A step at next to no learning rate leaves the weights as they were, but for the labels that are new."""
     start = ['--optim.lr=1e-12', '--optim.ema_decay=0', f'--model.init_from=local-dir:{trained}']
     printed = script('train.py', *TINY, *start, '--data.eval_size=33', f'--output={tmp_path / "same"}').stdout
@@ -202,7 +202,7 @@ def test_a_run_starts_from_the_weights_of_another(script, trained, coco_root, tm
     assert torch.allclose(old['position.table'], other['position.table'], atol=1e-6)
 
 
-def test_a_trained_model_goes_on_with_a_table_of_photos(script, trained, coco_root, tmp_path):
+def test_run_fine_tunes_on_a_table_of_photos(script, trained, coco_root, tmp_path):
     """The README's fine-tuning, on real photos: two splits as CSV, made here from COCO's annotations."""
     for split, folder in (('train', 'train2014'), ('validation', 'val2014')):
         content = json.loads((coco_root / 'annotations' / f'instances_{folder}.json').read_text())
@@ -268,7 +268,7 @@ def test_check_trainable_refuses_other_channels():
         check_trainable(model, 64, 8)
 
 
-def test_starting_weights_of_another_architecture_are_refused(script, trained, tmp_path):
+def test_run_refuses_init_from_of_another_architecture(script, trained, tmp_path):
     arguments = [f'--model.init_from=local-dir:{trained}', '--model.name=msff_resnet18', f'--output={tmp_path / "run"}']
     result = script('train.py', *TINY, *arguments, check=False)
     assert result.returncode == 2
@@ -276,7 +276,7 @@ def test_starting_weights_of_another_architecture_are_refused(script, trained, t
     assert result.stderr.splitlines()[-1] == f'train.py: error: {mend}'
 
 
-def test_a_run_is_not_overwritten_unless_asked(script, trained):
+def test_run_is_not_overwritten_by_mistake(script, trained):
     before = (trained / 'results.json').read_bytes()
     result = script('train.py', f'--output={trained}', check=False)
     assert result.returncode == 2
@@ -309,7 +309,7 @@ PHOTOS = ['--data.name=coco2014', '--data.train_size=null', '--data.eval_size=nu
 PHOTOS += ['--optim.batch_size=4', '--optim.epochs=2', '--data.workers=1']
 
 
-def test_unreadable_training_photos_are_named_and_too_many_end_the_run_in_one_line(script, photos):
+def test_run_reports_unreadable_training_photos(script, photos):
     """The error of a policy `error` comes from a loader's worker, whose traceback PyTorch puts into the message."""
     reason = f'{photos}/train2014/7.jpg: cannot be read as an image (not an image that Pillow can read).'
     arguments = [*PHOTOS, f'--data.root={photos}', f'--output={photos / "run"}']
@@ -322,7 +322,7 @@ def test_unreadable_training_photos_are_named_and_too_many_end_the_run_in_one_li
     assert '1 training images cannot be read, over 1% of them (0); the last' in result.stderr.splitlines()[-1]
 
 
-def test_a_photo_that_cannot_be_read_ends_an_evaluation(script, trained, photos):
+def test_evaluate_refuses_an_unreadable_photo(script, trained, photos):
     scenes = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
     table = '\n'.join(['image|labels', 'train2014/6.jpg|arrow', 'train2014/7.jpg|ring'])
     (photos / 'test.csv').write_text(table.replace('|', ','))
@@ -331,7 +331,7 @@ def test_a_photo_that_cannot_be_read_ends_an_evaluation(script, trained, photos)
     assert result.returncode == 2 and '7.jpg: cannot be read as an image' in result.stderr.splitlines()[-1]
 
 
-def test_thresholds_are_stored_with_the_model_and_used(script, trained, tmp_path):
+def test_run_stores_thresholds_that_evaluate_uses(script, trained, tmp_path):
     run = results(trained)
     stored = json.loads((trained / 'config.json').read_text())['thresholds']
     assert stored == run['thresholds'] and len(stored['per_class']) == 12 and stored['num_images'] == 33
@@ -355,7 +355,7 @@ def test_thresholds_are_stored_with_the_model_and_used(script, trained, tmp_path
     assert script('evaluate.py', *arguments, '--ap=voc12', check=False).returncode == 2
 
 
-def test_a_run_with_the_settings_of_fine_tuning(script, trained, tmp_path):
+def test_run_accepts_the_settings_of_fine_tuning(script, trained, tmp_path):
     """Present and absent entries of each label by hand; the teacher's share of the loss beside them."""
     chosen = {'data.workers': 'null', 'data.hflip': 0.5, 'data.crop_scale': '[0.5, 1]', 'data.color_jitter': 0.2}
     chosen |= {'optim.pos_weight': 'balanced', 'optim.pos_weight_max': 5, 'optim.label_smoothing': 0.05}
@@ -382,7 +382,7 @@ def test_a_run_with_the_settings_of_fine_tuning(script, trained, tmp_path):
     assert 'label_smoothing: 0.05' in card and 'ema_epochs: 2' in card and 'hflip: 0.5' in card
 
 
-def test_the_training_transforms_travel_with_the_model(script, trained, tmp_path):
+def test_run_describes_its_transforms_in_the_configuration(script, trained, tmp_path):
     arguments = ['--data.rand_augment=rand-m5', '--data.cutout=0.25', '--data.eval_size=8', f'--output={tmp_path}']
     script('train.py', *TINY, *arguments)
     transforms = json.loads((tmp_path / 'config.json').read_text())['training']['transforms']
@@ -408,7 +408,7 @@ def shards(tmp_path):
     return tmp_path
 
 
-def test_two_processes_train_on_a_stream(script, shards):
+def test_run_streams_in_two_processes(script, shards):
     arguments = ['--data.name=hub', f'--data.root={shards}', '--data.streaming=true', '--data.workers=2']
     arguments += ['--data.eval_size=null', '--data.image_size=32', '--optim.batch_size=8', '--optim.epochs=2']
     script('train.py', *arguments, '--data.train_size=44', f'--output={shards / "run"}', processes=2)
@@ -417,7 +417,7 @@ def test_two_processes_train_on_a_stream(script, shards):
 
 
 @pytest.mark.parametrize(('processes', 'divide'), [(1, True), (2, True), (3, False), (4, True), (8, False)])
-def test_shards_of_a_stream_that_do_not_divide_over_the_processes_are_refused(shards, processes, divide):
+def test_load_data_refuses_shards_that_do_not_divide(shards, processes, divide):
     accelerator = SimpleNamespace(main_process_first=nullcontext, num_processes=processes, process_index=0)
     data = DataConfig(name='hub', root=str(shards), streaming=True, train_size=44, eval_size=None)
     with nullcontext() if divide else pytest.raises(InputError) as refused:
@@ -427,7 +427,7 @@ def test_shards_of_a_stream_that_do_not_divide_over_the_processes_are_refused(sh
 
 
 @pytest.mark.slow
-def test_128_real_photos_are_memorised(script, coco_root, tmp_path):
+def test_run_memorises_128_photos(script, coco_root, tmp_path):
     config = ROOT / 'train' / 'configs' / 'memorise.yaml'
     script('train.py', f'--config={config}', f'--data.root={coco_root}', f'--output={tmp_path}')
     run = results(tmp_path)
@@ -435,7 +435,7 @@ def test_128_real_photos_are_memorised(script, coco_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_reaches_90(script, tmp_path):
+def test_demo_reaches_90(script, tmp_path):
     start = time.time()
     script('train.py', f'--output={tmp_path}')
     run = results(tmp_path)

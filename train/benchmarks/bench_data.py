@@ -14,7 +14,7 @@ from torchvision import transforms
 from bench_common import check_above_0, check_at_least
 from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError
-from msff_timm.training.config import DataConfig
+from msff_timm.training.data_config import DataConfig
 from msff_timm.training.studies.speed import order
 
 MOST_PHOTOS = 256

@@ -12,8 +12,9 @@ import torch
 from bench_common import check_at_least
 from bench_model import count_flops
 from msff_timm.training.commands import StopRequest, peak_memory
-from msff_timm.training.config import CONFIGS, TrainConfig, parse
+from msff_timm.training.config import TrainConfig
 from msff_timm.training.loaders import grouped
+from msff_timm.training.parsing import CONFIGS, parse
 from msff_timm.training.studies.speed import order, timed
 from msff_timm.training.train import make_accelerator
 from msff_timm.training.trainer import Trainer

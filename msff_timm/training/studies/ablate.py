@@ -12,7 +12,8 @@ from functools import partial
 import torch
 
 from ..commands import run_command
-from ..config import CONFIGS, AblateConfig, parse
+from ..parsing import CONFIGS, parse
+from .config import AblateConfig
 from .speed import time_in_turns
 from .study import make_inputs, run_study
 from .tables import Variant, read_paper

@@ -10,7 +10,8 @@ import sys
 
 from ...errors import InputError
 from ..commands import run_command
-from ..config import CONFIGS, CompareConfig, flatten, parse
+from ..parsing import CONFIGS, flatten, parse
+from .config import CompareConfig
 from .study import run_study
 from .tables import Variant, add_published
 

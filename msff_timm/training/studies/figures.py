@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...data.sheet import ends, short
+from ...data.figures import ends, short
 
 __all__ = ['plot_cost', 'plot_labels']
 

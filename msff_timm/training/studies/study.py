@@ -19,10 +19,11 @@ from ... import hub
 from ...errors import InputError
 from ...hub import card
 from ...results import Results
-from ..checkpoint import about_run, differences
 from ..commands import Stopped, StopRequest
-from ..config import TrainConfig, VariantsConfig, parse
+from ..config import TrainConfig, parse
+from ..identity import about_run, differences
 from ..report import read_settings
+from .config import VariantsConfig
 from .pages import write_table
 from .speed import time_in_turns
 from .tables import Variant, tabulate

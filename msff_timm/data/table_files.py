@@ -1,4 +1,4 @@
-"""Files of tables: CSV, TSV, JSON Lines and Parquet as columns."""
+"""Reads CSV, TSV, JSON Lines and Parquet files into tables of columns, with the line of each row for messages."""
 
 import csv
 import io
@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import InputError
-from .cells import check_names
-from .records import shown
+from .text import check_names, quote
 
-__all__ = ['Table', 'read']
+__all__ = ['Table', 'read_table']
 
 BOM = b'\xef\xbb\xbf'
 DELIMITERS = {',': 'a comma', ';': "';'", '\t': 'a tab', '|': "'|'"}
@@ -24,16 +23,16 @@ DELIMITERS = {',': 'a comma', ';': "';'", '\t': 'a tab', '|': "'|'"}
 
 @dataclass
 class Table:
-    """A table as it was read.
+    """Columns of a file.
 
     Attributes:
-        path: Its file.
-        columns: Names of its columns, without those that have none.
-        unit: Unit that rows are counted in.
-        numbers: Number of each row: its line, counted from 1, or row of a Parquet file, counted from 0.
-        column: Gives the values of a column, one for each of `numbers`.
-        notes: Lines on how it was read.
-        num_unnamed: Number of columns without a name, which are left out.
+        path: Path of the file.
+        columns: Names of the columns that have one.
+        unit: Unit of `numbers`: `line` or `row`.
+        numbers: Line of each row, counted from 1, or its row in a Parquet file, counted from 0.
+        column: Function that returns the values of a column, one for each of `numbers`.
+        notes: Lines on how the file was read.
+        num_unnamed: Number of columns without a name, which are skipped.
     """
 
     path: Path
@@ -45,18 +44,19 @@ class Table:
     num_unnamed: int = 0
 
     def where(self, row: int, column: str | None = None) -> str:
+        """Returns file, line and column for a message."""
         return f'{self.path}: {self.unit} {self.numbers[row]}' + (f': {column!r}' if column is not None else '')
 
 
-def read(path: Path, image_columns: Collection[str]) -> Table:
+def read_table(path: Path, image_columns: Collection[str]) -> Table:
     """Reads a table.
 
     Args:
-        path: File, whose suffix names the format.
-        image_columns: Names that the column of images may have, by which the delimiter of the fields is found.
+        path: File, whose suffix determines the format.
+        image_columns: Possible names of the image column, which show what separates the fields.
 
     Raises:
-        InputError: It is not whole; the message names file and line.
+        InputError: The file is damaged; the message names the line.
     """
     suffix = path.suffix.lower()
     if suffix == '.parquet':
@@ -76,9 +76,9 @@ def _decode(path: Path) -> str:
     try:
         text, end = data.decode('utf-8'), None
         if '\0' in text:
-            end, problem = data.index(b'\0') + 1, 'holds a NUL byte'
+            end, problem = data.index(b'\0') + 1, 'contains a NUL byte'
     except UnicodeDecodeError as e:
-        end, problem = e.start + 1, f'holds the byte 0x{data[e.start]:02x}, which is not UTF-8'
+        end, problem = e.start + 1, f'contains the byte 0x{data[e.start]:02x}, which is not UTF-8'
     if end is not None:
         raise InputError(f'{path}: line {len(data[:end].splitlines())} {problem}: save the file as UTF-8.')
     return text
@@ -96,7 +96,7 @@ def _read_delimited(path: Path, text: str, usual: str, image_columns: Collection
         try:
             fields = next(reader, None)
         except csv.Error as e:
-            raise InputError(f'{path}: line {number} cannot be parted into fields ({e}): check its quotes.') from None
+            raise InputError(f'{path}: line {number} cannot be split into fields ({e}): check its quotes.') from None
         if fields is None:
             break
         if not fields:
@@ -115,13 +115,12 @@ def _read_delimited(path: Path, text: str, usual: str, image_columns: Collection
     named = _named(path, header, columns)
     notes = [] if delimiter == usual else [f'fields: delimited by {DELIMITERS.get(delimiter, repr(delimiter))}']
     by_name = {header[k]: columns[k] for k in named}
-    table = Table(path, [header[k] for k in named], 'line', numbers, by_name.__getitem__, notes)
-    table.num_unnamed = len(header) - len(named)
-    return table
+    num_unnamed = len(header) - len(named)
+    return Table(path, [header[k] for k in named], 'line', numbers, by_name.__getitem__, notes, num_unnamed)
 
 
 def _find_delimiter(text: str, usual: str, image_columns: Collection[str]) -> tuple[str, int]:
-    """Finds what parts the fields: what Excel's line `sep=;` has, else by the column of images in the header.
+    """Finds what separates the fields: from Excel's line `sep=;`, or from the image column in the header.
 
     Returns:
         The delimiter, and the number of lines before the header.
@@ -133,10 +132,9 @@ def _find_delimiter(text: str, usual: str, image_columns: Collection[str]) -> tu
         return setting[4:] or '\t', first + 1
     others = []
     for delimiter in (usual, *DELIMITERS):
+        reader = csv.reader(islice(lines, first, None), delimiter=delimiter)
         try:
-            header = next(
-                (fields for fields in csv.reader(islice(lines, first, None), delimiter=delimiter) if fields), []
-            )
+            header = next((fields for fields in reader if fields), [])
         except csv.Error:
             continue
         if not image_columns.isdisjoint(field.strip() for field in header):
@@ -147,15 +145,17 @@ def _find_delimiter(text: str, usual: str, image_columns: Collection[str]) -> tu
 
 
 def _named(path: Path, header: list[str], columns: list[tuple]) -> list[int]:
-    """Leaves out columns without a name: the index that pandas and R write first, and empty ones.
+    """Returns the numbers of the columns that have a name.
+
+    The first column may have none (an index of pandas or R), and so may empty columns.
 
     Raises:
-        InputError: Another column that holds something has no name.
+        InputError: Another column that is not empty has no name.
     """
     named = [number for number, name in enumerate(header) if name]
     for number, name in enumerate(header):
         if not name and number > min(named, default=0) and any(value.strip() for value in columns[number]):
-            raise InputError(f'{path}: columns: a name is empty: name it or leave it out.')
+            raise InputError(f'{path}: columns: a name is empty: give it a name, or remove it.')
     return named
 
 
@@ -168,18 +168,18 @@ def _read_json_lines(path: Path, text: str) -> Table:
         try:
             row = json.loads(line, object_pairs_hook=partial(_object, where))
             if '\\u' in line:
-                json.dumps(row, ensure_ascii=False).encode()
+                json.dumps(row, ensure_ascii=False).encode()  # raises for unpaired surrogates
         except InputError:
             raise
         except (ValueError, RecursionError) as e:
-            raise InputError(f'{where} is not whole JSON ({shown(str(e))}).') from None
+            raise InputError(f'{where} is not valid JSON ({quote(str(e))}).') from None
         if not isinstance(row, dict):
-            raise InputError(f'{where} is not an object: a file of JSON Lines has one {{...}} in each line.')
+            raise InputError(f'{where} is not an object: a JSON Lines file has one {{...}} on each line.')
         rows.append(row)
         numbers.append(number)
     if not rows:
         raise InputError(f'{path}: is empty.')
-    # A key that a row lacks is null there, as pandas and `datasets` read it.
+    # A key that a row lacks is null there, as in pandas and `datasets`.
     names = list(dict.fromkeys(name for row in rows for name in row))
     return Table(path, names, 'line', numbers, lambda name: [row.get(name) for row in rows])
 
@@ -197,8 +197,8 @@ def _read_parquet(path: Path) -> Table:
         kind = schema.field(name).type
         if not _is_readable(kind):
             raise InputError(
-                f'{path}: the column {name!r} is {shown(str(kind))}, not text, numbers or lists of them'
-                ' (images within a file are read with data.name hub).'
+                f'{path}: the column {name!r} is of type {quote(str(kind))}: must be text, numbers or lists of them;'
+                ' set data.name to hub for images inside of Parquet files.'
             )
         return _try_parquet(path, lambda: file.read(columns=[name]).column(name).to_pylist())
 
@@ -209,7 +209,7 @@ def _try_parquet(path: Path, read: Callable[[], object]) -> object:
     try:
         return read()
     except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as e:
-        raise InputError(f'{path}: is not whole Parquet ({shown(str(e))}).') from None
+        raise InputError(f'{path}: is not a valid Parquet file ({quote(str(e))}).') from None
 
 
 def _is_readable(kind: pa.DataType) -> bool:

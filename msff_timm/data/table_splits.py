@@ -1,4 +1,4 @@
-"""Which file, and which rows of one file, belong to a split."""
+"""Splits of tables: which file, and which rows of one file, belong to a split."""
 
 import os
 import re
@@ -10,35 +10,35 @@ from pathlib import Path
 from datasets.data_files import SPLIT_KEYWORDS
 
 from ..errors import InputError
-from .cells import state_of
-from .files import Table
-from .records import found_in, shown
+from .label_cells import state_of
+from .table_files import Table
+from .text import list_folder, quote
 
-__all__ = ['SPLITS', 'SUFFIXES', 'check_split', 'find_files', 'no_split', 'of_split', 'part']
+__all__ = ['SPLITS', 'SUFFIXES', 'check_split', 'find_files', 'no_split', 'split_rows', 'standard_split']
 
-# The names that `datasets` has for the splits, in small letters
+# Names of the splits in `datasets`, in lower case
 SPLIT_OF = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 SPLITS = ('train', 'validation', 'test')
 SUFFIXES = {'table': ('.csv', '.tsv', '.jsonl', '.parquet'), 'folder': ('.csv', '.jsonl', '.parquet')}
-SPLIT_COLUMNS = ('data_split', 'partition', 'phase', 'split', 'subset', 'usage')  # in small letters
+SPLIT_COLUMNS = ('data_split', 'partition', 'phase', 'split', 'subset', 'usage')  # in lower case
 SPLIT_FOLDER = re.compile(rf'({"|".join(SPLIT_OF)})[-._ 0-9]*', re.IGNORECASE)
 
 
-def of_split(value: object) -> str | None:
-    """Returns the split that a name stands for, in any case; None where it stands for none."""
+def standard_split(value: object) -> str | None:
+    """Returns the split that a name means, e.g. `validation` for `Val`, or None if it means no split."""
     return SPLIT_OF.get(value.strip().lower()) if isinstance(value, str) else None
 
 
 def find_files(name: str, root: Path) -> dict[str, Path]:
     """Finds the table of each split in a folder."""
     if not root.is_dir():
-        raise InputError(f'{root}: is no folder{" and no file" if name == "table" else ""}: check data.root.')
+        raise InputError(f'{root}: is not a folder{" or a file" if name == "table" else ""}: check data.root.')
     found = []
     for path in _entries(root):
         if name == 'table':
-            found.append((of_split(path.stem), path))
-        elif of_split(path.name) and path.is_dir():
-            found += [(of_split(path.name), inner) for inner in _entries(path) if inner.stem == 'metadata']
+            found.append((standard_split(path.stem), path))
+        elif standard_split(path.name) and path.is_dir():
+            found += [(standard_split(path.name), inner) for inner in _entries(path) if inner.stem == 'metadata']
         elif path.stem == 'metadata':
             found.append(('train', path))
     files = {}
@@ -46,11 +46,11 @@ def find_files(name: str, root: Path) -> dict[str, Path]:
         if split is None or path.suffix.lower() not in SUFFIXES[name] or not path.is_file():
             continue
         if split in files:
-            raise InputError(f'{root}: both {files[split]} and {path} are tables of {split}: keep one.')
+            raise InputError(f'{root}: both {files[split]} and {path} are tables of the split {split}: remove one.')
         files[split] = path
     if not files:
         wanted = 'train.csv (or .tsv, .jsonl, .parquet)' if name == 'table' else 'train/metadata.csv (or .jsonl, ...)'
-        raise InputError(f'{root}: holds no {wanted} or one of another split (found: {found_in(root)}).')
+        raise InputError(f'{root}: contains no {wanted} or table of another split (found: {list_folder(root)}).')
     return {split: files[split] for split in SPLITS if split in files}
 
 
@@ -62,80 +62,81 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def no_split(name: str, split: str, root: Path, files: dict[str, Path]) -> InputError:
-    there = ', '.join(str(path.relative_to(root)) for path in files.values())
-    return InputError(f'{root}: has no {name} of the split {split} (there: {there}).')
+    """Returns the error for a split that has no table."""
+    found = ', '.join(str(path.relative_to(root)) for path in files.values())
+    return InputError(f'{root}: has no {name} of the split {split} (found: {found}).')
 
 
-def part(
+def split_rows(
     table: Table, image: str, label_columns: Collection[str], image_root: str | None, is_file: bool, is_folder: bool
 ) -> tuple[dict[str, Table], str | None]:
-    """Parts the rows of a single table over the splits.
+    """Assigns the rows of a single table to splits.
 
-    The column `split`, or another of that kind, decides; else fastai's `is_valid`; else, of a table for all splits,
-    the folders of its images.
+    The column `split`, or a similar one, decides; else fastai's `is_valid`; else, in a table for all splits, the
+    folders of the images.
 
     Args:
-        table: The rows.
-        image: Its column of images.
-        label_columns: Those that are labels by a setting.
-        image_root: Folder of the images; None for the table's own.
-        is_file: True where the table is named by itself, not as that of a split in a folder.
-        is_folder: True for a metadata file above the images.
+        table: Table of all rows.
+        image: Name of the image column.
+        label_columns: Columns that the settings name as labels.
+        image_root: Folder of the images; None for that of the table.
+        is_file: True if `data.root` is the table itself rather than a folder with one table per split.
+        is_folder: True for a metadata file above the folders of the splits.
 
     Returns:
-        The rows of each split, and how they were parted; None where nothing parts them and all are of train.
+        Rows of each split, and what decided; None if nothing did, so that all rows belong to `train`.
 
     Raises:
-        InputError: A row has no split, or one that there is not.
+        InputError: A row has no split, or an unknown one.
     """
-    way, found = None, _split_column([name for name in table.columns if name not in (image, *label_columns)], table)
+    rule, found = None, _split_column([name for name in table.columns if name not in (image, *label_columns)], table)
     if found is not None:
         column, splits = found
         if is_file or any(splits):
-            way = f'by the column {column}'
-        if way and None in splits:
+            rule = f'by the column {column}'
+        if rule and None in splits:
             row = splits.index(None)
             value = table.column(column)[row]
             raise InputError(
-                f'{table.where(row)}: the split is {shown(value)}, not {", ".join(SPLITS)} (column {column}).'
+                f'{table.where(row)}: the column {column} holds {quote(value)}: must be {", ".join(SPLITS)}.'
             )
-        if way and not is_file and column.lower() == 'is_valid' and len(set(splits)) == 1:
-            way = None  # of one split, which the name of the file tells
-    if way is None and (is_file or is_folder):
+        if rule and not is_file and column.lower() == 'is_valid' and len(set(splits)) == 1:
+            rule = None  # the table of a single split, which the name of the file gives
+    if rule is None and (is_file or is_folder):
         folder = os.path.abspath(image_root or table.path.parent)
         splits = [_folder_split(value, folder) for value in table.column(image)]
         others = set(splits) - {None}
-        # The folders part nothing where there is only one; but rows of no split are not to be mixed with those of test.
+        # A single folder does not separate splits, but rows without a split must not be mixed with those of test.
         if is_folder and others or len(others) > 1 or None in splits and others - {'train'}:
-            way = 'by the folders of the images'
+            rule = 'by the folders of the images'
             if None in splits:
                 row = splits.index(None)
                 raise InputError(
-                    f'{table.where(row)}: {shown(table.column(image)[row])} lies in no folder of a split, but others'
-                    ' do: move it, or add a column split.'
+                    f'{table.where(row)}: {quote(table.column(image)[row])} is not in the folder of a split, but other'
+                    ' images are: move it there, or add a column split.'
                 )
-    if way is None:
+    if rule is None:
         return {'train': table}, None
     rows = defaultdict(list)
     for row, split in enumerate(splits):
         rows[split].append(row)
-    return {split: _take(table, rows[split]) for split in SPLITS if split in rows}, way
+    return {split: _select(table, rows[split]) for split in SPLITS if split in rows}, rule
 
 
 def _folder_split(name: object, folder: str) -> str | None:
-    """Returns the split whose folder a path leads through, `train` of `train/a.jpg` or `images/train2017/a.jpg`."""
+    """Returns the split whose folder a path contains: `train` for `train/a.jpg` or `images/train2017/a.jpg`."""
     path = Path(folder, name) if isinstance(name, str) else None
     for part in path.relative_to(folder).parts[:-1] if path and path.is_relative_to(folder) else ():
         if match := SPLIT_FOLDER.fullmatch(part):
-            return of_split(match[1])
+            return standard_split(match[1])
     return None
 
 
 def _split_column(columns: Collection[str], table: Table) -> tuple[str, list[str | None]] | None:
-    """Finds the column of the splits: `split`, another of that kind that holds nothing else, or fastai's `is_valid`.
+    """Finds the column of the splits: `split`, a similar one that holds nothing else, or fastai's `is_valid`.
 
     Returns:
-        Its name, and the split of each row, None where that is none; None where there is no such column.
+        Name of the column, and the split of each row or None if it is none; None if there is no such column.
     """
     names = {name.lower(): name for name in columns if name.lower() in (*SPLIT_COLUMNS, 'is_valid')}
     for name in sorted(names, key=lambda name: (name == 'is_valid', name != 'split')):
@@ -143,27 +144,27 @@ def _split_column(columns: Collection[str], table: Table) -> tuple[str, list[str
         if name == 'is_valid':
             states = [None if isinstance(value, list) else state_of(value) for value in values]
             return names[name], [{0: 'train', 1: 'validation'}.get(state) for state in states]
-        splits = [of_split(value) for value in values]
+        splits = [standard_split(value) for value in values]
         if name == 'split' or None not in splits:
             return names[name], splits
     return None
 
 
 def check_split(table: Table, split: str) -> None:
-    """Raises InputError where a column of a split's own table has rows of another split."""
+    """Raises `InputError` if the table of one split has rows that a column assigns to another split."""
     found = _split_column(table.columns, table)
     if found is None or None in found[1] or found[0].lower() == 'is_valid' and len(set(found[1])) == 1:
         return
-    column, found = found
-    for row, other in enumerate(found):
+    column, splits = found
+    for row, other in enumerate(splits):
         if other != split:
             raise InputError(
-                f'{table.where(row)}: is of {other} by its column {column!r}, but stands in the table of {split}:'
-                ' leave the row or the column out.'
+                f'{table.where(row)}: the column {column!r} assigns the row to {other}, but it is in the table of'
+                f' {split}: remove the row or the column.'
             )
 
 
-def _take(table: Table, rows: list[int]) -> Table:
+def _select(table: Table, rows: list[int]) -> Table:
     def column(name: str) -> list:
         values = table.column(name)
         return [values[row] for row in rows]

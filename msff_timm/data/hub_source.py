@@ -1,4 +1,4 @@
-"""Where data sets of the Hub, and of folders that `datasets` reads, come from: fetched split by split."""
+"""Fetches data sets of the Hub, and opens folders that `datasets` reads, split by split."""
 
 import ast
 import copy
@@ -19,7 +19,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.splits import SplitDict
 
 from ..errors import InputError, unknown
-from .splits import of_split
+from .table_splits import standard_split
 
 __all__ = ['Source', 'find_split']
 
@@ -30,23 +30,23 @@ class Source:
     """A data set of the Hub, or a folder, that is read split by split.
 
     Args:
-        root: Root as `load` takes it.
+        root: Id of a data set or path of a folder, as for `msff_timm.data.load`.
 
     Attributes:
         is_local: True for a folder.
-        splits: Names of the splits that there are.
-        folder: Folder of a metadata file that lies above the folders of the splits, relative to the data set; None
-            where there is none.
+        splits: Names of the available splits.
+        folder: Folder, relative to the data set, of a metadata file above the folders of the splits; None if there is
+            no such file.
 
     Raises:
-        InputError: It cannot be had.
+        InputError: The data set cannot be loaded.
     """
 
     def __init__(self, root: str):
         self.root, self.is_local = root, os.path.isdir(root)
         match = None if self.is_local else ID.fullmatch(root)
         if not self.is_local and (match is None or os.path.exists(root)):
-            raise InputError(f'{root}: is neither a folder nor an id organisation/name of the Hub: check data.root.')
+            raise InputError(f'{root}: is neither a folder nor the id (ORG/NAME) of a Hub data set: check data.root.')
         self._path, config, self._revision = (root, None, None) if match is None else match.group(1, 3, 5)
         self._fetched = Path(
             datasets.config.HF_DATASETS_CACHE, 'msff_timm', 'hub', hashlib.sha256(root.encode()).hexdigest()[:32]
@@ -54,37 +54,37 @@ class Source:
         self._builder, self.folder, self._snapshot = None, None, None
         try:
             self._builder = datasets.load_dataset_builder(self._path, config, revision=self._revision)
-        except Exception as e:  # of three libraries and any format: whatever it is, the data set cannot be had
+        except Exception as e:  # three libraries and many formats raise nearly every type of error
             if not self._find_fetched(e):
                 raise InputError(_reason(root, self.is_local, e)) from e
             return
-        files = self._builder.config.data_files  # None of one that `datasets` takes from its cache
-        if files and (mine := self._find_files(set(map(str, files)))):
-            self._builder = datasets.load_dataset_builder(self._path, config, revision=self._revision, data_files=mine)
+        files = self._builder.config.data_files  # None if `datasets` found the data set in its cache
+        if files and (ours := self._find_files(set(map(str, files)))):
+            self._builder = datasets.load_dataset_builder(self._path, config, revision=self._revision, data_files=ours)
             files = self._builder.config.data_files
         self.splits = [str(name) for name in files or self._builder.info.splits or ()]
         if files and isinstance(self._builder, ImageFolder):
             self.folder = self._find_metadata()
 
     def _find_files(self, splits: set[str]) -> dict[str, list[str]] | None:
-        """Finds `Train/`, `Val.parquet` and the like, which `datasets` knows in small letters only.
+        """Finds `Train/`, `Val.parquet` etc.; `datasets` expects lower case.
 
         Returns:
-            Files of each split; None where `datasets` has found all splits by itself.
+            Files of each split; None if `datasets` has found all splits.
         """
         suffixes = {Path(str(file)).suffix for files in self._builder.config.data_files.values() for file in files}
         found, is_missed = {}, False
         for folder in ('', 'data'):
             for name, is_folder in self._list(folder):
                 word = re.split(r'[-._ 0-9]', name)[0]
-                split = of_split(word)
+                split = standard_split(word)
                 if split and (is_folder or Path(name).suffix in suffixes):
-                    is_missed |= word != word.lower() and split not in map(of_split, splits)
+                    is_missed |= word != word.lower() and split not in map(standard_split, splits)
                     found.setdefault(split, []).append(str(PurePosixPath(folder, name, *(['**'] if is_folder else []))))
         return found if is_missed and 'train' in found else None
 
     def _list(self, folder: str) -> list[tuple[str, bool]]:
-        """Lists the names in a folder, and which of them are folders."""
+        """Lists the names in a folder, each with whether it is a folder."""
         if self.is_local:
             path = Path(self.root, folder)
             return [(entry.name, entry.is_dir()) for entry in sorted(path.iterdir())] if path.is_dir() else []
@@ -96,12 +96,12 @@ class Source:
         return sorted((os.path.basename(entry['name']), entry['type'] == 'directory') for entry in entries)
 
     @property
-    def is_of_folders(self) -> bool:
-        """Whether folders give the labels."""
+    def has_label_folders(self) -> bool:
+        """Whether the folders of the images are their labels."""
         return isinstance(self._builder, ImageFolder)
 
     def read(self, split: str, streaming: bool) -> Dataset | IterableDataset:
-        """Reads a split, which is fetched first unless it is streamed."""
+        """Reads a split; fetches it first unless it is streamed."""
         try:
             if self._builder is None:
                 dataset = _from_arrow(self._fetched / split)
@@ -112,16 +112,16 @@ class Source:
                 return self._read_one(split)
             self._builder.download_and_prepare()
             return self._builder.as_dataset(split=split)
-        except Exception as e:  # as above
+        except Exception as e:  # as in __init__
             raise InputError(_reason(self.root, self.is_local, e)) from e
 
     def _read_one(self, split: str) -> Dataset:
-        """Fetches one split of Parquet files, where `datasets` would fetch all; each has a folder of its own."""
+        """Fetches one split of Parquet files into a folder of its own; `datasets` would fetch all splits."""
         builder = copy.deepcopy(self._builder)
         builder.config.data_files = DataFilesDict({split: self._builder.config.data_files[split]})
         if builder.info.splits:
-            known = {split: builder.info.splits[split]} if split in builder.info.splits else {}
-            builder.info.splits = SplitDict(known, dataset_name=builder.dataset_name) if known else None
+            info = {split: builder.info.splits[split]} if split in builder.info.splits else {}
+            builder.info.splits = SplitDict(info, dataset_name=builder.dataset_name) if info else None
         builder.info.download_size = None
         content = hashlib.sha256(builder.cache_dir.encode()).hexdigest()[:32]
         folder = self._fetched / content / split
@@ -129,9 +129,9 @@ class Source:
         return _from_arrow(folder)
 
     def _find_fetched(self, error: Exception) -> bool:
-        """Finds what an earlier run has fetched, where the Hub is out of reach."""
-        is_away = datasets.config.HF_HUB_OFFLINE or isinstance(error, ConnectionError)
-        if self.is_local or not is_away or isinstance(error, datasets.exceptions.DatasetNotFoundError):
+        """Finds what an earlier run has fetched if the Hub cannot be reached; returns whether it found anything."""
+        is_offline = datasets.config.HF_HUB_OFFLINE or isinstance(error, ConnectionError)
+        if self.is_local or not is_offline or isinstance(error, datasets.exceptions.DatasetNotFoundError):
             return False
         found = sorted(self._fetched.glob(f'*/*/{datasets.config.DATASET_INFO_FILENAME}'), key=os.path.getmtime)
         if found:
@@ -152,9 +152,9 @@ class Source:
         return self.folder is not None
 
     def _find_metadata(self) -> str | None:
-        """Finds a metadata file above the folders of the splits, if no split has one of its own.
+        """Finds the folder of a metadata file above the folders of the splits, if no split has a file of its own.
 
-        `datasets` passes over such a file or, in older versions, gives all its rows to each split.
+        `datasets` ignores such a file; older versions assign all its rows to each split.
         """
         names = [self._relative(file) for files in self._builder.config.data_files.values() for file in files]
         metadata = Counter(name for name in names if os.path.basename(name) in ImageFolder.METADATA_FILENAMES)
@@ -163,11 +163,11 @@ class Source:
         above = sorted({str(folder) for name in names for folder in PurePosixPath(name).parents}, key=len)
         if self.is_local:
             return next((folder for folder in above if _has_metadata(Path(self.root, folder))), None)
-        there = set(huggingface_hub.HfApi().list_repo_files(self._path, repo_type='dataset', revision=self._commit))
-        return next((folder for folder in above if not there.isdisjoint(_metadata_of(folder))), None)
+        files = set(huggingface_hub.HfApi().list_repo_files(self._path, repo_type='dataset', revision=self._commit))
+        return next((folder for folder in above if not files.isdisjoint(_metadata_of(folder))), None)
 
     def fetch_folder(self, split: str) -> str:
-        """Fetches the images of a split whose labels are in a metadata file above; returns the folder of that file."""
+        """Fetches the images of a split and the metadata file above the splits; returns the folder of that file."""
         if self.is_local:
             return os.path.join(self.root, self.folder)
         if self._snapshot is None:
@@ -178,7 +178,7 @@ class Source:
                 self._snapshot = huggingface_hub.snapshot_download(
                     self._path, repo_type='dataset', revision=self._revision, allow_patterns=patterns
                 )
-            except Exception as e:  # as above
+            except Exception as e:  # as in __init__
                 raise InputError(_reason(self.root, self.is_local, e)) from e
         return os.path.join(self._snapshot, self.folder)
 
@@ -199,18 +199,20 @@ def _has_metadata(folder: Path) -> bool:
 
 
 def _from_arrow(folder: Path) -> Dataset:
-    """Opens what `datasets` has prepared of the split that a folder is named after."""
+    """Opens the Arrow files of a split that `datasets` has written to the folder of the same name."""
     parts = [*folder.glob(f'*-{folder.name}.arrow'), *folder.glob(f'*-{folder.name}-?????-of-?????.arrow')]
     return datasets.concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(parts)])
 
 
 def find_split(split: str, splits: Collection[str], root: str) -> str:
-    """Finds the split of this name, or of another name that `datasets` has for it."""
+    """Returns the split of this name, or of another name that `datasets` accepts for it."""
     if split in splits:
         return split
-    found = [name for name in splits if of_split(split) is not None and of_split(name) == of_split(split)]
+    found = [
+        name for name in splits if standard_split(split) is not None and standard_split(name) == standard_split(split)
+    ]
     if len(found) > 1:
-        raise InputError(f'{root}: both {found[0]} and {found[1]} are names of the split {split}: give one of these.')
+        raise InputError(f'{root}: both {found[0]} and {found[1]} mean the split {split}: choose one of them.')
     if not found:
         raise InputError(f'{root}: {unknown("split", split, splits)}')
     return found[0]
@@ -218,34 +220,28 @@ def find_split(split: str, splits: Collection[str], root: str) -> str:
 
 def _reason(root: str, is_folder: bool, error: Exception) -> str:
     lines = [line.strip() for line in f'{error}'.splitlines() if line.strip()]
-    reason = f'{type(error).__name__}: {lines[0].rstrip(".") if lines else "no more is known"}'
+    reason = f'{type(error).__name__}: {lines[0].rstrip(".") if lines else "no details"}'
     names = re.search(r'among the available configs: (\[.*\])', f'{error}')
     if names:
         configurations = ', '.join(ast.literal_eval(names[1]))
         if is_folder:
-            return (
-                f'{root}: has several configurations ({configurations}): write default: true at one in its README.md.'
-            )
-        return f'{root}: has several configurations ({configurations}): choose one, as data.root {_of(root, names[1])}.'
+            return f'{root}: has several configurations ({configurations}): add default: true to one in its README.md.'
+        path, at, revision = root.partition('@')
+        example = f'{path}:{ast.literal_eval(names[1])[0]}{at}{revision}'
+        return f'{root}: has several configurations ({configurations}): choose one, e.g. data.root {example}.'
     cause = error.__cause__
     if cause is not None and not isinstance(error, datasets.exceptions.DatasetNotFoundError):
         reason += f' ({type(cause).__name__}: {(str(cause).splitlines() or [""])[0].rstrip(".")})'
     if is_folder:
-        return f'{root}: cannot be read as a data set: {reason}. It needs files such as train-00000-of-00001.parquet.'
+        return f'{root}: cannot be read as a data set: {reason}. Add files such as train-00000-of-00001.parquet.'
     if datasets.config.HF_HUB_OFFLINE:
-        fix = 'HF_HUB_OFFLINE is set: unset it, or load the data set once while online'
+        fix = 'unset HF_HUB_OFFLINE, or load the data set once while online'
     elif isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        fix = 'check the id in data.root, ask for access on its page, or log in (hf auth login)'
+        fix = 'check the id in data.root, request access on its page, or log in (hf auth login)'
     elif 'scripts are no longer supported' in reason:
-        fix = 'code of a data set is never run: convert it to Parquet'
+        fix = 'scripts of data sets are never run: convert it to Parquet'
     elif isinstance(error, ConnectionError):
         fix = 'check the network and HF_ENDPOINT, or load the data set once while online'
     else:
         fix = 'check the files of the data set'
     return f'{root}: cannot be loaded from {datasets.config.HF_ENDPOINT}: {reason}; {fix}.'
-
-
-def _of(root: str, names: str) -> str:
-    """Writes the root with the first configuration."""
-    path, at, revision = root.partition('@')
-    return f'{path}:{ast.literal_eval(names)[0]}{at}{revision}'

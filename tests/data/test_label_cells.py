@@ -12,16 +12,17 @@ from datasets.data_files import SPLIT_KEYWORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msff_timm.data import cells
-from msff_timm.data.cells import is_label, name_vector, read_state, split_labels
-from msff_timm.data.delimiters import find_delimiter, texts_of
-from msff_timm.data.splits import of_split
+from msff_timm.data import label_cells
+from msff_timm.data.columns import is_label
+from msff_timm.data.label_cells import name_vectors, read_state, split_labels
+from msff_timm.data.label_lists import find_delimiter, texts_of
+from msff_timm.data.table_splits import standard_split
 from msff_timm.errors import InputError
 
 names = st.lists(
     st.text(st.characters(codec='utf-8', exclude_categories=('Cc', 'Zl', 'Zp')), min_size=1, max_size=8)
     .map(str.strip)
-    .filter(lambda text: text and text not in cells.MISSING),
+    .filter(lambda text: text and text not in label_cells.MISSING),
     unique=True,
     max_size=5,
 )
@@ -88,7 +89,7 @@ def test_split_labels_refuses_what_is_no_list_of_labels(text):
     if text == "['a'":
         assert read(text) == [text]
         return
-    with pytest.raises(InputError, match='no list of labels'):
+    with pytest.raises(InputError, match='not a list of labels'):
         read(text)
 
 
@@ -198,7 +199,7 @@ def test_read_state(minus_one, blank):
     values = [1, 0, -1, 1.0, -1.0, True, False, None, float('nan'), np.float32(1), np.int8(-1)]
     expected = [1, 0, of_minus_one, 1, of_minus_one, 1, 0, of_blank, of_blank, 1, of_minus_one]
     assert [read_state(value, '', minus_one, blank) for value in values] == expected
-    assert cells.read_states(values, None, minus_one, blank) == expected
+    assert label_cells.read_states(values, None, minus_one, blank) == expected
     for value in ('2', 'yes', 'inf', [], {}, 0.5):
         with pytest.raises(InputError, match='^cell is '):
             read_state(value, 'cell', minus_one, blank)
@@ -223,17 +224,18 @@ def test_is_label():
         assert is_label(name, None)
 
 
-def test_of_split_has_the_names_of_datasets():
+def test_standard_split_has_the_names_of_datasets():
     for split, keywords in SPLIT_KEYWORDS.items():
         for keyword in keywords:
-            assert of_split(keyword) == of_split(keyword.upper()) == of_split(f' {keyword.title()} ') == str(split)
-    assert of_split('trane') is of_split(None) is of_split(1) is None
+            for name in (keyword, keyword.upper(), f' {keyword.title()} '):
+                assert standard_split(name) == str(split)
+    assert standard_split('trane') is standard_split(None) is standard_split(1) is None
 
 
-def test_name_vector():
+def test_name_vectors():
     rows = ['[0, 1, 1]', '[1. 0. 0.]', [0, 0, 0], 'tensor([1, 1, 1])', '[True, False, False]']
-    assert name_vector(rows, ['a', 'b', 'c'], '') == [['b', 'c'], ['a'], [], ['a', 'b', 'c'], ['a']]
+    assert name_vectors(rows, ['a', 'b', 'c'], '') == [['b', 'c'], ['a'], [], ['a', 'b', 'c'], ['a']]
     with pytest.raises(InputError, match='data.label_names'):
-        name_vector(rows, None, 'table')
+        name_vectors(rows, None, 'table')
     for others in (['[0, 1]', '[3]'], ["['0', '1']"], ['[0]', '[1]'], ['[0, 2]'], ['a'], [], [['a', 'b']]):
-        assert name_vector(others, None, 'table') is None
+        assert name_vectors(others, None, 'table') is None

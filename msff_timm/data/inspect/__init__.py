@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import InputError
-from . import label_names, load
-from .counts import LabelCounts
-from .depth import ValueRange
-from .images import decode
-from .sheet import COLUMNS, DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, save_figure, short, thumbnail, undecoded
+from ...errors import InputError
+from .. import label_names, load
+from ..bit_depth import ValueRange
+from ..counts import LabelCounts
+from ..figures import COLUMNS, DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, save_figure, short, thumbnail, undecoded
+from ..images import decode
 
 if TYPE_CHECKING:
     import datasets

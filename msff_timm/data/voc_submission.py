@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import InputError, unknown
 from ..labels import VOC_LABELS
-from .records import shown
+from .text import quote
 from .voc_files import find_base, read_ids
 
 __all__ = ['check_submission', 'write_submission']
@@ -149,9 +149,9 @@ def _check_ids(image_ids: Sequence[str], where: str) -> None:
     seen = set()
     for number, image_id in enumerate(image_ids):
         if not isinstance(image_id, str) or image_id.split() != [image_id] or not image_id.isprintable():
-            raise InputError(f'{where}: image_ids[{number}] is {shown(image_id)}, not an id of VOC.')
+            raise InputError(f'{where}: image_ids[{number}] is {quote(image_id)}, not an id of VOC.')
         if image_id in seen:
-            raise InputError(f'{where}: image_ids[{number}] is {shown(image_id)} again.')
+            raise InputError(f'{where}: image_ids[{number}] is {quote(image_id)} again.')
         seen.add(image_id)
     if not seen:
         raise InputError(f'{where}: there is no image.')
@@ -166,18 +166,18 @@ def _check_lines(content: bytes, image_ids: Sequence[str], where: str) -> None:
     for number, line in enumerate(lines, 1):
         words = line.split()
         if len(words) != 2:
-            raise InputError(f'{where}, line {number} is {shown(line)}, not an id and a confidence.')
+            raise InputError(f'{where}, line {number} is {quote(line)}, not an id and a confidence.')
         image_id, confidence = words
         if image_id not in known:
-            raise InputError(f'{where}, line {number} has {shown(image_id)}, which is not in the test split.')
+            raise InputError(f'{where}, line {number} has {quote(image_id)}, which is not in the test split.')
         if image_id in seen:
-            raise InputError(f'{where}, line {number} has {shown(image_id)} again.')
+            raise InputError(f'{where}, line {number} has {quote(image_id)} again.')
         if image_id != image_ids[number - 1]:
             expected = image_ids[number - 1]
-            problem = f'where {shown(expected)} should be: it is missing, or out of order'
-            raise InputError(f'{where}, line {number} has {shown(image_id)} {problem}.')
+            problem = f'where {quote(expected)} should be: it is missing, or out of order'
+            raise InputError(f'{where}, line {number} has {quote(image_id)} {problem}.')
         if not NUMBER.fullmatch(confidence) or not math.isfinite(float(confidence)):
-            raise InputError(f'{where}, line {number} has the confidence {shown(confidence)}, not a finite number.')
+            raise InputError(f'{where}, line {number} has the confidence {quote(confidence)}, not a finite number.')
         seen.add(image_id)
     if len(lines) < len(image_ids):
-        raise InputError(f'{where} ends after line {len(lines)}: {shown(image_ids[len(lines)])} is missing.')
+        raise InputError(f'{where} ends after line {len(lines)}: {quote(image_ids[len(lines)])} is missing.')

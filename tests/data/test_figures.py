@@ -7,14 +7,14 @@ import matplotlib
 import pytest
 from matplotlib.figure import Figure
 
-from msff_timm.data import sheet
+from msff_timm.data import figures
 
 NOWHERE = '\U0010fffd'  # for private use: no font has it
 
 
 @pytest.fixture(autouse=True)
 def nothing_reported(monkeypatch):
-    monkeypatch.setattr(sheet, '_reported', set())
+    monkeypatch.setattr(figures, '_reported', set())
 
 
 def figure_with(*names):
@@ -33,7 +33,7 @@ def saved(figure):
     """Saves a figure, and gives the warnings on the way and those of matplotlib when it is drawn once more."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        sheet.save_figure(figure, io.BytesIO(), format='png')
+        figures.save_figure(figure, io.BytesIO(), format='png')
     with warnings.catch_warnings(record=True) as again:
         warnings.simplefilter('always')
         figure.savefig(io.BytesIO(), format='png')

@@ -242,7 +242,7 @@ def test_columns_that_are_named(tmp_path):
     assert named(load('hub', 'train', str(tmp_path), label_columns=['x'])) == [[], ['x']]
     fails(tmp_path, "'photo'", 'data.label_columns')
     fails(tmp_path, "unknown image column 'phot'", 'did you mean photo', image_column='phot')
-    fails(tmp_path, "'x' holds no images", image_column='x', label_columns=['tags'])
+    fails(tmp_path, "'x' does not hold images", image_column='x', label_columns=['tags'])
     fails(tmp_path, "unknown label column 'tag'", label_columns=['tag'])
     fails(tmp_path, "unknown label column 'x'", label_columns=['x'], label_names=['y'])
 
@@ -274,10 +274,10 @@ def test_bad_roots(tmp_path):
     with pytest.raises(InputError, match='hub needs data.root'):
         load('hub', 'train')
     fails(tmp_path, 'cannot be read as a data set')
-    fails(tmp_path / 'absent', 'neither a folder nor an id')
+    fails(tmp_path / 'absent', 'neither a folder nor the id')
     (tmp_path / 'train.parquet').write_bytes(b'PAR1 not really')
     fails(tmp_path, 'cannot be read as a data set')
-    fails(tmp_path / 'train.parquet', 'neither a folder nor an id')
+    fails(tmp_path / 'train.parquet', 'neither a folder nor the id')
 
 
 def test_images_without_the_metadata_of_datasets(tmp_path):
@@ -375,7 +375,7 @@ def test_only_the_split_that_is_needed_is_fetched(fetched):
     names = ['cat', 'cow', 'dog']
     assert found['names given'][:3] == [names, [['cat', 'dog'], ['cow']], [[], []]]
     assert found['names found'][:3] == [names, [['cat', 'dog'], ['cat']], [[], []]]
-    assert 'named in all splits' in found['names found'][4][0]
+    assert 'names found in all splits' in found['names found'][4][0]
     assert "delimited by ','" in found['names found'][4][0]
 
 
