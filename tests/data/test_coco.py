@@ -111,26 +111,26 @@ NO_ID = (None, [1], ' ', 'a\nb', True, 1.5, float('nan'), float('inf'))
         (lambda c: c['images'][0].update(file_name='val2014/../../x'), r'images\[0\]: .* is not inside .*train2014'),
         (lambda c: c['images'][0].update(file_name='val2014/a/../../x'), r'images\[0\]: .* is not inside .*val2014'),
         (lambda c: c['images'][0].update(file_name='/etc/passwd'), r"images\[0\]: '/etc/passwd' is not inside"),
-        (lambda c: c['images'][0].update(file_name='a\nb'), r"images\[0\] has file_name 'a\\nb', not text on one line"),
-        (lambda c: c['images'][0].update(file_name='\ud800'), r"images\[0\] has file_name '\\ud800', not text"),
-        (lambda c: c['images'][0].pop('file_name'), r'images\[0\] has file_name None, not text'),
+        (lambda c: c['images'][0].update(file_name='a\nb'), r"images\[0\] has file_name 'a\\nb': must be text"),
+        (lambda c: c['images'][0].update(file_name='\ud800'), r"images\[0\] has file_name '\\ud800': must be text"),
+        (lambda c: c['images'][0].pop('file_name'), r'images\[0\] has file_name None: must be text'),
         (lambda c: c['images'][1].update(id=7), r'images\[1\] has id 7, which an earlier image has'),
         (lambda c: c['images'][1].update(id='7'), r"images\[1\] has id '7', which an earlier image has"),
-        (lambda c: c['images'][1].pop('id'), r"images\[1\] .*'id' is missing"),
-        (lambda c: c['images'].insert(1, None), r'images\[1\] .*it is None, not an object'),
-        *((lambda c, v=v: c['images'][1].update(id=v), r'images\[1\] has id .*, neither a whole') for v in NO_ID),
+        (lambda c: c['images'][1].pop('id'), r"images\[1\]: 'id' is missing"),
+        (lambda c: c['images'].insert(1, None), r'images\[1\] is None: must be an object'),
+        *((lambda c, v=v: c['images'][1].update(id=v), r'images\[1\] has id .*: must be a whole') for v in NO_ID),
         (lambda c: c['categories'][1].update(id=90.0), r'categories\[1\] has id 90.0, which an earlier category has'),
-        (lambda c: c['categories'][1].update(id=True), r'categories\[1\] has id True, neither a whole number'),
-        (lambda c: c['categories'][2].update(name=' '), r"categories\[2\] has name ' ', not text"),
-        (lambda c: c.update(categories=[], annotations=[]), r'holds no category'),
-        (lambda c: c['annotations'].insert(2, [1]), r'annotations\[2\] .*it is \[1\], not an object'),
+        (lambda c: c['categories'][1].update(id=True), r'categories\[1\] has id True: must be a whole number'),
+        (lambda c: c['categories'][2].update(name=' '), r"categories\[2\] has name ' ': must be text"),
+        (lambda c: c.update(categories=[], annotations=[]), r'contains no categories'),
+        (lambda c: c['annotations'].insert(2, [1]), r'annotations\[2\] is \[1\]: must be an object'),
         (lambda c: [a.update(image_id=9) for a in c['annotations']], r'no image or category: 4 of 4 .*has image_id 9 '),
         (lambda c: [a.pop('category_id') for a in c['annotations']], r'no image or category: 4 of 4 .*_id None'),
         (lambda c: [i.update(file_name=f'{i["id"]}.gif') for i in c['images']], r"not in .*: 3 of 3 .*names '7.gif'\)"),
-        (lambda c: c.pop('categories'), r"the file is not as .*'categories' is missing"),
-        (lambda c: c.pop('annotations'), r"the file is not as .*'annotations' is missing"),
-        (lambda c: c.update(images={}), r"the file is not as .*'images' is \{\}, not a list"),
-        (lambda c: c.update(images=[], annotations=[]), r'holds no image'),
+        (lambda c: c.pop('categories'), r"json: 'categories' is missing"),
+        (lambda c: c.pop('annotations'), r"json: 'annotations' is missing"),
+        (lambda c: c.update(images={}), r"json: 'images' is \{\}: must be a list"),
+        (lambda c: c.update(images=[], annotations=[]), r'contains no images'),
     ],
 )  # fmt: skip
 def test_wrong_annotations_are_named(root, change, message):
@@ -150,9 +150,9 @@ def assert_one_line(error, name='instances_train2014.json'):
     [
         (b'{"images": [', 'is not valid JSON'),
         (b'', 'is not valid JSON'),
-        (b'[]', r'it holds \[\], not an object'),
-        (b'{"images": "\xff"}', 'is not utf-8 .*; save it as UTF-8'),
-        (b'\xff\xfe{\x00\x00', 'is not utf-16 .*; save it as UTF-8'),
+        (b'[]', r'contains \[\]: must be an object'),
+        (b'{"images": "\xff"}', 'is not utf-8 .*: save it as UTF-8'),
+        (b'\xff\xfe{\x00\x00', 'is not utf-16 .*: save it as UTF-8'),
         (b'[' * 200_000, 'is nested too deeply'),
         (b'{"a":' * 200_000, 'is nested too deeply'),
         (b'{"images": ' + b'1' * 5000 + b'}', 'is not valid JSON'),
@@ -169,11 +169,11 @@ def test_a_folder_in_the_place_of_the_file_or_a_file_in_that_of_the_folder(root)
     path = root / 'annotations' / 'instances_train2014.json'
     path.unlink()
     path.mkdir()
-    with pytest.raises(InputError, match=r'instances_train2014.json is not what it should be'):
+    with pytest.raises(InputError, match=r'instances_train2014.json is not a file'):
         msff_timm.data.load('coco2014', 'train', root)
     shutil.rmtree(root / 'val2014')
     (root / 'val2014').touch()
-    with pytest.raises(InputError, match=r'val2014 is not what it should be'):
+    with pytest.raises(InputError, match=r'val2014 is not a folder'):
         msff_timm.data.load('coco2014', 'validation', root)
 
 
@@ -191,7 +191,7 @@ def load_with_note(root, split='train', **arguments):
 def test_areas_of_nothing_count_and_are_reported_once(root):
     edit(root, lambda c: [a.update(bbox=[1, 2, 3.5, 0.0], area=0.0) for a in c['annotations'][1:3]])
     dataset, note = load_with_note(root)
-    assert '2 of 4 annotations have no area (annotations[1], e.g.)' in note
+    assert 'the area of 2 of 4 annotations is 0 (e.g. annotations[1])' in note
     assert dataset['labels'][0] == [0, 2] and dataset['area'][0] == [0.0, 10 / 200]
 
 
@@ -222,7 +222,7 @@ def test_the_area_is_that_of_the_box_or_else_unknown(root, change, area):
     dataset, note = load_with_note(root)
     assert dataset['labels'][:] == [[0, 2], [], [1]]
     assert dataset['area'][:] == [[30 / 200, 50 / 200], [], [] if area != area else [area]]
-    assert (note is None) == (area == area) and (note is None or 'unknown of 1 of 4 annotations' in note)
+    assert (note is None) == (area == area) and (note is None or 'the area of 1 of 4 annotations is unknown' in note)
 
 
 def test_one_unknown_area_leaves_those_of_other_labels(root):
@@ -242,7 +242,7 @@ def test_areas_are_unknown_where_the_size_is(root, size):
     edit(root, lambda c: c['images'][0].update(width=size))
     dataset, note = load_with_note(root)
     assert dataset['labels'][:] == [[0, 2], [], [1]]
-    assert dataset['area'][:] == [[30 / 200, 50 / 200], [], []] and 'unknown of 1 of 4' in note
+    assert dataset['area'][:] == [[30 / 200, 50 / 200], [], []] and '1 of 4 annotations is unknown' in note
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_categories_of_one_name_are_one_label(root):
     dataset, note = load_with_note(root)
     assert msff_timm.data.label_names(dataset) == ['toothbrush', 'person', 'stop sign']
     assert dataset['labels'][:] == [[0, 1], [], [2]]
-    assert "categories[3] has the name 'toothbrush' again and is one label" in note
+    assert "categories[3] repeats the name 'toothbrush' and counts as the same label" in note
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ def test_entries_of_one_file_are_one_row_with_the_labels_of_all(root, file_name)
     dataset, note = load_with_note(root, missing='error')
     assert dataset['image_id'][:] == ['5', '7']
     assert dataset['labels'][1] == [0, 1, 2] and dataset['area'][1] == [30 / 200, 1.0, 50 / 200]
-    assert 'images whose file an earlier one names: 1 (images[1] names' in note
+    assert 'images that repeat the file of an earlier one: 1 (images[1] names' in note
 
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'utf-32'])
@@ -469,7 +469,7 @@ def test_coco2017_has_folders_of_its_own(tmp_path):
     assert msff_timm.data.load('coco2017', 'val', root)['image_id'][:] == ['3', '7']
     with pytest.raises(InputError, match=r'annotations/instances_train2014.json is missing'):
         msff_timm.data.load('coco2014', 'train', root)
-    with pytest.raises(InputError, match=r'coco2017 needs data.root: the folder that holds train2017/'):
+    with pytest.raises(InputError, match=r'coco2017 needs data.root: set it to the folder that contains train2017/'):
         msff_timm.data.load('coco2017', 'train')
 
 

@@ -284,12 +284,12 @@ def test_what_is_not_a_photo_is_named(tmp_path, photo):
     (tmp_path / 'folder.jpg').mkdir()
     for name in ('half.jpg', 'half.png', 'text.jpg', 'empty.jpg', 'folder.jpg'):
         for at_least in (None, (8, 8)):
-            with pytest.raises(InputError, match=f'{name}: cannot be read as a image') as e:
+            with pytest.raises(InputError, match=f'{name}: cannot be read as an image') as e:
                 open_image(tmp_path / name, at_least=at_least)
             assert str(e.value).startswith(str(tmp_path)) and '\n' not in str(e.value)
     with pytest.raises(InputError, match='gone.jpg: there is no such file'):
         open_image(tmp_path / 'gone.jpg')
-    with pytest.raises(InputError, match='^row 7: cannot be read as a image'):
+    with pytest.raises(InputError, match='^row 7: cannot be read as an image'):
         open_image(b'no image', 'row 7')
 
 
@@ -685,7 +685,7 @@ def test_open_image_refuses_what_is_no_file_without_waiting(tmp_path):
     signal.alarm(20)
     try:
         for path in (*sorted(tmp_path.iterdir()), '/dev/zero', '/dev/null'):
-            with pytest.raises(InputError, match=f'^{path}: cannot be read as a image .*not a file') as e:
+            with pytest.raises(InputError, match=f'^{path}: cannot be read as an image .*not a file') as e:
                 open_image(path)
             assert '\n' not in str(e.value)
     finally:
@@ -730,7 +730,7 @@ def test_inspect_reports_the_values_of_deep_images(tmp_path, capsys):
         '  0 and 1,023, by their values: 1',
         '  0 and 65,535, as the file states: 1',
     ]
-    assert lines[start + 4].startswith('  To give them one scale, state it in the files')
+    assert lines[start + 4].startswith('  For a common scale, store it in the files')
     split = json.loads((tmp_path / 'out' / 'inspect.json').read_text())['splits']['train']
     assert split['values'] == [0, 4000] and sum(split['scales'].values()) == 4
     assert split['modes'] == {'I;16': 4, 'RGB': 1}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msff_timm.data import inspect as module
+from msff_timm.data import inspect as inspect_package
 from msff_timm.data import scenes
-from msff_timm.data.inspect import draw, inspect
+from msff_timm.data.inspect import draw, files, inspect
 from msff_timm.data.records import features
 from msff_timm.errors import InputError
 from msff_timm_cli import commands as cli
@@ -55,7 +55,7 @@ def test_counts_are_those_of_the_rows(splits):
 
 
 def test_counts_of_many_rows_agree_with_plain_loops(monkeypatch):
-    monkeypatch.setattr(module, 'BLOCK', 7)
+    monkeypatch.setattr(inspect_package, 'BLOCK', 7)
     dataset = scenes.load('train', 50, 32).select(range(40, 3, -1))
     expected = np.zeros((12, 12), int)
     for labels in dataset['labels']:
@@ -70,13 +70,13 @@ def test_files_that_are_missing_empty_or_the_same_are_found_without_decoding(spl
     report = inspect(splits)
     train, validation = report.splits.values()
     assert train.missing == [str(tmp_path / '2.png')] and not train.unreadable and not train.num_read
-    assert validation.unreadable == [f'{tmp_path / "7.png"}: is empty.'] and not report.is_whole
+    assert validation.unreadable == [f'{tmp_path / "7.png"}: is empty.'] and not report.is_complete
     assert report.duplicates == [[('train', str(tmp_path / '0.png')), ('validation', str(tmp_path / '5.png'))]]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_check_reads_every_image(splits, workers, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'CHUNK', 1)
+    monkeypatch.setattr(files, 'CHUNK', 1)
     train, validation = inspect(splits, check=True, workers=workers).splits.values()
     assert (train.num_read, train.modes, train.widths) == (3, {'RGB': 2, 'L': 1}, [30, 31, 33])
     assert (validation.num_read, validation.heights) == (2, [20, 20, 20])
@@ -131,7 +131,7 @@ def test_a_thousand_labels_are_cut(tmp_path):
 
 def test_splits_with_other_labels_are_refused(splits):
     splits['test'] = scenes.load('test', 2, 32)
-    with pytest.raises(InputError, match='the labels of test are not those of train'):
+    with pytest.raises(InputError, match='the labels of test differ from those of train'):
         inspect(splits)
 
 
@@ -141,13 +141,14 @@ def test_ctrl_c_ends_all_processes_without_a_traceback(tmp_path):
 import signal, sys, time
 from msff_timm_cli import commands as cli
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
-from msff_timm.data import inspect as module
-def check(*args):
-    module.decode = lambda *args: time.sleep(60)  # in the forked processes, too
-    task = [[('image.jpg', 'image.jpg')]] * 2
+from msff_timm.data import inspect
+from msff_timm.data.inspect import files
+def decode_images(*args):
+    files.decode = lambda *args: time.sleep(60)  # in the forked processes, too
+    tasks = [[('image.jpg', 'image.jpg')]] * 2
     print('ready', flush=True)
-    list(module._spread(iter(task), 2))
-module._check = check
+    list(files._decode_in_processes(iter(tasks), 2))
+inspect.decode_images = decode_images
 sys.exit(cli.main(['data', 'scenes', '--size', '2', '--check', '-o', {str(tmp_path)!r}]))
 """)
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -219,7 +220,7 @@ def test_command_tells_by_its_exit_code_that_files_are_missing(splits, tmp_path,
             raise InputError(f'no split {split}.')
         return splits[split]
 
-    monkeypatch.setattr(module, 'load', load)
+    monkeypatch.setattr(inspect_package, 'load', load)
     output = ['-o', str(tmp_path / 'out')]
     assert cli.main(['data', 'table', *output]) == 1
     assert 'missing in train: 1 images' in capsys.readouterr().out

@@ -233,8 +233,8 @@ def test_loader_workers_draw_the_same_pictures(method, workers):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (('training', 5), "split must be one of train, validation, test, got 'training'"),
-        (('train', 0), 'size must be at least 1, got 0'),
+        (('training', 5), "unknown split of scenes 'training': did you mean train?"),
+        (('train', 0), 'size is 0: must be at least 1.'),
     ],
 )
 def test_load_refuses_what_it_cannot_make(arguments, message):
