@@ -26,7 +26,8 @@ import msff_timm
 
 from ..data import figures as data_figures
 from ..data.counts import left_out
-from ..data.figures import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
+from ..data.figures import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail
+from ..data.images import undecoded
 from ..hub.card import escape
 from ..metrics import FEW, SIZES
 
