@@ -9,7 +9,6 @@ import stat
 import struct
 import sys
 import warnings
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import ExifTags, Image
 from ..errors import InputError
 from .bit_depth import ValueRange, is_deep, make_tile, raw_mode_of, read_statement, scale_colour, scale_gray
 from .formats import RAW_REASON, explain_unknown, is_raw
+from .image_repair import INTEGERS, PIXEL_TAGS, TIFF, read_directory, repair
 
 if TYPE_CHECKING:
     import datasets
@@ -40,19 +40,12 @@ UPRIGHT = {  # by the orientation of EXIF
 }
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 
-PNG, JPEG, TIFF = b'\x89PNG\r\n\x1a\n', b'\xff\xd8', (b'II*\0', b'MM\0*')
-MAX_REPAIR = 2**28  # bytes of a file that is repaired
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation\s*(?:=\s*["\']|>)\s*([1-8])')
 OTHER_ORDER = {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}  # in raw modes of Pillow
-INTEGERS = {1: 'B', 3: 'H', 4: 'L', 6: 'b', 8: 'h', 9: 'l'}  # types of TIFF
-START_OF_SCAN, END_OF_JPEG = 0xDA, b'\xff\xd9'
-JPEG_METADATA = {0xE0, *range(0xE2, 0xEE), 0xEF, 0xFE}  # all but EXIF and the colours of Adobe
 
 # TIFF tags
 BITS, PHOTOMETRIC, SAMPLES, PLANAR, DNG_VERSION = 258, 262, 277, 284, 50706
 PARTS = (273, 279, 324, 325)  # offsets and sizes of strips and tiles
-PIXEL_TAGS = {*range(256, 260), 262, 266, *range(273, 282), 284, 292, 293, 317, *range(320, 326)}
-PIXEL_TAGS |= {*range(332, 334), *range(336, 348), *range(512, 522), *range(529, 533), 42113}
 
 
 @dataclass(frozen=True)
@@ -144,7 +137,7 @@ def decode(source: str | Path | bytes, name: str | None = None, at_least: tuple[
                 raise
             except Exception as e:
                 try:
-                    return _decode(_repair(source), suffix, at_least)
+                    return _decode(repair(source), suffix, at_least)
                 except Exception:
                     raise e from None
     except FileNotFoundError:
@@ -253,7 +246,7 @@ def _swap_bytes(tile: tuple) -> tuple:
 
 def _channel(content: bytes, number: int, channels: int) -> bytes:
     """Returns a TIFF of a single channel of a TIFF that stores them separately."""
-    order, start, places = _directory(content)
+    order, start, places = read_directory(content)
     alone = {BITS: 16, PHOTOMETRIC: 1, SAMPLES: 1, PLANAR: 1}
     kept = []
     for place in places:
@@ -295,7 +288,7 @@ def _exif(image: Image.Image) -> bytes:
 def _exif_orientation(exif: bytes) -> int | None:
     """Returns the orientation of EXIF; Pillow stops at the first invalid tag, which may precede it."""
     try:
-        order, _, places = _directory(exif)
+        order, _, places = read_directory(exif)
         for place in places:
             tag, kind, count = struct.unpack_from(order + 'HHL', exif, place)
             if tag == ExifTags.Base.Orientation and kind in INTEGERS:
@@ -305,16 +298,6 @@ def _exif_orientation(exif: bytes) -> int | None:
     except struct.error:  # truncated
         pass
     return None
-
-
-def _directory(content: bytes) -> tuple[str, int, range]:
-    """Returns byte order, start and positions of the entries of the first directory of TIFF or EXIF."""
-    if content[:4] not in TIFF:
-        return '<', 0, range(0)
-    order = '<' if content.startswith(b'I') else '>'
-    (start,) = struct.unpack_from(order + 'L', content, 4)
-    (count,) = struct.unpack_from(order + 'H', content, start)
-    return order, start, range(start + 2, start + 2 + 12 * count, 12)
 
 
 def _xmp(image: Image.Image) -> bytes:
@@ -332,79 +315,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image.convert('RGB')
-
-
-def _repair(source: str | Path | bytes) -> bytes:
-    """Removes metadata that Pillow cannot read, and adds the missing end marker of a JPEG.
-
-    Raises:
-        ValueError: The file has another format, or is too large.
-    """
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb') as file:
-        head = file.read(12)
-        kinds = {
-            _strip_png: head.startswith(PNG),
-            _strip_tiff: head[:4] in TIFF,
-            _strip_avif: head[4:8] == b'ftyp',
-            _strip_jpeg: head.startswith(JPEG),
-        }
-        for repair, fits in kinds.items():
-            if fits and file.seek(0, io.SEEK_END) <= MAX_REPAIR:
-                file.seek(0)
-                return repair(file.read())
-    raise ValueError('there is nothing to repair')
-
-
-def _strip_png(content: bytes) -> bytes:
-    kept, place = [PNG], len(PNG)
-    while place + 12 <= len(content):
-        length, kind = struct.unpack_from('>L4s', content, place)
-        chunk = content[place : place + 12 + length]
-        is_whole = len(chunk) == 12 + length and zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], 'big')
-        if kind[:1].isupper() or (kind in (b'tRNS', b'sBIT', b'eXIf') and is_whole):
-            kept.append(chunk)
-        place += len(chunk)
-    return b''.join(kept)
-
-
-def _strip_tiff(content: bytes) -> bytes:
-    order, start, places = _directory(content)
-    entries = [content[place : place + 12] for place in places]
-    kept = [entry for entry in entries if struct.unpack_from(order + 'H', entry)[0] in PIXEL_TAGS]
-    directory = struct.pack(order + 'H', len(kept)) + b''.join(kept) + bytes(4)
-    return content[:start] + directory + content[start + len(directory) :]
-
-
-def _strip_avif(content: bytes) -> bytes:
-    return content.replace(b'Exif', b'none')  # an item type that readers ignore
-
-
-def _strip_jpeg(content: bytes) -> bytes:
-    kept, place = [JPEG], len(JPEG)
-    while content[place + 1] != START_OF_SCAN:
-        if content[place + 1] == 0xFF:  # padding before a marker
-            place += 1
-            continue
-        (length,) = struct.unpack_from('>H', content, place + 2)
-        if content[place + 1] not in JPEG_METADATA:
-            kept.append(content[place : place + 2 + length])
-        place += 2 + length
-    kept.append(content[place:])
-    return b''.join(kept) if END_OF_JPEG in kept[-1] else _end_jpeg(b''.join(kept))
-
-
-def _end_jpeg(content: bytes) -> bytes:
-    """Adds the end marker to a JPEG that is otherwise complete.
-
-    Bytes after the last coefficient have no effect: if different bytes at the end give the same pixels, all
-    coefficients are there. This does not hold for progressive files, which may lack whole scans.
-    """
-    pixels = set()
-    for filler in (b'\0', b'\x55', b'\xaa'):
-        with _open(content + filler * 4096 + END_OF_JPEG) as image:
-            if 'progressive' in image.info:
-                raise ValueError('scans may be missing')
-            pixels.add(image.tobytes())
-    if len(pixels) > 1:
-        raise ValueError('pixels are missing')
-    return content + END_OF_JPEG

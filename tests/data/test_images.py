@@ -131,13 +131,13 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize('orientation', UPRIGHT)
-def test_photos_are_opened_upright(photo, orientation):
+def test_open_image_applies_orientation(photo, orientation):
     pixels = UPRIGHT[orientation](np.asarray(photo))
     np.testing.assert_array_equal(open_image(encoded(photo, 'png', exif=exif(orientation))), pixels)
 
 
 @pytest.mark.parametrize('orientation', UPRIGHT)
-def test_reduced_decoding_keeps_the_wanted_size_upright(orientation):
+def test_at_least_applies_to_upright_size(orientation):
     sideways = orientation >= 5
     content = encoded(Image.new('RGB', (640, 480)), 'jpeg', exif=exif(orientation))
 
@@ -151,7 +151,7 @@ def test_reduced_decoding_keeps_the_wanted_size_upright(orientation):
     assert size(120, 160) == (160, 120) and size(60, 80) == size(1, 1) == (80, 60)
 
 
-def test_reduced_decoding_is_never_smaller_than_wanted():
+def test_at_least_is_lower_bound():
     generator = np.random.default_rng(0)
     for _ in range(50):
         stored, wanted = generator.integers(1, 700, 2), generator.integers(1, 300, 2)
@@ -160,7 +160,7 @@ def test_reduced_decoding_is_never_smaller_than_wanted():
         assert (size >= np.minimum(stored, wanted)).all() and (size <= stored).all()
 
 
-def test_reduced_decoding_differs_as_little_as_two_good_filters_do(coco_root):
+def test_at_least_changes_pixels_as_little_as_filters_do(coco_root):
     differences, biases, filters, skips = [], [], [], []
     for path in sorted((coco_root / 'val2014').iterdir())[:32]:
         full, reduced = open_image(path), open_image(path, at_least=(112, 112))
@@ -180,19 +180,19 @@ def test_reduced_decoding_differs_as_little_as_two_good_filters_do(coco_root):
     assert np.abs(np.mean(biases)) < 0.1
 
 
-def test_reduced_decoding_leaves_other_formats_alone(photo):
+def test_at_least_is_ignored_for_png(photo):
     assert open_image(encoded(photo, 'png'), at_least=(5, 5)).size == photo.size
 
 
 @pytest.mark.parametrize('kind', ['png', 'tiff'])
-def test_sixteen_bits_are_scaled_to_eight(kind):
+def test_open_image_scales_sixteen_bits(kind):
     values = np.array([[0, 128, 129, 257, 32896], [255, 256, 21845, 65279, 65535]], dtype=np.uint16)
     expected = [[0, 0, 1, 1, 128], [1, 1, 85, 254, 255]]
     pixels = np.asarray(open_image(encoded(Image.fromarray(values), kind)))
     np.testing.assert_array_equal(pixels, np.repeat(np.array(expected)[:, :, None], 3, axis=2))
 
 
-def test_other_deep_pictures_are_scaled():
+def test_open_image_scales_other_deep_images():
     graymap = b'P5 3 1 65535\n' + struct.pack('>3H', 0, 32896, 65535)
     assert [open_image(graymap).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
     for white in (1, 255):
@@ -203,7 +203,7 @@ def test_other_deep_pictures_are_scaled():
     assert np.asarray(open_image(rgb)).tolist() == [[[128, 255, 0], [1, 255, 2]]]
 
 
-def test_what_is_transparent_shows_white():
+def test_open_image_shows_transparent_pixels_white():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 4), dtype=np.uint8)
     alpha = pixels[..., 3:] / 255
     for mode, channels in (('RGBA', [0, 1, 2, 3]), ('LA', [0, 3])):
@@ -214,7 +214,7 @@ def test_what_is_transparent_shows_white():
     assert np.asarray(open_image(encoded(Image.new('RGBA', (1, 1), (9, 9, 9, 0)), 'png'))).tolist() == [[[255] * 3]]
 
 
-def test_palettes_with_and_without_transparency():
+def test_open_image_reads_palettes():
     picture = Image.new('P', (3, 1))
     picture.putpalette([250, 10, 20, 30, 240, 40, 50, 60, 230])
     picture.putdata([0, 1, 2])
@@ -227,7 +227,7 @@ def test_palettes_with_and_without_transparency():
         assert shown == [[opaque[0][0], [255, 255, 255], opaque[0][2]]]
 
 
-def test_one_colour_of_a_picture_without_alpha_may_be_transparent():
+def test_open_image_reads_transparent_colour():
     for mode, colour, other in (('RGB', (1, 2, 3), (4, 5, 6)), ('L', 7, 8)):
         picture = Image.new(mode, (2, 1), colour)
         picture.putpixel((1, 0), other)
@@ -236,7 +236,7 @@ def test_one_colour_of_a_picture_without_alpha_may_be_transparent():
         assert shown.getpixel((1, 0)) == (other if mode == 'RGB' else (other,) * 3)
 
 
-def test_cmyk_and_one_bit_are_not_inverted():
+def test_open_image_does_not_invert_cmyk_and_one_bit():
     picture = Image.new('CMYK', (16, 8), (0, 255, 255, 0))
     picture.paste((0, 0, 0, 255), (8, 0, 16, 8))
     for content in (encoded(picture, 'jpeg', quality=100), encoded(picture, 'tiff')):
@@ -249,7 +249,7 @@ def test_cmyk_and_one_bit_are_not_inverted():
 
 
 @pytest.mark.parametrize('kind', ['gif', 'tiff', 'webp'])
-def test_the_first_frame_counts(kind):
+def test_open_image_returns_first_frame(kind):
     frames = [Image.new('RGB', (8, 8), colour) for colour in ('red', 'blue')]
     content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     red, _, blue = open_image(content).getpixel((4, 4))
@@ -257,7 +257,7 @@ def test_the_first_frame_counts(kind):
 
 
 @pytest.mark.parametrize('pixels', [89_478_486, 100_000_000, 400_000_000])
-def test_bombs_are_refused_without_being_decoded(pixels):
+def test_open_image_refuses_bombs(pixels):
     bomb = png(pixels // 2, 2, 8, 0, b'')
     with warnings.catch_warnings(), pytest.raises(InputError, match='^bomb.png: cannot be read.* pixels') as e:
         warnings.simplefilter('error')
@@ -265,7 +265,7 @@ def test_bombs_are_refused_without_being_decoded(pixels):
     assert '\n' not in str(e.value)
 
 
-def test_the_limit_counts_pixels(monkeypatch, photo):
+def test_max_pixels_counts_pixels(monkeypatch, photo):
     monkeypatch.setattr(images, 'MAX_PIXELS', 60 * 40)
     assert open_image(encoded(photo, 'png')).size == (60, 40)
     monkeypatch.setattr(images, 'MAX_PIXELS', 60 * 40 - 1)
@@ -274,7 +274,7 @@ def test_the_limit_counts_pixels(monkeypatch, photo):
             open_image(encoded(photo, kind), at_least=(5, 5))
 
 
-def test_what_is_not_a_photo_is_named(tmp_path, photo):
+def test_open_image_names_invalid_files(tmp_path, photo):
     photo.save(tmp_path / 'whole.jpg')
     photo.save(tmp_path / 'whole.png')
     for kind in ('jpg', 'png'):
@@ -293,7 +293,7 @@ def test_what_is_not_a_photo_is_named(tmp_path, photo):
         open_image(b'no image', 'row 7')
 
 
-def test_damaged_bytes_end_in_the_one_error(photo):
+def test_open_image_raises_input_error_for_damaged_bytes(photo):
     generator = np.random.default_rng(0)
     for kind in ('png', 'jpeg', 'gif', 'tiff', 'bmp', 'webp'):
         content = np.frombuffer(encoded(photo, kind), dtype=np.uint8)
@@ -352,7 +352,7 @@ def test_open_image_scales_gray_by_its_values(dtype, low, high, black, white, or
     dtype=st.sampled_from(['u2', 'i2', 'i4', 'f4']),
     hot=st.booleans(),
 )
-def test_open_image_makes_no_gradient_black_or_white(high, share, dtype, hot):
+def test_open_image_keeps_gradients(high, share, dtype, hot):
     if dtype != 'f4':
         high = 64 + high % (np.iinfo(dtype).max - 64)
     values = ramp(0 if dtype == 'u2' else -share * high, high, dtype)
@@ -383,12 +383,12 @@ STATED = {
 
 
 @pytest.mark.parametrize('kind', STATED)
-def test_open_image_takes_the_range_that_a_tiff_states(kind):
+def test_open_image_uses_range_of_tiff(kind):
     values, entries, black, white = STATED[kind]
     np.testing.assert_array_equal(shown(tiff(values, entries=entries)), scaled(values, black, white))
 
 
-def test_open_image_takes_twelve_bits_that_a_tiff_states():
+def test_open_image_reads_twelve_bits_of_tiff():
     values = ramp(0, 500, 'u2')
     bits = ''.join(f'{value:012b}' for value in values.ravel())
     packed = int(bits, 2).to_bytes(len(bits) // 8, 'big')
@@ -399,13 +399,13 @@ def test_open_image_takes_twelve_bits_that_a_tiff_states():
 @pytest.mark.parametrize(
     ('bits', 'high', 'white'), [(12, 900, 4095), (16, 900, 65535), (12, 9000, 65535), (8, 255, 255)]
 )
-def test_open_image_takes_the_significant_bits_of_a_png(bits, high, white):
+def test_open_image_uses_significant_bits_of_png(bits, high, white):
     values = ramp(0, high, 'u2')
     content = deep_png(values, sbit=[bits])
     np.testing.assert_array_equal(shown(content), scaled(values, 0, white))
 
 
-def test_open_image_takes_the_depth_of_a_graymap():
+def test_open_image_uses_depth_of_graymap():
     values = ramp(0, 900, 'u2')
     content = b'P5 64 48 4095\n' + values.astype('>u2').tobytes()
     assert np.abs(shown(content) - scaled(values, 0, 4095)).max() <= 1
@@ -464,7 +464,7 @@ def test_open_image_scales_colours_of_sixteen_bits(high, white):
 @pytest.mark.parametrize('order', '<>')
 @pytest.mark.parametrize('planar', [1, 2])
 @pytest.mark.parametrize('is_deflated', [False, True])
-def test_open_image_reads_every_layout_of_a_tiff(dtype, order, planar, channels, is_deflated):
+def test_open_image_reads_layouts_of_tiff(dtype, order, planar, channels, is_deflated):
     low, high, black, white = {
         'u1': (0, 255, 0, 255),
         'u2': (0, 1000, 0, 1023),
@@ -485,7 +485,7 @@ def test_open_image_reads_every_layout_of_a_tiff(dtype, order, planar, channels,
 
 
 @pytest.mark.parametrize('high', [4095, 65535])
-def test_open_image_takes_no_depth_from_sixteen_bits(high):
+def test_open_image_ignores_depth_of_sixteen_bits(high):
     values = ramp(0, high, 'u2')
     jpeg2000 = encoded(Image.fromarray(values), 'jpeg2000', irreversible=False)
     graymap = b'P5 64 48 65535\n' + values.astype('>u2').tobytes()
@@ -494,7 +494,7 @@ def test_open_image_takes_no_depth_from_sixteen_bits(high):
         np.testing.assert_array_equal(shown(content), scaled(values, 0, high))
 
 
-def test_open_image_shows_transparent_values_of_sixteen_bits_white():
+def test_open_image_shows_transparent_sixteen_bits_white():
     gray = ramp(0, 4095, 'u2')
     expected = scaled(gray, 0, 4095)
     expected[gray == gray[20, 30]] = 255
@@ -504,13 +504,13 @@ def test_open_image_shows_transparent_values_of_sixteen_bits_white():
     assert pixels[20, 30].tolist() == [255] * 3 and pixels[20, 29].tolist() == scaled(colour[20, 29], 0, 4095).tolist()
 
 
-def test_open_image_inverts_where_the_least_value_is_white():
+def test_open_image_inverts_min_is_white():
     values = ramp(0, 4095, 'u2')
     np.testing.assert_array_equal(shown(tiff(values, photometric=0)), 255 - scaled(values, 0, 4095))
 
 
 @pytest.mark.parametrize('fill', [np.nan, np.inf, -np.inf, np.finfo('f4').max, np.finfo('f4').min, -9999])
-def test_open_image_leaves_out_floats_that_are_no_measurement(fill):
+def test_open_image_ignores_fill_values(fill):
     values = ramp(0, 1, 'f4')
     expected = scaled(values, 0, 1)
     values[:20] = fill
@@ -518,7 +518,7 @@ def test_open_image_leaves_out_floats_that_are_no_measurement(fill):
     np.testing.assert_array_equal(shown(tiff(values)), expected)
 
 
-def test_open_image_leaves_out_what_gdal_calls_missing():
+def test_open_image_ignores_missing_value_of_gdal():
     values = ramp(0, 1, 'f4')
     expected = scaled(values, 0, 1)
     values[:20], expected[:20] = 32767, 0
@@ -526,13 +526,13 @@ def test_open_image_leaves_out_what_gdal_calls_missing():
 
 
 @pytest.mark.parametrize('value', [0, 1, 1000, -1000, 65535])
-def test_open_image_takes_images_of_one_value(value):
+def test_open_image_reads_constant_images(value):
     for dtype in ('i4', 'f4'):
         assert len(np.unique(shown(tiff(np.full((4, 5), value, dtype))))) == 1
     assert shown(tiff(np.full((4, 5), np.nan, 'f4'))).max() == 0
 
 
-def test_decode_reports_values_and_range():
+def test_decode_returns_range_of_values():
     values = decode(tiff(ramp(-1000, 1000, 'i4'))).values
     assert values == ValueRange(-1000, 1000, -1024, 1023, False)
     assert decode(deep_png(ramp(0, 900, 'u2'), sbit=[12])).values == ValueRange(0, 900, 0, 4095, True)
@@ -548,7 +548,7 @@ def test_open_image_reads_uncompressed_ycc(photo):
     assert np.abs(np.asarray(open_image(content)) - expected).max() <= 3
 
 
-def test_open_image_opens_the_deep_cases(cases):
+def test_open_image_reads_deep_cases(cases):
     ramps = 'full16 twelve ten eight_in_16 float01 float255 float4095 floatneg int32_255 int32_65535 int32_ct rgb'
     for path in sorted((cases / 'deep_images').iterdir()):
         if path.name == 'README' or path.name.startswith('anim_'):
@@ -559,7 +559,7 @@ def test_open_image_opens_the_deep_cases(cases):
             assert pixels.min() <= 3 and pixels.max() >= 252 and 120 < pixels.mean() < 135, path.name
 
 
-def test_open_image_opens_the_cases_of_odd_metadata(cases):
+def test_open_image_reads_cases_of_odd_metadata(cases):
     paths = sorted(path for path in (cases / 'odd_exif').iterdir() if path.name != 'README')
     if not HAS_AVIF:
         paths = [path for path in paths if path.suffix != '.avif']
@@ -588,7 +588,7 @@ ODD = st.dictionaries(
 
 @settings(deadline=None, max_examples=150)
 @given(odd=ODD, order=st.sampled_from('<>'), kind=st.sampled_from(['jpeg', 'png', 'webp']), rest=st.binary(max_size=60))
-def test_open_image_turns_by_exif_whatever_else_it_holds(odd, order, kind, rest):
+def test_open_image_applies_orientation_beside_invalid_exif(odd, order, kind, rest):
     tags = {tag: struct.pack(f'{order}HHL', tag, *value[:2]) + value[2] for tag, value in odd.items()}
     tags[0x112] = struct.pack(f'{order}HHLHH', 0x112, 3, 1, 6, 0)
     block = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}LH', 8, len(tags))
@@ -600,7 +600,7 @@ def test_open_image_turns_by_exif_whatever_else_it_holds(odd, order, kind, rest)
 
 @settings(deadline=None, max_examples=150)
 @given(odd=ODD, order=st.sampled_from('<>'))
-def test_open_image_reads_tiffs_whatever_else_they_hold(odd, order):
+def test_open_image_reads_tiff_with_invalid_tags(odd, order):
     values = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     content = tiff(values, order, entries=[(274, 'H', [6]), *((tag, 'L', [0]) for tag in odd)])
     for place in range(10, 10 + 12 * struct.unpack_from(f'{order}H', content, 8)[0], 12):
@@ -620,7 +620,7 @@ def test_open_image_reads_tiffs_whatever_else_they_hold(odd, order):
     is_first=st.booleans(),
     is_sound=st.booleans(),
 )
-def test_open_image_reads_pngs_whatever_else_they_hold(kind, data, is_first, is_sound):
+def test_open_image_reads_png_with_invalid_chunks(kind, data, is_first, is_sound):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     content = encoded(Image.fromarray(pixels), 'png')
     chunk = (
@@ -649,13 +649,13 @@ def test_open_image_reads_pngs_whatever_else_they_hold(kind, data, is_first, is_
     ),
     data=st.binary(max_size=40),
 )
-def test_open_image_reads_jpegs_whatever_else_they_hold(marker, head, data):
+def test_open_image_reads_jpeg_with_invalid_segments(marker, head, data):
     content = encoded(Image.new('RGB', (7, 5), 'teal'), 'jpeg')
     segment = bytes([255, marker]) + struct.pack('>H', 2 + len(head + data)) + head + data
     assert open_image(content[:2] + segment + content[2:]).size == (7, 5)
 
 
-def test_open_image_takes_a_jpeg_without_its_end_only_where_it_is_whole(coco_root):
+def test_open_image_completes_only_complete_jpegs(coco_root):
     for path in sorted((coco_root / 'val2014').iterdir())[:3]:
         content, expected = path.read_bytes(), np.asarray(open_image(path))
         assert content.endswith(b'\xff\xd9')
@@ -666,7 +666,7 @@ def test_open_image_takes_a_jpeg_without_its_end_only_where_it_is_whole(coco_roo
 
 
 @pytest.mark.parametrize('kind', ['ico', 'icns'])
-def test_open_image_refuses_icons_before_they_are_decoded(kind):
+def test_open_image_refuses_icons_before_decoding(kind):
     bomb = png(10_000, 9_000, 8, 2, b'')  # without pixels: to decode it would be another error
     if kind == 'ico':
         content = struct.pack('<3H4B2H2L', 0, 1, 1, 16, 16, 0, 0, 1, 32, len(bomb), 22) + bomb
@@ -676,7 +676,7 @@ def test_open_image_refuses_icons_before_they_are_decoded(kind):
         open_image(content)
 
 
-def test_open_image_refuses_what_is_no_file_without_waiting(tmp_path):
+def test_open_image_refuses_devices_without_waiting(tmp_path):
     os.mkfifo(tmp_path / 'fifo.jpg')
     (tmp_path / 'link.jpg').symlink_to(tmp_path / 'fifo.jpg')
     with socket.socket(socket.AF_UNIX) as listener:
@@ -692,7 +692,7 @@ def test_open_image_refuses_what_is_no_file_without_waiting(tmp_path):
         signal.alarm(0)
 
 
-def test_open_image_needs_little_memory_for_deep_images(tmp_path):
+def test_open_image_limits_memory_of_deep_images(tmp_path):
     side = 4096
     rows = zlib.compress((b'\0' + np.linspace(0, 4095, side).astype('>u2').tobytes()) * side)
     deep = png(side, side, 16, 0, b'').replace(b'x\x9c\x03\0\0\0\0\x01', rows)  # an empty stream becomes the rows
@@ -710,7 +710,7 @@ def test_open_image_needs_little_memory_for_deep_images(tmp_path):
     assert width == side and kilobytes * 1024 < 12 * side**2
 
 
-def test_inspect_reports_the_values_of_deep_images(tmp_path, capsys):
+def test_inspect_reports_values_of_deep_images(tmp_path, capsys):
     contents = {
         'a.tif': tiff(ramp(5, 4000, 'u2')),
         'b.tif': tiff(ramp(0, 3000, 'u2')),

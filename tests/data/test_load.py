@@ -23,7 +23,7 @@ def root(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['table', 'folder', 'hub'])
-def test_definition_records_what_cells_mean_where_it_is_not_the_default(name):
+def test_definition_records_settings_of_cells(name):
     assert SourceConfig(name=name, root='x').definition('train') == {'name': name, 'split': 'train', 'root': 'x'}
     definition = SourceConfig(name=name, root='x', minus_one='absent', blank='absent').definition('train')
     assert definition == {'name': name, 'split': 'train', 'root': 'x', 'minus_one': 'absent', 'blank': 'absent'}
@@ -40,13 +40,13 @@ def test_definition_records_what_cells_mean_where_it_is_not_the_default(name):
         ('--data.label_delimiter=', 'data.label_delimiter is empty'),
     ],
 )
-def test_wrong_settings_are_named(argument, message):
+def test_parse_refuses_invalid_column_settings(argument, message):
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, ['--output=x', '--data.name=table', '--data.root=x', argument])
     assert message in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_settings_of_training_reach_the_reader(root):
+def test_training_settings_reach_reader(root):
     for minus_one, ignore in (('unannotated', [[1], [0], [0]]), ('absent', [[], [0], []])):
         arguments = ['--output=x', '--data.name=table', f'--data.root={root}', f'--data.minus-one={minus_one}']
         data = parse(TrainConfig, [*arguments, '--data.label_delimiter=none']).data
@@ -56,11 +56,11 @@ def test_settings_of_training_reach_the_reader(root):
         assert notes(train_set) == ['labels: 2 columns (x, y); not labels: fold']
 
 
-def test_the_delimiter_is_found_by_default():
+def test_label_delimiter_is_found_by_default():
     assert DataConfig().label_delimiter is SourceConfig().label_delimiter is None
 
 
-def test_settings_of_the_command_reach_the_reader(root, tmp_path, capsys):
+def test_command_settings_reach_reader(root, tmp_path, capsys):
     command = ['data', 'table', '--root', root, '-o', str(tmp_path / 'out')]
     assert cli.main([*command, '--minus-one', 'absent', '--blank', 'absent']) == 0
     printed = capsys.readouterr().out

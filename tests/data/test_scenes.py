@@ -40,7 +40,7 @@ def present(layouts):
     return np.array([[k in {o.label for o in objects} for k in range(len(scenes.LABEL_NAMES))] for objects in layouts])
 
 
-def test_a_second_process_draws_the_same_bytes(capsys):
+def test_draw_is_same_in_other_process(capsys):
     root = Path(scenes.__file__).parents[2]
     result = subprocess.run(
         [sys.executable, '-c', DIGEST.format(0)], cwd=root, capture_output=True, text=True, check=True
@@ -51,24 +51,24 @@ def test_a_second_process_draws_the_same_bytes(capsys):
     assert capsys.readouterr().out != result.stdout
 
 
-def test_layouts_are_those_of_published_results():
+def test_layout_matches_published_results():
     content = repr([scenes.layout(0, index, split) for split in scenes.SPLITS for index in range(100)])
     assert hashlib.sha256(content.encode()).hexdigest()[:16] == PUBLISHED_LAYOUTS
 
 
-def test_index_split_and_seed_each_change_the_scene():
+def test_draw_depends_on_index_split_and_seed():
     keys = [(s, i, split) for s in (0, 1, 2**32) for i in range(20) for split in scenes.SPLITS]
     assert len({repr(scenes.layout(*key)) for key in keys}) == len(keys)
     assert len({scenes.draw(s, i, 32, split).tobytes() for s, i, split in keys}) == len(keys)
 
 
-def test_a_scene_is_the_same_at_every_image_size():
+def test_draw_is_same_at_every_image_size():
     for index in range(20):
         small, large = (scenes.draw(0, index, size).resize((32, 32), Image.Resampling.BOX) for size in (64, 192))
         assert np.abs(np.asarray(small).astype(int) - np.asarray(large)).mean() < 12
 
 
-def test_counts_sizes_colours_and_places_are_as_promised(layouts):
+def test_layout_has_expected_counts_sizes_and_angles(layouts):
     assert len(scenes.LABEL_NAMES) >= 12 and len(set(scenes.LABEL_NAMES)) == len(scenes.LABEL_NAMES)
     counts = Counter(len(objects) for objects in layouts)
     assert sorted(counts) == [1, 2, 3, 4, 5, 6] and min(counts.values()) > 0.12 * LAYOUTS
@@ -82,7 +82,7 @@ def test_counts_sizes_colours_and_places_are_as_promised(layouts):
     assert all(0 <= value <= 255 for o in objects for value in (*o.fill, *o.outline))
 
 
-def test_classes_are_equally_frequent_and_areas_fill_the_three_bands(layouts):
+def test_layout_balances_labels_and_areas(layouts):
     shares = present(layouts).mean(0)
     assert shares.min() > 0.2 and shares.max() < 0.3
     for k in range(len(scenes.LABEL_NAMES)):
@@ -91,7 +91,7 @@ def test_classes_are_equally_frequent_and_areas_fill_the_three_bands(layouts):
         assert bands.min() > 0.15, (scenes.LABEL_NAMES[k], bands)
 
 
-def test_some_labels_occur_together_more_often_than_chance(layouts):
+def test_layout_pairs_labels(layouts):
     there = present(layouts).astype(float)
     lift = (there.T @ there / LAYOUTS) / np.outer(there.mean(0), there.mean(0))
     pairs = [tuple(map(scenes.LABEL_NAMES.index, pair)) for pair in scenes.PAIRS]
@@ -101,7 +101,7 @@ def test_some_labels_occur_together_more_often_than_chance(layouts):
 
 
 @pytest.mark.parametrize('label', range(len(scenes.LABEL_NAMES)), ids=scenes.LABEL_NAMES)
-def test_the_area_is_that_of_the_pixels(monkeypatch, label):
+def test_area_matches_pixels(monkeypatch, label):
     for size, image_size in ((0.5, 256), (0.1, 1024)):
         pictures = []
         for colour in ((0, 0, 0), (255, 255, 255)):
@@ -112,12 +112,12 @@ def test_the_area_is_that_of_the_pixels(monkeypatch, label):
         assert (pictures[1] - pictures[0] > 127).mean() == pytest.approx(one.area, rel=0.03)
 
 
-def test_the_areas_of_layouts_follow_their_sizes(layouts):
+def test_area_follows_size(layouts):
     areas, sizes = np.array([(o.area, o.size) for objects in layouts for o in objects]).T
     assert np.allclose(areas, scenes.AREA_PER_SIZE * sizes**2, rtol=1e-12, atol=0)
 
 
-def test_objects_stay_visible_and_inside():
+def test_layout_keeps_objects_visible_and_inside():
     image_size, seen, inside = 128, [], []
     for index in range(400):
         owner = np.full((image_size, image_size), -1)
@@ -135,7 +135,7 @@ def test_objects_stay_visible_and_inside():
     assert min(seen) > 0.4 and np.quantile(seen, 0.01) > 0.55
 
 
-def test_colour_is_independent_of_class(layouts):
+def test_layout_draws_colours_independent_of_labels(layouts):
     objects = [o for objects in layouts for o in objects]
     labels = np.array([o.label for o in objects])
     colours = np.array([(*o.fill, *o.outline) for o in objects], dtype=float)
@@ -168,7 +168,7 @@ def linear_gain():
     return np.mean(gains)
 
 
-def test_a_linear_model_on_colour_stays_near_chance(monkeypatch):
+def test_colour_statistics_do_not_reveal_labels(monkeypatch):
     assert linear_gain() < 0.04
 
     compose = scenes._compose
@@ -183,7 +183,7 @@ def test_a_linear_model_on_colour_stays_near_chance(monkeypatch):
     assert linear_gain() > 0.2
 
 
-def test_load_gives_what_the_layouts_hold():
+def test_load_returns_layouts():
     data = scenes.load('validation', 50, image_size=48, seed=5)
     assert data.column_names == ['image', 'labels', 'ignore', 'area', 'image_id'] and len(data) == 50
     assert data.features['labels'].feature.names == list(scenes.LABEL_NAMES)
@@ -198,7 +198,7 @@ def test_load_gives_what_the_layouts_hold():
         assert row['area'] == pytest.approx(largest, rel=1e-12)
 
 
-def test_pictures_survive_what_datasets_does_with_rows(tmp_path):
+def test_load_returns_images_after_operations_of_datasets(tmp_path):
     data = scenes.load('train', 12, image_size=32)
     pictures = [scenes.draw(0, index, 32) for index in range(12)]
     assert data[2:5]['image'] == pictures[2:5] and data[-1]['image'] == pictures[-1]
@@ -220,7 +220,7 @@ def to_arrays(rows):
 
 
 @pytest.mark.parametrize(('method', 'workers'), [('fork', 2), ('spawn', 1)])
-def test_loader_workers_draw_the_same_pictures(method, workers):
+def test_load_draws_same_images_in_workers(method, workers):
     data = scenes.load('test', 6, image_size=32).with_transform(to_arrays)
     loader = DataLoader(data, batch_size=3, num_workers=workers, multiprocessing_context=method)
     batches = list(loader)
@@ -237,7 +237,7 @@ def test_loader_workers_draw_the_same_pictures(method, workers):
         (('train', 0), 'size is 0: must be at least 1.'),
     ],
 )
-def test_load_refuses_what_it_cannot_make(arguments, message):
+def test_load_refuses_invalid_arguments(arguments, message):
     with pytest.raises(ValueError) as caught:
         scenes.load(*arguments)
     assert str(caught.value) == message

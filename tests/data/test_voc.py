@@ -81,7 +81,7 @@ def assert_one_line(error):
         ('positive', [[CAT], [DOG, PERSON], []], [[], [], []], [[0.5], [0.25, 1 / 200], []]),
     ],
 )
-def test_what_a_label_of_difficult_objects_alone_counts_as(root, difficult, labels, ignore, areas):
+def test_load_voc_interprets_difficult_labels(root, difficult, labels, ignore, areas):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         dataset = msff_timm.data.load('voc2012', 'trainval', root, difficult=difficult)
@@ -92,14 +92,14 @@ def test_what_a_label_of_difficult_objects_alone_counts_as(root, difficult, labe
     assert dataset[1]['image'].size == (20, 10)
 
 
-def test_each_difficult_has_rows_of_its_own_in_the_cache(root, monkeypatch):
+def test_load_voc_caches_by_difficult(root, monkeypatch):
     first = {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in DIFFICULT}
     monkeypatch.setattr(voc, 'read_objects', lambda *_: pytest.fail('parsed again'))
     assert first == {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in DIFFICULT}
     assert len({str(rows) for rows in first.values()}) == 3
 
 
-def test_changed_content_is_read_anew(root):
+def test_load_voc_reads_changed_content(root):
     msff_timm.data.load('voc2012', 'val', root)
     rewrite(root / 'Annotations' / '2008_000007.xml', '<xmax>10</xmax>', '<xmax>20</xmax>')
     assert msff_timm.data.load('voc2012', 'val', root)['area'][0] == [1.0]
@@ -109,7 +109,7 @@ def test_changed_content_is_read_anew(root):
     assert len(msff_timm.data.load('voc2012', 'val', root)) == 2
 
 
-def test_the_root_is_the_year_the_devkit_or_what_holds_it(root, tmp_path):
+def test_load_voc_accepts_year_devkit_or_parent_as_root(root, tmp_path):
     for folder in (root, root.parent, tmp_path):
         assert len(msff_timm.data.load('voc2012', 'trainval', folder)) == 3
     with pytest.raises(
@@ -125,21 +125,21 @@ def test_the_root_is_the_year_the_devkit_or_what_holds_it(root, tmp_path):
     assert len(msff_timm.data.load('voc2007', 'trainval', tmp_path)) == 3
 
 
-def test_a_test_split_without_class_files_is_for_prediction(root):
+def test_load_voc_masks_test_split_without_class_files(root):
     shutil.rmtree(root / 'Annotations')
     dataset = msff_timm.data.load('voc2012', 'test', root)
     assert dataset['image_id'][:] == list(OBJECTS)
     assert dataset['labels'][:] == dataset['area'][:] == [[]] * 3 and dataset['ignore'][:] == [[*range(20)]] * 3
 
 
-def test_line_ends_of_windows_and_blank_lines_are_read(root):
+def test_load_voc_reads_line_ends_of_windows(root):
     expected = msff_timm.data.load('voc2012', 'val', root).to_list()
     for path in (root / 'ImageSets' / 'Main').iterdir():
         path.write_bytes(path.read_bytes().replace(b'\n', b'\r\n') + b'\r\n')
     assert msff_timm.data.load('voc2012', 'val', root).to_list() == expected
 
 
-def test_official_peculiarities_are_read(root):
+def test_load_voc_reads_peculiarities_of_official_files(root):
     path = root / 'Annotations' / '2008_000007.xml'
     objects = [('cat', 0, (0, 1, '10.700000762939453', 11)), ('unicorn', 0, (9, 9, 1, 1))]
     path.write_text(xml(objects).replace('<difficult>0</difficult>', ''))
@@ -155,7 +155,7 @@ def test_official_peculiarities_are_read(root):
     ],
     ids=['only difficult ones', 'one more class', 'one more class, difficult'],
 )
-def test_class_files_decide_where_the_xml_says_another_thing(root, change, message):
+def test_load_voc_prefers_class_files_to_xml(root, change, message):
     path = root / 'Annotations' / '2008_000007.xml'
     path.write_text(change(path.read_text()))
     with pytest.warns(UserWarning, match=message) as caught:
@@ -182,7 +182,7 @@ MAIN, XML = 'ImageSets/Main/', 'Annotations/2008_000007.xml'
         (MAIN + 'cat_val.txt', '2008_000003 -1\n', '', r"cat_val.txt: lacks '2008_000003' of line 2 of .*val.txt"),
     ],
 )  # fmt: skip
-def test_wrong_files_are_named_with_their_line(root, file, old, new, message):
+def test_load_voc_refuses_invalid_files(root, file, old, new, message):
     rewrite(root / file, old, new)
     with pytest.raises(InputError, match=message) as caught:
         msff_timm.data.load('voc2012', 'val', root)
@@ -220,7 +220,7 @@ def load_with_note(root, split='val', name='voc2012', **arguments):
         {'<annotation>': '<annotations>', '</annotation>': '</annotations>'},
     ],
 )
-def test_an_odd_xml_costs_no_more_than_areas(root, changes):
+def test_load_voc_loses_only_areas_by_invalid_xml(root, changes):
     for old, new in changes.items():
         rewrite(root / 'Annotations' / '2008_000007.xml', old, new)
     expected = {'labels': [[CAT], [PERSON], []], 'ignore': [[], [DOG], []], 'area': [[], [1 / 200], []]}
@@ -231,7 +231,7 @@ def test_an_odd_xml_costs_no_more_than_areas(root, changes):
     assert np.array_equal(np.argwhere(~np.isnan(Samples(dataset, None).areas)), [[1, PERSON]])
 
 
-def test_a_missing_or_unreadable_xml_costs_no_more_than_areas(root):
+def test_load_voc_loses_only_areas_by_missing_xml(root):
     (root / 'Annotations' / '2008_000007.xml').unlink()
     (root / 'Annotations' / '2008_000003.xml').write_bytes(b'')
     dataset, note = load_with_note(root)
@@ -244,7 +244,7 @@ def test_a_missing_or_unreadable_xml_costs_no_more_than_areas(root):
     assert Samples(load_with_note(root)[0], None).areas is None
 
 
-def test_one_unknown_area_leaves_those_of_other_labels(root):
+def test_load_voc_keeps_areas_beside_an_unknown_one(root):
     rewrite(root / 'Annotations' / '2008_000003.xml', '<xmax>5<', '<xmax>4<')
     dataset, _ = load_with_note(root, difficult='positive')
     dog, person = dataset['area'][1]
@@ -252,7 +252,7 @@ def test_one_unknown_area_leaves_those_of_other_labels(root):
 
 
 @pytest.mark.parametrize('state', ['1', '0'])
-def test_a_label_without_an_object_is_the_class_files(root, state):
+def test_load_voc_keeps_labels_without_objects(root, state):
     rewrite(root / 'ImageSets' / 'Main' / 'bus_val.txt', '07 -1', f'07  {state}')
     dataset, note = load_with_note(root, difficult='positive')
     bus = voc.LABEL_NAMES.index('bus')
@@ -261,7 +261,7 @@ def test_a_label_without_an_object_is_the_class_files(root, state):
 
 
 @pytest.mark.parametrize('word', ['Unspecified', 'false', 'no', '', ' 0 ', None])
-def test_difficult_is_what_is_marked_so(root, word):
+def test_load_voc_reads_words_for_difficult(root, word):
     path = root / 'Annotations' / '2008_000007.xml'
     flag = '' if word is None else f'<difficult>{word}</difficult>'
     path.write_text(xml([('cat', 0, (1, 1, 10, 10))]).replace('<difficult>0</difficult>', flag))
@@ -284,7 +284,7 @@ DECLARED = '<?xml version="1.0" encoding="{}"?>\n'
         ('utf-8', DECLARED + '<!DOCTYPE annotation SYSTEM "voc.dtd">'),
     ],
 )  # fmt: skip
-def test_xml_of_any_encoding_is_read(root, encoding, head):
+def test_load_voc_reads_encodings_of_xml(root, encoding, head):
     text = head.format(encoding) + xml(OBJECTS['2008_000007']).replace('VOC2012', '文件')
     (root / 'Annotations' / '2008_000007.xml').write_bytes(text.encode(encoding))
     dataset, note = load_with_note(root)
@@ -292,7 +292,7 @@ def test_xml_of_any_encoding_is_read(root, encoding, head):
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.JPG', '.jpeg', '.bmp', '.WebP', '.tif'])
-def test_images_have_any_suffix_that_pillow_reads(root, suffix):
+def test_load_voc_accepts_suffixes_of_pillow(root, suffix):
     for path in list((root / 'JPEGImages').iterdir()):
         Image.open(path).save(path.with_suffix('.new'), 'PNG')
         path.unlink()
@@ -302,7 +302,7 @@ def test_images_have_any_suffix_that_pillow_reads(root, suffix):
     assert [row['image'].size for row in dataset] == [(20, 10)] * 3 and note is None
 
 
-def test_two_images_of_one_id(root):
+def test_load_voc_refuses_two_images_of_one_id(root):
     shutil.copy(root / 'JPEGImages' / '2008_000007.jpg', root / 'JPEGImages' / '2008_000007.JPEG')
     assert load_with_note(root)[1] is None  # VOC's own name is taken
     (root / 'JPEGImages' / '2008_000007.jpg').rename(root / 'JPEGImages' / '2008_000007.png')
@@ -311,7 +311,7 @@ def test_two_images_of_one_id(root):
     assert_one_line(caught.value)
 
 
-def test_missing_images_are_left_out_in_training_and_end_evaluation(root):
+def test_load_voc_skips_missing_images_in_training_only(root):
     image = root / 'JPEGImages' / '2008_000003.jpg'
     image.rename(root / 'away.jpg')
     for split, missing in (('trainval', None), ('val', 'skip')):
@@ -341,7 +341,7 @@ def only_xml(root, names=None):
             path.write_text(path.read_text().replace(f'>{old}<', f'>{new}<'))
 
 
-def test_without_class_files_the_xml_decides(root):
+def test_load_voc_uses_xml_without_class_files(root):
     expected = [load_with_note(root, difficult=d)[0].to_list() for d in DIFFICULT]
     only_xml(root)
     for difficult, rows in zip(DIFFICULT, expected, strict=True):
@@ -353,7 +353,7 @@ def test_without_class_files_the_xml_decides(root):
     assert dataset['ignore'][:] == [[*range(20)]] * 3
 
 
-def test_labels_of_your_own_come_from_the_xml_of_all_splits(root):
+def test_load_voc_finds_own_labels_in_xml(root):
     only_xml(root, {'cat': 'helmet', 'dog': 'vest', 'person': 'naïve 人'})
     (root / 'ImageSets' / 'Main' / 'train.txt').write_text('2008_000007\n')
     for split, labels in (('train', [[0]]), ('val', [[0], [1], []])):
@@ -368,7 +368,7 @@ def test_labels_of_your_own_come_from_the_xml_of_all_splits(root):
         msff_timm.data.load('voc2012', 'val', root, label_names=['vest', 'vest'])
 
 
-def test_labels_of_your_own_come_from_class_files(root):
+def test_load_voc_finds_own_labels_in_class_files(root):
     main = root / 'ImageSets' / 'Main'
     helmet = (main / 'cat_val.txt').read_text()
     for path in list(main.glob('*_*.txt')):
@@ -394,13 +394,13 @@ def test_labels_of_your_own_come_from_class_files(root):
     assert load_with_note(root, label_names=['cat'])[0]['ignore'][:] == [[], [], [0]]
 
 
-def test_class_files_beside_the_official_ones_are_reported(root):
+def test_load_voc_warns_of_unused_class_files(root):
     shutil.copy(root / 'ImageSets' / 'Main' / 'cat_val.txt', root / 'ImageSets' / 'Main' / 'kitten_val.txt')
     dataset, note = load_with_note(root)
     assert len(msff_timm.data.label_names(dataset)) == 20 and 'not used: kitten; set label_names' in note
 
 
-def test_without_class_files_an_image_needs_its_xml(root):
+def test_load_voc_needs_xml_without_class_files(root):
     only_xml(root)
     (root / 'Annotations' / '2008_000007.xml').write_text('<annotation>')
     rewrite(root / 'Annotations' / '2008_000003.xml', '<name>dog</name>', '')
@@ -414,14 +414,14 @@ def test_without_class_files_an_image_needs_its_xml(root):
         msff_timm.data.load('voc2012', 'trainval', root)
 
 
-def test_lists_of_other_encodings_are_read(root):
+def test_load_voc_reads_encodings_of_lists(root):
     expected = msff_timm.data.load('voc2012', 'val', root).to_list()
     for path in (root / 'ImageSets' / 'Main').glob('*val.txt'):
         path.write_text(path.read_text(), encoding='utf-16' if 'cat' in path.name else 'utf-8-sig')
     assert load_with_note(root)[0].to_list() == expected
 
 
-def test_the_cases_load_with_the_labels_of_the_plain_one(cases):
+def test_load_voc_reads_cases(cases):
     folders = sorted(path for path in (cases / 'voc_variants').iterdir() if path.is_dir())
     unknown = ('box_nan', 'box_swapped', 'no_bndbox', 'no_name', 'no_size', 'size_zero')
     for folder in folders:
@@ -436,7 +436,7 @@ def test_the_cases_load_with_the_labels_of_the_plain_one(cases):
     assert len(folders) >= 20
 
 
-def test_missing_files_and_folders_are_named(root):
+def test_load_voc_names_missing_files(root):
     with pytest.raises(InputError, match=r"unknown split of voc2012 'valid': did you mean validation\?"):
         msff_timm.data.load('voc2012', 'valid', root)
     with pytest.raises(InputError, match=r'Main/train.txt: is missing .*: unpack VOC 2012 train into .*VOC2012'):
@@ -479,7 +479,7 @@ LAUGHS = f'<!DOCTYPE a [<!ENTITY a0 "ha">{ENTITIES}]>'
         '<!DOCTYPE a [<!ENTITY % a SYSTEM "file:///etc/passwd"> %a;]><annotation/>',
     ],
 )
-def test_entities_are_not_read(root, document, encoding):
+def test_load_voc_refuses_entities(root, document, encoding):
     (root / 'Annotations' / '2008_000007.xml').write_bytes(document.encode(encoding))
     dataset, note = load_with_note(root)
     assert dataset['area'][:] == [[], [1 / 200], []]
@@ -501,7 +501,7 @@ def test_entities_are_not_read(root, document, encoding):
     ],
     ids=range(9),
 )
-def test_what_is_not_vocs_xml_costs_areas(root, document):
+def test_load_voc_loses_only_areas_by_other_xml(root, document):
     (root / 'Annotations' / '2008_000007.xml').write_bytes(document)
     dataset, note = load_with_note(root)
     assert dataset['labels'][:] == [[CAT], [PERSON], []] and dataset['area'][:] == [[], [1 / 200], []]
@@ -517,7 +517,7 @@ PIECES = st.sampled_from(['cat', '1', '-1', '0', '\n', ' ', '../', '2008_000003'
 @FUZZ
 @given(data=st.data())
 @pytest.mark.parametrize('file', [MAIN + 'val.txt', MAIN + 'cat_val.txt', XML])
-def test_any_change_of_a_file_loads_or_is_named(root, file, data):
+def test_load_voc_reads_or_refuses_any_change(root, file, data):
     original = (root / file).read_bytes()
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(original))] * 2)))
     stop = data.draw(st.sampled_from([start, stop, min(start + 1, len(original)), len(original)]))
@@ -541,7 +541,7 @@ def test_any_change_of_a_file_loads_or_is_named(root, file, data):
 
 @FUZZ
 @given(data=st.data())
-def test_any_value_in_the_xml_loads(root, data):
+def test_load_voc_reads_any_value_in_xml(root, data):
     path = root / 'Annotations' / '2008_000007.xml'
     original = path.read_text()
     tag = data.draw(st.sampled_from(['width', 'height', 'name', 'difficult', 'xmin', 'ymin', 'xmax', 'ymax']))
@@ -562,7 +562,7 @@ SCORES = np.random.default_rng(0).random((3, 20), np.float32)
 
 
 @pytest.mark.parametrize('suffix', ['.tar', '.tar.gz', '.tgz'])
-def test_a_submission_holds_what_the_server_wants(root, tmp_path, suffix):
+def test_write_submission_writes_files_of_comp2(root, tmp_path, suffix):
     scores = SCORES.copy()
     scores[0, :3] = 1e-12, 1.0, 0.25
     path = tmp_path / 'new' / f'submission{suffix}'
@@ -582,7 +582,7 @@ def test_a_submission_holds_what_the_server_wants(root, tmp_path, suffix):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_the_same_scores_make_the_same_bytes_in_any_order_of_the_labels(tmp_path):
+def test_write_submission_is_deterministic_in_any_order(tmp_path):
     order = np.random.default_rng(1).permutation(20)
     voc.write_submission(tmp_path / 'a.tar.gz', list(OBJECTS), SCORES, voc.LABEL_NAMES)
     names = [voc.LABEL_NAMES[label] for label in order]
@@ -607,7 +607,7 @@ def test_the_same_scores_make_the_same_bytes_in_any_order_of_the_labels(tmp_path
         ({'label_names': (*voc.LABEL_NAMES[:19], 'tv')}, r"unknown label of VOC 'tv'"),
     ],
 )
-def test_wrong_arguments_of_a_submission_are_named(tmp_path, change, message):
+def test_write_submission_refuses_invalid_arguments(tmp_path, change, message):
     arguments = {'path': 'a.tar', 'image_ids': ['1', '2', '3'], 'scores': SCORES, 'label_names': voc.LABEL_NAMES}
     arguments |= change
     with pytest.raises(InputError, match=message) as caught:
@@ -616,7 +616,7 @@ def test_wrong_arguments_of_a_submission_are_named(tmp_path, change, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_writer_leaves_the_submission_before_it(tmp_path, monkeypatch):
+def test_write_submission_keeps_earlier_file_when_interrupted(tmp_path, monkeypatch):
     path = tmp_path / 'a.tar'
     voc.write_submission(path, list(OBJECTS), SCORES, voc.LABEL_NAMES)
     before = path.read_bytes()
@@ -655,7 +655,7 @@ GOOD = ''.join(f'{image_id} 0.5\n' for image_id in OBJECTS)
         ({CAT_FILE: 'x' * 10_000}, r'cat.txt is not a text file of 3 lines'),
     ],
 )  # fmt: skip
-def test_wrong_submissions_are_named_with_file_and_line(root, tmp_path, files, message):
+def test_check_submission_refuses_invalid_files(root, tmp_path, files, message):
     everything = {f'results/VOC2012/Main/comp2_cls_test_{name}.txt': GOOD for name in voc.LABEL_NAMES} | files
     path = tmp_path / 'a.tar'
     with tarfile.open(path, 'w') as tar:
@@ -670,7 +670,7 @@ def test_wrong_submissions_are_named_with_file_and_line(root, tmp_path, files, m
     assert 'not a valid tar file' not in str(caught.value)
 
 
-def test_a_class_file_that_is_there_twice_is_named(root, tmp_path):
+def test_check_submission_refuses_repeated_files(root, tmp_path):
     path = tmp_path / 'a.tar'
     voc.write_submission(path, list(OBJECTS), SCORES, voc.LABEL_NAMES)
     with tarfile.open(path, 'a') as tar:
@@ -681,7 +681,7 @@ def test_a_class_file_that_is_there_twice_is_named(root, tmp_path):
         voc.check_submission(path, root)
 
 
-def test_what_is_no_submission_at_all_is_named(root, tmp_path):
+def test_check_submission_refuses_other_archives(root, tmp_path):
     path = tmp_path / 'a.tar'
     with pytest.raises(InputError, match=r'a.tar: there is no such file'):
         voc.check_submission(path, root)
@@ -699,7 +699,7 @@ def test_what_is_no_submission_at_all_is_named(root, tmp_path):
         voc.check_submission(tmp_path / 'c.tar', root)
 
 
-def test_read_boxes_gives_boxes_by_label_from_0_within_the_image(tmp_path):
+def test_read_boxes_returns_clipped_boxes_by_label(tmp_path):
     path = tmp_path / 'x.xml'
     path.write_text(
         xml(
@@ -719,13 +719,13 @@ def test_read_boxes_gives_boxes_by_label_from_0_within_the_image(tmp_path):
 
 
 @pytest.mark.parametrize('size', ['', '<size><width>0</width><height>10</height></size>', '<size/>'])
-def test_read_boxes_needs_the_size_of_the_image(size, tmp_path):
+def test_read_boxes_needs_image_size(size, tmp_path):
     (tmp_path / 'x.xml').write_text(xml([('cat', 0, (1, 1, 10, 10))], size))
     with pytest.raises(InputError, match=r'x\.xml: lacks the size of the image: add its width and height') as caught:
         read_boxes(tmp_path / 'x.xml')
     assert_one_line(caught.value)
 
 
-def test_read_boxes_of_a_file_that_is_not_there_is_one_line(tmp_path):
+def test_read_boxes_names_missing_file(tmp_path):
     with pytest.raises(InputError, match=r'gone\.xml: cannot be read \(No such file'):
         read_boxes(tmp_path / 'gone.xml')
