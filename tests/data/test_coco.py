@@ -36,7 +36,7 @@ def annotation(image_id, category_id, area, iscrowd=0):
 
 @pytest.fixture
 def root(tmp_path):
-    """Three images of 20 x 10 in COCO 2014's layout; the second has no label."""
+    """Three images of 20 x 10 pixels in the layout of COCO 2014; the second has no labels."""
     return make(tmp_path / 'coco')
 
 
@@ -177,21 +177,21 @@ def test_load_coco_refuses_folder_as_file_and_file_as_folder(root):
         msff_timm.data.load('coco2014', 'validation', root)
 
 
-def load_with_note(root, split='train', **arguments):
-    """Loads a split and gives its rows and the one warning, on one line; None for none."""
+def load_with_warning(root, split='train', **arguments):
+    """Returns a split and the text of its only warning, or None."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         dataset = msff_timm.data.load('coco2014', split, root, **arguments)
     assert len(caught) <= 1
-    note = str(caught[0].message) if caught else None
-    assert note is None or (note.isprintable() and note.startswith(str(root)))
-    return dataset, note
+    warning = str(caught[0].message) if caught else None
+    assert warning is None or (warning.isprintable() and warning.startswith(str(root)))
+    return dataset, warning
 
 
 def test_load_coco_warns_of_areas_of_zero(root):
     edit(root, lambda c: [a.update(bbox=[1, 2, 3.5, 0.0], area=0.0) for a in c['annotations'][1:3]])
-    dataset, note = load_with_note(root)
-    assert 'the area of 2 of 4 annotations is 0 (e.g. annotations[1])' in note
+    dataset, warning = load_with_warning(root)
+    assert 'the area of 2 of 4 annotations is 0 (e.g. annotations[1])' in warning
     assert dataset['labels'][0] == [0, 2] and dataset['area'][0] == [0.0, 10 / 200]
 
 
@@ -219,20 +219,22 @@ NAN = float('nan')
 )
 def test_load_coco_takes_area_from_box_or_leaves_it_unknown(root, change, area):
     edit(root, lambda c: (c['annotations'][3].update(bbox=[0, 0, 3, 4]), change(c['annotations'][3])))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['labels'][:] == [[0, 2], [], [1]]
     assert dataset['area'][:] == [[30 / 200, 50 / 200], [], [] if area != area else [area]]
-    assert (note is None) == (area == area) and (note is None or 'the area of 1 of 4 annotations is unknown' in note)
+    assert (warning is None) == (area == area) and (
+        warning is None or 'the area of 1 of 4 annotations is unknown' in warning
+    )
 
 
 def test_load_coco_keeps_areas_beside_an_unknown_one(root):
     edit(root, lambda c: c['annotations'][0].update(area=None, bbox=None))  # the smaller of two toothbrushes
-    dataset, _ = load_with_note(root)
+    dataset, _ = load_with_warning(root)
     first, second = dataset['area'][0]
     assert first == 30 / 200 and second != second
     np.testing.assert_equal(Samples(dataset, None).areas, [[30 / 200, NAN, NAN], [NAN] * 3, [NAN, 1, NAN]])
     edit(root, lambda c: [image.pop('width') for image in c['images']])
-    dataset, _ = load_with_note(root)
+    dataset, _ = load_with_warning(root)
     assert dataset['labels'][:] == [[0, 2], [], [1]] and dataset['area'][:] == [[], [], []]
     assert Samples(dataset, None).areas is None
 
@@ -240,9 +242,9 @@ def test_load_coco_keeps_areas_beside_an_unknown_one(root):
 @pytest.mark.parametrize('size', [None, 0, -1, 'wide', [20], NAN, 10**400, True])
 def test_load_coco_leaves_areas_unknown_without_image_size(root, size):
     edit(root, lambda c: c['images'][0].update(width=size))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['labels'][:] == [[0, 2], [], [1]]
-    assert dataset['area'][:] == [[30 / 200, 50 / 200], [], []] and '1 of 4 annotations is unknown' in note
+    assert dataset['area'][:] == [[30 / 200, 50 / 200], [], []] and '1 of 4 annotations is unknown' in warning
 
 
 @pytest.mark.parametrize(
@@ -268,9 +270,9 @@ def test_load_coco_accepts_ids_as_numbers_and_text(root, of_images, of_categorie
             annotation['category_id'] = (of_annotations or of_categories)(annotation['category_id'])
 
     edit(root, change)
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     names = msff_timm.data.label_names(dataset)
-    assert sorted(names) == ['person', 'stop sign', 'toothbrush'] and note is None
+    assert sorted(names) == ['person', 'stop sign', 'toothbrush'] and warning is None
     assert [sorted(names[k] for k in row) for row in dataset['labels']] == [
         ['person', 'toothbrush'], [], ['stop sign']
     ]  # fmt: skip
@@ -291,12 +293,12 @@ def test_load_coco_reads_numeric_names_as_text(root):
 
 
 def test_load_coco_merges_categories_of_one_name(root):
-    # Roboflow's export has the group as category 0, which may have the name of a label.
+    # Exports of Roboflow have their group as category 0, which may repeat the name of a label.
     edit(root, lambda c: c['categories'].append({'id': 0, 'name': 'toothbrush', 'supercategory': 'none'}))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert msff_timm.data.label_names(dataset) == ['toothbrush', 'person', 'stop sign']
     assert dataset['labels'][:] == [[0, 1], [], [2]]
-    assert "categories[3] repeats the name 'toothbrush' and counts as the same label" in note
+    assert "categories[3] repeats the name 'toothbrush' and counts as the same label" in warning
 
 
 @pytest.mark.parametrize(
@@ -321,8 +323,8 @@ def test_load_coco_finds_files_by_names_of_tools(root, folder, change):
     shutil.rmtree(root / folder, ignore_errors=True)
     (root / 'all').rename(root / folder)
     edit(root, lambda c: [change(image) for image in c['images']])
-    dataset, note = load_with_note(root)
-    assert [row['image'].getpixel((0, 0))[0] for row in dataset] == [3, 5, 7] and note is None
+    dataset, warning = load_with_warning(root)
+    assert [row['image'].getpixel((0, 0))[0] for row in dataset] == [3, 5, 7] and warning is None
     assert dataset['labels'][:] == [[0, 2], [], [1]]
 
 
@@ -334,7 +336,7 @@ def test_load_coco_prefers_exact_file_names(root):
     assert msff_timm.data.load('coco2014', 'train', root)[2]['image'].getpixel((0, 0))[0] == 99
 
 
-LOST = {
+MISSING = {
     'image': (lambda c: c['images'].insert(0, {'id': 1, 'file_name': 'gone'}), r"1 of 4 \(images\[0\] names 'gone'"),
     'its annotations': (
         lambda c: (c['images'].insert(0, {'id': 1, 'file_name': 'a'}), c['annotations'].append(annotation(1, 1, 1))),
@@ -346,14 +348,14 @@ LOST = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(('change', 'message'), LOST.values(), ids=LOST)
+@pytest.mark.parametrize(('change', 'message'), MISSING.values(), ids=MISSING)
 def test_load_coco_skips_missing_content_in_training_only(root, change, message):
     edit(root, change)
     shutil.copy(root / 'annotations' / 'instances_train2014.json', root / 'annotations' / 'instances_val2014.json')
     for split, missing in (('train', None), ('train', 'skip'), ('validation', 'skip')):
         for _ in range(2):  # once from the cache
-            dataset, note = load_with_note(root, split, missing=missing)
-            assert re.search(message, note)
+            dataset, warning = load_with_warning(root, split, missing=missing)
+            assert re.search(message, warning)
             assert dataset['image_id'][:] == (['3', '5', '7'] if split == 'train' else ['3', '7'])
             assert dataset['labels'][0] == [0, 2] and dataset['labels'][-1] == [1]
     for split, missing in (('train', 'error'), ('validation', None), ('validation', 'error')):
@@ -377,10 +379,10 @@ def test_missing_reaches_reader_from_training_and_command(root, tmp_path, capsys
 
 def test_load_coco_finds_images_added_later(root):
     (root / 'train2014' / 'COCO_000000000003.png').rename(root / 'away.png')
-    assert load_with_note(root)[0]['image_id'][:] == ['5', '7']
+    assert load_with_warning(root)[0]['image_id'][:] == ['5', '7']
     (root / 'away.png').rename(root / 'train2014' / 'COCO_000000000003.png')
-    dataset, note = load_with_note(root)
-    assert dataset['image_id'][:] == ['3', '5', '7'] and note is None
+    dataset, warning = load_with_warning(root)
+    assert dataset['image_id'][:] == ['3', '5', '7'] and warning is None
 
 
 @pytest.mark.parametrize(
@@ -388,10 +390,10 @@ def test_load_coco_finds_images_added_later(root):
 )
 def test_load_coco_merges_entries_of_one_file(root, file_name):
     edit(root, lambda c: c['images'][0].update(file_name=file_name))
-    dataset, note = load_with_note(root, missing='error')
+    dataset, warning = load_with_warning(root, missing='error')
     assert dataset['image_id'][:] == ['5', '7']
     assert dataset['labels'][1] == [0, 1, 2] and dataset['area'][1] == [30 / 200, 1.0, 50 / 200]
-    assert 'images that repeat the file of an earlier one: 1 (images[1] names' in note
+    assert 'images that repeat the file of an earlier one: 1 (images[1] names' in warning
 
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'utf-32'])
@@ -399,8 +401,8 @@ def test_load_coco_reads_encodings_of_json(root, encoding):
     path = root / 'annotations' / 'instances_train2014.json'
     content = path.read_text().replace('person', 'persón')
     path.write_bytes(content.encode(encoding))
-    dataset, note = load_with_note(root)
-    assert msff_timm.data.label_names(dataset)[0] == 'persón' and len(dataset) == 3 and note is None
+    dataset, warning = load_with_warning(root)
+    assert msff_timm.data.label_names(dataset)[0] == 'persón' and len(dataset) == 3 and warning is None
 
 
 FAULTS = {
@@ -426,7 +428,7 @@ def test_load_coco_needs_only_ids_and_names_for_labels(root, data):
                 node[key] = data.draw(FAULTS[key])
     try:
         path.write_text(json.dumps(content))
-        dataset, _ = load_with_note(root)
+        dataset, _ = load_with_warning(root)
     finally:
         path.write_text(original)
     assert dataset['labels'][:] == [[0, 2], [], [1]]
@@ -447,7 +449,7 @@ def test_load_coco_reads_cases(cases):
         names = msff_timm.data.label_names(dataset)
         assert names[:3] == ['cat', 'dog', 'cow'], folder
         assert dataset['labels'][:] == [[0, 1], [1], [2], []], folder
-        assert len(caught) == (folder.name in TOLD), folder
+        assert len(caught) == (folder.name in WITH_WARNING), folder
         expected = [] if folder.name in ('no_bbox_no_area', 'no_size', 'size_zero') else [100 / 1920]
         assert dataset['area'][1] == expected, folder
         if folder.name in ('orphan', 'missing_picture'):
@@ -456,7 +458,7 @@ def test_load_coco_reads_cases(cases):
     assert len(folders) >= 30
 
 
-TOLD = ('missing_picture', 'no_bbox_no_area', 'no_size', 'orphan', 'same_file_twice', 'size_zero')
+WITH_WARNING = ('missing_picture', 'no_bbox_no_area', 'no_size', 'orphan', 'same_file_twice', 'size_zero')
 
 
 def test_load_coco_clips_areas_to_image(root):
@@ -536,13 +538,13 @@ FUZZ = settings(
 
 
 def places(node):
-    """Gives each place below a node of JSON: what holds it and the key."""
+    """Yields container and key of each value below a JSON node."""
     for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
         yield node, key
         yield from places(node[key])
 
 
-def loads_or_is_named(root):
+def check_loads_or_is_refused(root):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
@@ -568,7 +570,7 @@ def test_load_coco_reads_or_refuses_any_change_of_json(root, data):
             del holder[key]
     try:
         path.write_text(json.dumps(content))
-        loads_or_is_named(root)
+        check_loads_or_is_refused(root)
     finally:
         path.write_text(original)
 
@@ -581,9 +583,9 @@ def test_load_coco_reads_or_refuses_any_bytes(root, data):
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(original))] * 2)))
     try:
         path.write_bytes(original[:start] + data.draw(st.binary(max_size=8)) + original[stop:])
-        loads_or_is_named(root)
+        check_loads_or_is_refused(root)
         path.write_bytes(original[:start])
-        loads_or_is_named(root)
+        check_loads_or_is_refused(root)
     finally:
         path.write_bytes(original)
 

@@ -1,4 +1,4 @@
-"""What drawings of labels have in common: their fonts."""
+"""Fonts of figures."""
 
 import io
 import warnings
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from msff_timm.data import figures
 
-NOWHERE = '\U0010fffd'  # for private use: no font has it
+NOWHERE = '\U0010fffd'  # a private character without any font
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def nothing_reported(monkeypatch):
 
 
 def figure_with(*names):
-    """Makes a figure with the names in all places where drawings have them."""
+    """Returns a figure with names as tick labels, title, text and legend."""
     figure = Figure(layout='constrained')
     axes = figure.subplots()
     axes.barh(range(len(names)), range(len(names)), label=names[0])
@@ -30,7 +30,7 @@ def figure_with(*names):
 
 
 def saved(figure):
-    """Saves a figure, and gives the warnings on the way and those of matplotlib when it is drawn once more."""
+    """Returns the warnings of `save_figure`, and those of matplotlib when it saves the figure again."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         figures.save_figure(figure, io.BytesIO(), format='png')

@@ -35,7 +35,7 @@ def images(count):
 
 
 def write(folder, columns, schema=None, split='train', shards=1):
-    """Writes Parquet files with the images in them."""
+    """Writes Parquet files that contain the images."""
     count = len(next(iter(columns.values())))
     columns = {'image': images(count), **columns}
     features = Features({'image': Image(), **schema}) if schema else None
@@ -66,7 +66,7 @@ def fails(root, *parts, split='train', **arguments):
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
-    """A Hub with two data sets, and the home of those who use it."""
+    """A Hub server with data sets, and a home folder for its clients."""
     root = tmp_path_factory.mktemp('hub')
     schema = {'labels': List(ClassLabel(names=NAMES)), 'image_id': Value('string')}
     columns = {'labels': LABELS, 'image_id': [f'p{number}' for number in range(len(LABELS))]}
@@ -83,7 +83,7 @@ def served(tmp_path_factory):
 
 
 def client(code, environment, **more):
-    """Runs code in a process of its own, since the Hub's address is read at import; returns the JSON that it prints."""
+    """Runs code in a new process, as the address of the Hub is read at import; returns the JSON that it prints."""
     prelude = """
         import json, sys
         from msff_timm.data import load
@@ -169,7 +169,7 @@ def test_load_hub_offline_reads_fetched_data(served):
 def test_load_hub_reports_unreachable_hub(served, tmp_path):
     server, _ = served
     environment = {**server.environment(tmp_path), 'HF_ENDPOINT': 'http://localhost:9'}
-    # Tries are 23 seconds apart in all.
+    # The waits between retries add up to 23 seconds.
     code = "import time; time.sleep = lambda seconds: None; print(json.dumps(error('train', 'org/two')))"
     message = client(code, environment)
     assert len(message.splitlines()) == 1
@@ -310,14 +310,14 @@ def test_load_hub_does_not_decode_images(tmp_path, monkeypatch):
 
 
 def configure(folder, names, default=None):
-    """Gives a data set one configuration for each folder."""
+    """Adds one configuration per folder to a data set."""
     lines = [f'- config_name: {name}\n  data_files: {name}/*.parquet\n' for name in names]
     (folder / 'README.md').write_text(f'---\nconfigs:\n{"".join(lines)}---\n')
 
 
 @pytest.fixture(scope='module')
 def fetched(tmp_path_factory):
-    """What is fetched in parts from a Hub, what there is of it offline, and the paths that were asked for."""
+    """Results of loading parts of data sets from a Hub server, the same offline, and the requested paths."""
     root = tmp_path_factory.mktemp('more')
     folder = root / 'datasets' / 'org'
     binary = {'cat': [1, 0], 'dog': [-1, 1], 'fold': [0, 1]}
@@ -440,7 +440,7 @@ def test_load_hub_reads_labels_in_text(tmp_path, cells, settings, streaming):
     write(tmp_path, {'labels': cells}, {'labels': schema})
     is_stream_of_text = streaming and cells[0] == '[1, 1, 0]'
     if is_stream_of_text:
-        return  # whether they are vectors shows in all of them only
+        return  # only all cells together show that they are vectors
     dataset = load('hub', 'train', str(tmp_path), label_names=NAMES, streaming=streaming, **settings)
     assert [sorted(row) for row in named(dataset)] == [['cat', 'dog'], ['fish'], [], ['dog']]
 
@@ -457,12 +457,12 @@ def test_load_hub_refuses_ambiguous_text(tmp_path):
     assert named(load('hub', 'train', str(tmp_path), label_delimiter='none'))[2] == ['pear']
 
 
-@pytest.mark.parametrize(('there', 'asked'), [('dev', 'validation'), ('eval', 'test'), ('training', 'train')])
-def test_load_hub_accepts_split_names_of_datasets(tmp_path, there, asked):
+@pytest.mark.parametrize(('existing', 'split'), [('dev', 'validation'), ('eval', 'test'), ('training', 'train')])
+def test_load_hub_accepts_split_names_of_datasets(tmp_path, existing, split):
     write(tmp_path / 'data', {'x': [1]})
-    configs = f'---\nconfigs:\n- config_name: default\n  data_files:\n  - split: {there}\n    path: data/*\n---\n'
+    configs = f'---\nconfigs:\n- config_name: default\n  data_files:\n  - split: {existing}\n    path: data/*\n---\n'
     (tmp_path / 'README.md').write_text(configs)
-    assert named(load('hub', asked, str(tmp_path))) == named(load('hub', there, str(tmp_path))) == [['x']]
+    assert named(load('hub', split, str(tmp_path))) == named(load('hub', existing, str(tmp_path))) == [['x']]
     (tmp_path / 'README.md').write_text(
         '---\nconfigs:\n- config_name: default\n  data_files:\n  - split: val\n    path: data/*\n'
         '  - split: dev\n    path: data/*\n---\n'
@@ -493,7 +493,7 @@ def test_load_hub_reads_label_folders_as_datasets(tmp_path):
 @pytest.mark.parametrize('folder', ['', 'data'])
 @pytest.mark.parametrize('is_folder', [False, True])
 def test_load_hub_finds_capitalised_splits(tmp_path, is_folder, folder):
-    """`datasets` takes them all for training, or leaves some out."""
+    """`datasets` assigns all of them to training, or skips some."""
     for first in ('Train', 'train'):
         root = tmp_path / first
         for number, split in enumerate((first, 'Valid', 'TEST')):

@@ -35,7 +35,7 @@ def encoded(image, kind, **settings):
 
 
 def png(width, height, depth, colour, samples):
-    """Encodes a PNG of one row after another by hand: Pillow writes no 16-bit colour."""
+    """Encodes a PNG by hand, since Pillow does not write 16-bit colour."""
     chunks = [
         (b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)),
         (b'IDAT', zlib.compress(samples)),
@@ -47,15 +47,15 @@ def png(width, height, depth, colour, samples):
 
 
 def tiff(values, order='<', planar=1, photometric=None, entries=(), data=None):
-    """Encodes a TIFF by hand: Pillow writes few of the kinds that there are.
+    """Encodes a TIFF by hand, since Pillow writes only some kinds.
 
     Args:
         values: Samples (H, W) or (H, W, C).
-        order: Order of bytes, as `struct` has it.
-        planar: 2 to store channels apart.
-        photometric: 0 for least is white, 1 for a gray, 2 for RGB, 5 for CMYK, 6 for YCbCr.
-        entries: More tags, as (tag, type, numbers); a type of `struct`.
-        data: Encoded samples, in place of the values.
+        order: Byte order as in `struct`.
+        planar: Planar configuration, 2 to store the channels separately.
+        photometric: Photometric interpretation: 0 min is white, 1 gray, 2 RGB, 5 CMYK, 6 YCbCr.
+        entries: Further tags as (tag, type of `struct`, numbers).
+        data: Encoded samples that replace the values.
     """
     values = np.atleast_3d(values)
     height, width, channels = values.shape
@@ -95,19 +95,19 @@ def tiff(values, order='<', planar=1, photometric=None, entries=(), data=None):
 
 
 def ramp(low, high, dtype):
-    """Values (48, 64) from low to high."""
+    """Returns values (48, 64) from low to high."""
     return np.linspace(low, high, 48 * 64).astype(dtype).reshape(48, 64)
 
 
-def shown(content):
-    """Opens what must be gray, and returns one channel as integers."""
+def gray_pixels(content):
+    """Opens a gray image and returns one channel as integers."""
     pixels = np.asarray(open_image(content)).astype(int)
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0]
 
 
 def scaled(values, black, white):
-    """The definition, by hand."""
+    """Scales values as defined."""
     return np.clip(np.round((values.astype(float) - black) * 255 / (white - black)), 0, 255)
 
 
@@ -117,7 +117,7 @@ def exif(orientation):
     return tags
 
 
-# How rows and columns of the stored image make the upright one, from the standard's words, not Pillow's code.
+# Maps of stored to upright pixels, from the text of the standard, not the code of Pillow.
 UPRIGHT = {
     1: lambda p: p,
     2: lambda p: p[:, ::-1],
@@ -173,8 +173,8 @@ def test_at_least_changes_pixels_as_little_as_filters_do(coco_root):
         biases.append((small(reduced) - small(full)).mean())
         filters.append(np.abs(small(full) - small(full, Image.Resampling.BICUBIC)).mean())
         skips.append(np.abs(small(full) - small(full, Image.Resampling.NEAREST)).mean())
-    # The measure is the choice between bilinear and bicubic, which timm's training leaves to chance; a resizing that
-    # skips pixels, which is what a bug here would amount to, is several times further away.
+    # The yardstick is the difference between bilinear and bicubic, between which training in timm chooses at random. A
+    # resizing that skips pixels, the effect of a bug here, differs several times as much.
     assert np.mean(differences) < 1.25 * np.mean(filters) and np.mean(skips) > 4 * np.mean(filters)
     assert (np.array(differences) < np.array(skips)).all()
     assert np.abs(np.mean(biases)) < 0.1
@@ -209,40 +209,40 @@ def test_open_image_shows_transparent_pixels_white():
     for mode, channels in (('RGBA', [0, 1, 2, 3]), ('LA', [0, 3])):
         stored = np.ascontiguousarray(pixels[..., channels])
         expected = stored[..., :-1] * alpha + 255 * (1 - alpha)
-        shown = np.asarray(open_image(encoded(Image.fromarray(stored, mode), 'png')), dtype=float)
-        assert np.abs(shown - expected).max() <= 1
+        opened = np.asarray(open_image(encoded(Image.fromarray(stored, mode), 'png')), dtype=float)
+        assert np.abs(opened - expected).max() <= 1
     assert np.asarray(open_image(encoded(Image.new('RGBA', (1, 1), (9, 9, 9, 0)), 'png'))).tolist() == [[[255] * 3]]
 
 
 def test_open_image_reads_palettes():
-    picture = Image.new('P', (3, 1))
-    picture.putpalette([250, 10, 20, 30, 240, 40, 50, 60, 230])
-    picture.putdata([0, 1, 2])
+    image = Image.new('P', (3, 1))
+    image.putpalette([250, 10, 20, 30, 240, 40, 50, 60, 230])
+    image.putdata([0, 1, 2])
     opaque = [[[250, 10, 20], [30, 240, 40], [50, 60, 230]]]
-    assert np.asarray(open_image(encoded(picture, 'png'))).tolist() == opaque
-    for transparency in (1, bytes([255, 0, 255])):  # one colour, and an alpha for each
+    assert np.asarray(open_image(encoded(image, 'png'))).tolist() == opaque
+    for transparency in (1, bytes([255, 0, 255])):  # one colour, and one alpha per colour
         with warnings.catch_warnings():
             warnings.simplefilter('error')
-            shown = np.asarray(open_image(encoded(picture, 'png', transparency=transparency))).tolist()
-        assert shown == [[opaque[0][0], [255, 255, 255], opaque[0][2]]]
+            opened = np.asarray(open_image(encoded(image, 'png', transparency=transparency))).tolist()
+        assert opened == [[opaque[0][0], [255, 255, 255], opaque[0][2]]]
 
 
 def test_open_image_reads_transparent_colour():
     for mode, colour, other in (('RGB', (1, 2, 3), (4, 5, 6)), ('L', 7, 8)):
-        picture = Image.new(mode, (2, 1), colour)
-        picture.putpixel((1, 0), other)
-        shown = open_image(encoded(picture, 'png', transparency=colour))
-        assert shown.getpixel((0, 0)) == (255, 255, 255)
-        assert shown.getpixel((1, 0)) == (other if mode == 'RGB' else (other,) * 3)
+        image = Image.new(mode, (2, 1), colour)
+        image.putpixel((1, 0), other)
+        opened = open_image(encoded(image, 'png', transparency=colour))
+        assert opened.getpixel((0, 0)) == (255, 255, 255)
+        assert opened.getpixel((1, 0)) == (other if mode == 'RGB' else (other,) * 3)
 
 
 def test_open_image_does_not_invert_cmyk_and_one_bit():
-    picture = Image.new('CMYK', (16, 8), (0, 255, 255, 0))
-    picture.paste((0, 0, 0, 255), (8, 0, 16, 8))
-    for content in (encoded(picture, 'jpeg', quality=100), encoded(picture, 'tiff')):
+    image = Image.new('CMYK', (16, 8), (0, 255, 255, 0))
+    image.paste((0, 0, 0, 255), (8, 0, 16, 8))
+    for content in (encoded(image, 'jpeg', quality=100), encoded(image, 'tiff')):
         red, black = (np.array(open_image(content).getpixel((x, 4)), dtype=int) for x in (2, 13))
         assert np.abs(red - (255, 0, 0)).max() <= 3 and black.max() <= 3
-    assert b'Adobe' in encoded(picture, 'jpeg')  # whose inks are stored inverted
+    assert b'Adobe' in encoded(image, 'jpeg')  # Adobe stores inverted inks
     bits = Image.new('1', (2, 1))
     bits.putpixel((1, 0), 1)
     assert np.asarray(open_image(encoded(bits, 'png'))).tolist() == [[[0] * 3, [255] * 3]]
@@ -342,7 +342,7 @@ def test_open_image_scales_gray_by_its_values(dtype, low, high, black, white, or
     if (dtype, order) == ('u4', '>'):
         pytest.skip('Pillow reads no unsigned integers of 32 bits in this order')
     values = ramp(low, high, dtype)
-    np.testing.assert_array_equal(shown(tiff(values, order)), scaled(values, black, white))
+    np.testing.assert_array_equal(gray_pixels(tiff(values, order)), scaled(values, black, white))
 
 
 @settings(deadline=None, max_examples=150)
@@ -358,7 +358,7 @@ def test_open_image_keeps_gradients(high, share, dtype, hot):
     values = ramp(0 if dtype == 'u2' else -share * high, high, dtype)
     if hot:
         values[5, 7] = 65535 if dtype == 'u2' else 32767
-    pixels = shown(tiff(values))
+    pixels = gray_pixels(tiff(values))
     assert 30 < pixels.mean() < 225 and pixels.max() - pixels.min() > 60
     kept = np.delete(pixels.ravel(), 5 * 64 + 7)
     assert (np.diff(kept) >= 0).all()
@@ -385,7 +385,7 @@ STATED = {
 @pytest.mark.parametrize('kind', STATED)
 def test_open_image_uses_range_of_tiff(kind):
     values, entries, black, white = STATED[kind]
-    np.testing.assert_array_equal(shown(tiff(values, entries=entries)), scaled(values, black, white))
+    np.testing.assert_array_equal(gray_pixels(tiff(values, entries=entries)), scaled(values, black, white))
 
 
 def test_open_image_reads_twelve_bits_of_tiff():
@@ -393,7 +393,7 @@ def test_open_image_reads_twelve_bits_of_tiff():
     bits = ''.join(f'{value:012b}' for value in values.ravel())
     packed = int(bits, 2).to_bytes(len(bits) // 8, 'big')
     content = tiff(values, entries=[(258, 'H', [12])], data=packed)
-    np.testing.assert_array_equal(shown(content), scaled(values, 0, 4095))
+    np.testing.assert_array_equal(gray_pixels(content), scaled(values, 0, 4095))
 
 
 @pytest.mark.parametrize(
@@ -402,17 +402,17 @@ def test_open_image_reads_twelve_bits_of_tiff():
 def test_open_image_uses_significant_bits_of_png(bits, high, white):
     values = ramp(0, high, 'u2')
     content = deep_png(values, sbit=[bits])
-    np.testing.assert_array_equal(shown(content), scaled(values, 0, white))
+    np.testing.assert_array_equal(gray_pixels(content), scaled(values, 0, white))
 
 
 def test_open_image_uses_depth_of_graymap():
     values = ramp(0, 900, 'u2')
     content = b'P5 64 48 4095\n' + values.astype('>u2').tobytes()
-    assert np.abs(shown(content) - scaled(values, 0, 4095)).max() <= 1
+    assert np.abs(gray_pixels(content) - scaled(values, 0, 4095)).max() <= 1
 
 
 def deep_png(values, sbit=None, clear=None):
-    """Encodes samples of 16 bits (H, W) or (H, W, C), filtered as Pillow's encoder would not."""
+    """Encodes 16-bit samples (H, W) or (H, W, C) with a filter that Pillow does not use."""
     values = np.atleast_3d(values)
     height, width, channels = values.shape
     rows = values.astype('>u2').tobytes()
@@ -491,14 +491,14 @@ def test_open_image_ignores_depth_of_sixteen_bits(high):
     graymap = b'P5 64 48 65535\n' + values.astype('>u2').tobytes()
     plain = b'P2 64 48 65535\n' + ' '.join(map(str, values.ravel())).encode()
     for content in (jpeg2000, graymap, plain, encoded(Image.fromarray(values), 'png')):
-        np.testing.assert_array_equal(shown(content), scaled(values, 0, high))
+        np.testing.assert_array_equal(gray_pixels(content), scaled(values, 0, high))
 
 
 def test_open_image_shows_transparent_sixteen_bits_white():
     gray = ramp(0, 4095, 'u2')
     expected = scaled(gray, 0, 4095)
     expected[gray == gray[20, 30]] = 255
-    np.testing.assert_array_equal(shown(deep_png(gray, clear=[gray[20, 30]])), expected)
+    np.testing.assert_array_equal(gray_pixels(deep_png(gray, clear=[gray[20, 30]])), expected)
     colour = np.stack([gray, gray // 2, gray // 3], -1)
     pixels = np.asarray(open_image(deep_png(colour * 16, clear=(colour[20, 30] * 16).tolist())))
     assert pixels[20, 30].tolist() == [255] * 3 and pixels[20, 29].tolist() == scaled(colour[20, 29], 0, 4095).tolist()
@@ -506,7 +506,7 @@ def test_open_image_shows_transparent_sixteen_bits_white():
 
 def test_open_image_inverts_min_is_white():
     values = ramp(0, 4095, 'u2')
-    np.testing.assert_array_equal(shown(tiff(values, photometric=0)), 255 - scaled(values, 0, 4095))
+    np.testing.assert_array_equal(gray_pixels(tiff(values, photometric=0)), 255 - scaled(values, 0, 4095))
 
 
 @pytest.mark.parametrize('fill', [np.nan, np.inf, -np.inf, np.finfo('f4').max, np.finfo('f4').min, -9999])
@@ -515,21 +515,21 @@ def test_open_image_ignores_fill_values(fill):
     expected = scaled(values, 0, 1)
     values[:20] = fill
     expected[:20] = 255 if fill > 1 else 0
-    np.testing.assert_array_equal(shown(tiff(values)), expected)
+    np.testing.assert_array_equal(gray_pixels(tiff(values)), expected)
 
 
 def test_open_image_ignores_missing_value_of_gdal():
     values = ramp(0, 1, 'f4')
     expected = scaled(values, 0, 1)
     values[:20], expected[:20] = 32767, 0
-    np.testing.assert_array_equal(shown(tiff(values, entries=[(42113, 's', b'32767\0')])), expected)
+    np.testing.assert_array_equal(gray_pixels(tiff(values, entries=[(42113, 's', b'32767\0')])), expected)
 
 
 @pytest.mark.parametrize('value', [0, 1, 1000, -1000, 65535])
 def test_open_image_reads_constant_images(value):
     for dtype in ('i4', 'f4'):
-        assert len(np.unique(shown(tiff(np.full((4, 5), value, dtype))))) == 1
-    assert shown(tiff(np.full((4, 5), np.nan, 'f4'))).max() == 0
+        assert len(np.unique(gray_pixels(tiff(np.full((4, 5), value, dtype))))) == 1
+    assert gray_pixels(tiff(np.full((4, 5), np.nan, 'f4'))).max() == 0
 
 
 def test_decode_returns_range_of_values():
@@ -667,7 +667,7 @@ def test_open_image_completes_only_complete_jpegs(coco_root):
 
 @pytest.mark.parametrize('kind', ['ico', 'icns'])
 def test_open_image_refuses_icons_before_decoding(kind):
-    bomb = png(10_000, 9_000, 8, 2, b'')  # without pixels: to decode it would be another error
+    bomb = png(10_000, 9_000, 8, 2, b'')  # without pixels: decoding it would raise another error
     if kind == 'ico':
         content = struct.pack('<3H4B2H2L', 0, 1, 1, 16, 16, 0, 0, 1, 32, len(bomb), 22) + bomb
     else:
@@ -695,7 +695,7 @@ def test_open_image_refuses_devices_without_waiting(tmp_path):
 def test_open_image_limits_memory_of_deep_images(tmp_path):
     side = 4096
     rows = zlib.compress((b'\0' + np.linspace(0, 4095, side).astype('>u2').tobytes()) * side)
-    deep = png(side, side, 16, 0, b'').replace(b'x\x9c\x03\0\0\0\0\x01', rows)  # an empty stream becomes the rows
+    deep = png(side, side, 16, 0, b'').replace(b'x\x9c\x03\0\0\0\0\x01', rows)  # replaces the empty stream
     head, tail = deep[:33], deep[-12:]
     deep = head + struct.pack('>I', len(rows)) + b'IDAT' + rows + struct.pack('>I', zlib.crc32(b'IDAT' + rows)) + tail
     (tmp_path / 'deep.png').write_bytes(deep)
@@ -706,7 +706,7 @@ def test_open_image_limits_memory_of_deep_images(tmp_path):
     )
     command = [sys.executable, '-c', code, str(tmp_path / 'deep.png')]
     width, kilobytes = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    # Pillow holds 2 bytes of each pixel as it is in the file, 1 in gray and 4 in RGB.
+    # Pillow needs 2 bytes per pixel as stored, 1 in gray and 4 in RGB.
     assert width == side and kilobytes * 1024 < 12 * side**2
 
 

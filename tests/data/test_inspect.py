@@ -31,7 +31,7 @@ def make(images, labels, ignore, ids):
 
 @pytest.fixture
 def splits(tmp_path):
-    """Two splits: an image that is in both under two names, one that is gone, one broken, one empty."""
+    """Two splits: one image is in both under two names, one file is missing, one broken, one empty."""
     paths = [tmp_path / f'{n}.png' for n in range(8)]
     for n in range(8):
         image(paths[n], 10 * n, (30 + n, 20), 'L' if n == 1 else 'RGB')
@@ -140,11 +140,11 @@ def test_command_ends_all_processes_on_ctrl_c(tmp_path):
     script.write_text(f"""
 import signal, sys, time
 from msff_timm_cli import commands as cli
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 from msff_timm.data import inspect
 from msff_timm.data.inspect import files
 def decode_images(*args):
-    files.decode = lambda *args: time.sleep(60)  # in the forked processes, too
+    files.decode = lambda *args: time.sleep(60)  # in the forked processes too
     tasks = [[('image.jpg', 'image.jpg')]] * 2
     print('ready', flush=True)
     list(files._decode_in_processes(iter(tasks), 2))
@@ -193,7 +193,7 @@ def test_command_warns_of_tables_without_absent_entries(case, cases, tmp_path, c
 
 
 def test_command_suggests_only_settings_that_help(tmp_path, capsys, monkeypatch):
-    """The column `ignore` masks the only entry that could be absent, whatever -1 and blank mean."""
+    """The column `ignore` masks the only entry that could be absent, regardless of -1 and blank."""
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     for name in 'ab':
         Image.new('RGB', (8, 8)).save(tmp_path / f'{name}.png')

@@ -1,4 +1,4 @@
-"""What cells mean, against Python's, NumPy's, pandas' and JSON's own writing and reading."""
+"""Cells of label columns, as Python, NumPy, pandas and JSON write them."""
 
 import ast
 import json
@@ -72,7 +72,7 @@ def test_split_labels_reads_lists_of_pandas(labels):
         ("['cat', nan, None]", ['cat']),
         ("['cat',]", ['cat']),
         *((text, []) for text in ('[]', '()', '{}', 'set()', '[ ]', "['']", 'nan', 'NaN', 'None', '<NA>', '[nan]')),
-        # names, not lists
+        # not lists
         ('(unknown)', ['(unknown)']),
         ('dog (small)', ['dog (small)']),
         ('a [b]', ['a [b]']),
@@ -110,7 +110,7 @@ def test_split_labels_agrees_with_python(text):
         return
     assert all(label == label.strip() and label for label in labels)
     if not re.fullmatch(r'\[.*\]', text.strip()) or re.search(r'[\'"]\s*[\'"]', text):
-        return  # Python joins neighbouring strings, NumPy does not
+        return  # Python joins adjacent strings, NumPy does not
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
@@ -131,7 +131,7 @@ def test_find_delimiter_between_labels_that_also_occur_alone(delimiter):
 
 
 def test_find_delimiter_between_labels_in_many_combinations():
-    """As Planet's Amazon data set: weather and land use, alone only where it is cloudy."""
+    """As in the Amazon data set of Planet: weather and land use; only `cloudy` occurs alone."""
     generator = np.random.default_rng(0)
     weather, use = ['clear', 'haze', 'partly_cloudy'], ['agriculture', 'bare_ground', 'habitation', 'road', 'water']
     texts = ['cloudy']
@@ -145,7 +145,7 @@ def test_find_delimiter_between_labels_in_many_combinations():
     'texts',
     [
         ['traffic light', 'car', 'fire hydrant'],
-        # COCO's names of several words
+        # names of several words in COCO
         ['hot dog', 'dog', 'teddy bear', 'bear', 'fire hydrant', 'wine glass', 'cell phone', 'hair drier', 'tv'],
         ['C', 'C++', 'C#'],
         ['HER2+', 'HER2-'],
@@ -179,7 +179,7 @@ def test_find_delimiter_uses_label_names():
     assert find_delimiter(['cat dog', 'bird'], ['bird', 'cat', 'dog'], 'table')[0] == ' '
     assert find_delimiter(['cat dog', 'bird'], ['bird', 'cat dog'], 'table')[0] == 'none'
     assert find_delimiter(['cat-dog'], ['cat', 'dog'], 'table')[0] == '-'
-    assert find_delimiter(['cat,dgo', 'dog'], ['cat', 'dog'], 'table')[0] == ','  # the typing error is then named
+    assert find_delimiter(['cat,dgo', 'dog'], ['cat', 'dog'], 'table')[0] == ','  # the typo is reported later
     with pytest.raises(InputError, match="'NA' of data.label_names"):
         find_delimiter(['cat'], ['cat', 'NA'], 'table')
 

@@ -31,7 +31,7 @@ def noisy(image):
 
 
 def make(folder, broken=()):
-    """Four images, each of its own colour, with three labels; a number of them broken."""
+    """Returns a data set of four images of different colours with three labels; some are broken."""
     paths = []
     for number, colour in enumerate(COLOURS):
         paths.append(folder / f'{number}.png')
@@ -96,7 +96,7 @@ def test_samples_open_bytes_upright(tmp_path):
 
 
 def test_stream_restarts_and_skips_unreadable_images(tmp_path):
-    stream = make(tmp_path, broken=(1,)).to_iterable_dataset()  # of one shard, or their order would change
+    stream = make(tmp_path, broken=(1,)).to_iterable_dataset()  # a single shard keeps the order
     samples = iter(StreamedSamples(stream, to_tensor, skip_unreadable=True))
     seen = [next(samples) for _ in range(7)]
     assert [sample['image'].item() for sample in seen] == [10, 30, 40] * 2 + [10]
@@ -144,7 +144,7 @@ def test_stream_resumes_at_start(tmp_path, workers):
 
     whole = batches(1, 0)
     assert len(whole) == 12 and set(range(12)) == set(whole[:6, :, 0].flatten().tolist())
-    for start in (2, 4, 10):  # the last is in the second pass through the data
+    for start in (2, 4, 10):  # the last is beyond the end of the data
         assert torch.equal(batches(1, start), whole[start:])
     other = batches(2, 0)
     assert not torch.equal(other[..., 0], whole[..., 0])
@@ -162,7 +162,7 @@ def test_unreadable_ends_run_with_too_many_images(capsys):
 
 
 def test_known_sum_excludes_masked_labels():
-    """Worked by hand: with zero gammas the loss is the cross entropy, -log p or -log (1 - p)."""
+    """Calculated by hand: with zero gammas, the loss is the cross entropy, -log p or -log(1 - p)."""
     loss_fn = AsymmetricLossMultiLabel(0, 0, clip=None, reduction='none')
     p = torch.tensor([[0.8, 0.3], [0.6, 0.9]], dtype=torch.float64)
     logits = p.logit().float().requires_grad_()
@@ -184,10 +184,10 @@ def test_known_sum_equals_timm_without_masked_labels():
 
 
 def test_difficult_labels_change_loss_and_ap():
-    """One class, four images of probability 0.9, 0.8, 0.7, 0.6: present, difficult, absent, present."""
+    """One label, four images of probability 0.9, 0.8, 0.7, 0.6: present, difficult, absent, present."""
     scores = np.array([[0.9], [0.8], [0.7], [0.6]])
     log = np.log
-    expected = {  # positives' precisions at their ranks, and the cross entropy of each image
+    expected = {  # AP from the precision at each positive, and mean cross entropy
         -1: ((1 / 1 + 2 / 3) / 2, -(log(0.9) + log(0.3) + log(0.6)) / 3),
         0: ((1 / 1 + 2 / 4) / 2, -(log(0.9) + log(0.2) + log(0.3) + log(0.6)) / 4),
         1: ((1 / 1 + 2 / 2 + 3 / 4) / 3, -(log(0.9) + log(0.8) + log(0.3) + log(0.6)) / 4),

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from msff_timm.data import scenes
 
 LAYOUTS = 4000
-PUBLISHED_LAYOUTS = '9fa090407ee14a47'  # another value means another data set, and results that no longer compare
+PUBLISHED_LAYOUTS = '9fa090407ee14a47'  # results are comparable only with the same value
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +36,7 @@ print(hashlib.sha256(content).hexdigest())
 
 
 def present(layouts):
-    """Which labels (layouts, classes) are in each layout."""
+    """Returns which labels (layouts, K) are in each layout."""
     return np.array([[k in {o.label for o in objects} for k in range(len(scenes.LABEL_NAMES))] for objects in layouts])
 
 
@@ -103,13 +103,13 @@ def test_layout_pairs_labels(layouts):
 @pytest.mark.parametrize('label', range(len(scenes.LABEL_NAMES)), ids=scenes.LABEL_NAMES)
 def test_area_matches_pixels(monkeypatch, label):
     for size, image_size in ((0.5, 256), (0.1, 1024)):
-        pictures = []
+        images = []
         for colour in ((0, 0, 0), (255, 255, 255)):
             area = scenes.AREA_PER_SIZE * size**2
             one = scenes.SceneObject(label, (0.5, 0.47), size, 0.3, colour, colour, area)
             monkeypatch.setattr(scenes, '_compose', lambda *_, one=one: ([one], 80))
-            pictures.append(np.asarray(scenes.draw(0, 0, image_size)).astype(int).mean(2))
-        assert (pictures[1] - pictures[0] > 127).mean() == pytest.approx(one.area, rel=0.03)
+            images.append(np.asarray(scenes.draw(0, 0, image_size)).astype(int).mean(2))
+        assert (images[1] - images[0] > 127).mean() == pytest.approx(one.area, rel=0.03)
 
 
 def test_area_follows_size(layouts):
@@ -131,7 +131,7 @@ def test_layout_keeps_objects_visible_and_inside():
             inside.append(masks[-1].sum() / (np.asarray(shape) > 127).sum())
         seen += [(owner[mask] == i).mean() for i, mask in enumerate(masks)]
     assert min(inside) > 0.85
-    assert np.mean(np.array(seen) < 1) > 0.15  # they do overlap
+    assert np.mean(np.array(seen) < 1) > 0.15  # some overlap
     assert min(seen) > 0.4 and np.quantile(seen, 0.01) > 0.55
 
 
@@ -141,24 +141,24 @@ def test_layout_draws_colours_independent_of_labels(layouts):
     colours = np.array([(*o.fill, *o.outline) for o in objects], dtype=float)
     error = colours.std(0)
     for k in range(len(scenes.LABEL_NAMES)):
-        of_class = colours[labels == k]
-        assert np.abs((of_class.mean(0) - colours.mean(0)) / error * len(of_class) ** 0.5).max() < 4
-        assert np.abs(of_class.std(0) / error - 1).max() < 0.1
+        of_label = colours[labels == k]
+        assert np.abs((of_label.mean(0) - colours.mean(0)) / error * len(of_label) ** 0.5).max() < 4
+        assert np.abs(of_label.std(0) / error - 1).max() < 0.1
 
 
-def colour_statistics(picture):
-    """Mean, standard deviation and a histogram of 64 colours, standing for all a linear model can know of colour."""
-    pixels = np.asarray(picture).reshape(-1, 3)
+def colour_statistics(image):
+    """Returns mean, standard deviation and a histogram of 64 colours, the colour information for a linear model."""
+    pixels = np.asarray(image).reshape(-1, 3)
     histogram = np.bincount((pixels >> 6) @ (16, 4, 1), minlength=64) / len(pixels)
     return np.concatenate([pixels.mean(0), pixels.std(0), histogram])
 
 
 def linear_gain():
-    """Average precision less prevalence, mean over the classes, of a linear model on colour statistics."""
+    """Returns average precision minus prevalence of a linear model on colour statistics, averaged over labels."""
     data = []
     for split, size in (('train', 1500), ('validation', 700)):
-        pictures = np.array([colour_statistics(scenes.draw(0, i, 48, split)) for i in range(size)])
-        data.append((pictures, present([scenes.layout(0, i, split) for i in range(size)])))
+        images = np.array([colour_statistics(scenes.draw(0, i, 48, split)) for i in range(size)])
+        data.append((images, present([scenes.layout(0, i, split) for i in range(size)])))
     (train_x, train_y), (test_x, test_y) = data
     gains = []
     for k in range(len(scenes.LABEL_NAMES)):
@@ -200,19 +200,19 @@ def test_load_returns_layouts():
 
 def test_load_returns_images_after_operations_of_datasets(tmp_path):
     data = scenes.load('train', 12, image_size=32)
-    pictures = [scenes.draw(0, index, 32) for index in range(12)]
-    assert data[2:5]['image'] == pictures[2:5] and data[-1]['image'] == pictures[-1]
-    assert data['image'][3] == pictures[3]
-    assert data.select([7, 1])[:]['image'] == [pictures[7], pictures[1]]
+    images = [scenes.draw(0, index, 32) for index in range(12)]
+    assert data[2:5]['image'] == images[2:5] and data[-1]['image'] == images[-1]
+    assert data['image'][3] == images[3]
+    assert data.select([7, 1])[:]['image'] == [images[7], images[1]]
     shuffled = data.shuffle(seed=0)
     assert shuffled['image_id'][:] != data['image_id'][:]
-    assert all(row['image'] == pictures[int(row['image_id'].removeprefix('train-'))] for row in shuffled)
+    assert all(row['image'] == images[int(row['image_id'].removeprefix('train-'))] for row in shuffled)
     assert data.with_transform(lambda rows: {'size': [i.size for i in rows['image']]})[4]['size'] == (32, 32)
     assert data.with_format('torch')[4]['image'].shape == (3, 32, 32)
-    assert pickle.loads(pickle.dumps(data))[4]['image'] == pictures[4]
+    assert pickle.loads(pickle.dumps(data))[4]['image'] == images[4]
     data.save_to_disk(tmp_path / 'scenes')
     again = datasets.load_from_disk(tmp_path / 'scenes')
-    assert again.features == data.features and again[4]['image'] == pictures[4]
+    assert again.features == data.features and again[4]['image'] == images[4]
 
 
 def to_arrays(rows):

@@ -26,7 +26,7 @@ FORMATS = ('csv', 'tsv', 'jsonl', 'parquet')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A folder with images and no table."""
+    """A folder of images without a table."""
     root = tmp_path_factory.mktemp('images')
     for number, name in enumerate(IMAGES):
         Image.new('RGB', (4, 3), (40 * number, 0, 0)).save(root / name)
@@ -48,7 +48,7 @@ def root(folder, tmp_path):
 
 
 def write(path, rows):
-    """Writes dicts as the suffix says; lists become text with `|` where the format has none."""
+    """Writes dicts in the format of the suffix; CSV and TSV get lists as text with `|`."""
     suffix = path.suffix[1:]
     if suffix == 'jsonl':
         path.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
@@ -412,7 +412,7 @@ def test_load_table_skips_index_of_pandas(root, index, suffix):
             written.to_csv(root / f'train.{suffix}', sep='\t' if suffix == 'tsv' else ',')
         dataset = load('table', 'train', str(root))
         assert label_names(dataset) == ['x'] and named(dataset) == [['x'], [], ['x'], []]
-    again = pd.read_csv(root / 'train.csv') if suffix == 'csv' else frame  # its index is `Unnamed: 0` now
+    again = pd.read_csv(root / 'train.csv') if suffix == 'csv' else frame  # with its index as the column `Unnamed: 0`
     again.to_csv(root / 'validation.csv')
     assert label_names(load('table', 'validation', str(root), label_columns=['x'])) == ['x']
 
@@ -511,7 +511,7 @@ def test_load_table_splits_single_table_by_is_valid(root):
         fails(base, 'no row of test', 'is_valid', split='test')
     (root / 'train.csv').write_text(text.replace('True', ''))
     fails(root, 'line 3', 'is_valid')
-    # Where each split has its table, the column must not say otherwise.
+    # In the table of one split, the column must not assign rows to another split.
     (root / 'train.csv').write_text(text)
     (root / 'val.csv').write_text('image,x,is_valid\nd.png,1,1\n')
     fails(root, 'train.csv: line 3', 'to validation', 'is_valid')
@@ -529,7 +529,7 @@ def test_load_table_finds_other_split_columns(root, column):
     path.write_text(text.replace('PublicTest', 'valid'))
     assert load('table', 'validation', str(path))['image_id'][:] == ['b.png']
     assert load('table', 'train', str(path))['image_id'][:] == ['a.png']
-    path.write_text(text)  # other words
+    path.write_text(text)  # unknown names of splits
     if column.lower() == 'split':
         fails(path, 'line 3', "'PublicTest'")
     else:
@@ -556,7 +556,7 @@ def test_load_folder_reads_metadata_above_splits(folder, tmp_path, suffix):
             dataset = load(name, split, str(tmp_path))
             assert label_names(dataset) == ['of_a', 'of_b', 'of_c', 'of_d'] and named(dataset) == labels
             assert 'splits: by the folders of the images' in notes(dataset)
-    # As `datasets` parts the same images by its own rules, which are for small letters.
+    # `datasets` assigns the same images to splits by its own rules, which expect lower case.
     (tmp_path / 'Valid').rename(tmp_path / 'valid')
     theirs = datasets.load_dataset('imagefolder', data_dir=str(tmp_path), drop_metadata=True, drop_labels=True)
     assert {split: len(part) for split, part in theirs.items()} == {s: len(labels) for s, labels in expected.items()}
@@ -573,12 +573,12 @@ def test_load_table_splits_by_image_folders(folder, tmp_path):
     path = write(tmp_path / 'all.csv', [{'image': name, 'x': 1} for name in names])
     assert load('table', 'train', str(path))['image_id'][:] == names[::2]
     assert load('table', 'validation', str(path))['image_id'][:] == names[1::2]
-    write(path, [{'image': names[1], 'x': 1}])  # one folder parts nothing
+    write(path, [{'image': names[1], 'x': 1}])  # a single folder does not separate splits
     assert len(load('table', 'train', str(path))) == 1
 
 
 def test_load_table_reads_many_columns_in_seconds(tmp_path):
-    """Each of 600 × 2,000 cells was looked up by the name of its column."""
+    """Looking up each of 600 x 2,000 cells by the name of its column would be slow."""
     generator = np.random.default_rng(0)
     states = generator.integers(-1, 2, (2_000, 600))
     frame = pd.DataFrame(states, columns=[f'label {k}' for k in range(600)])
@@ -652,7 +652,7 @@ def test_load_table_reads_written_tables(folder, suffix, data):
 
 
 def mutated(data, whole):
-    """Whole bytes with a few cut out, doubled, changed or put in."""
+    """Returns bytes with a few removed, doubled, changed or inserted."""
     content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(content)))

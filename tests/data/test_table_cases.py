@@ -1,4 +1,4 @@
-"""Tables as users of such tools have them, each with the outcome that its README states."""
+"""Tables of real users, with the outcome that their README states."""
 
 import datasets
 import pytest
@@ -20,7 +20,7 @@ def cache(tmp_path_factory):
 
 
 def rows(name, split, root, **settings):
-    """The labels of each row, and the data set."""
+    """Returns the labels of each row, and the data set."""
     dataset = load(name, split, str(root), **settings)
     names = label_names(dataset)
     return [sorted(names[label] for label in row) for row in dataset['labels']], dataset

@@ -50,7 +50,7 @@ def test_train_transform_without_augmentation_matches_evaluation(data_config, in
     ours = Normalize(config)(ours)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     levels = (ours - theirs).abs() * torch.tensor(config['std'])[:, None, None] * 255
-    assert levels.max() < (1.001 if interpolation == 'bilinear' else 0.001)  # of 255, and what float32 adds
+    assert levels.max() < (1.001 if interpolation == 'bilinear' else 0.001)  # of 255, plus rounding of float32
 
 
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
@@ -80,7 +80,7 @@ def test_train_transform_has_input_size_and_pickles(data_config, photo):
 def test_cutout_fills_with_mean_colour(data_config):
     torch.manual_seed(0)
     result = Normalize(data_config)(train_transform(data_config, None, 0.5)(Image.new('RGB', (32, 32), 'white')))
-    hole = (result * 127.5).abs() < 0.501  # the mean of 0.5 lies between two bytes
+    hole = (result * 127.5).abs() < 0.501  # the mean of 0.5 is between two bytes
     assert 64 <= hole[0].sum() <= 256
 
 
@@ -201,7 +201,7 @@ def test_decode_size_avoids_enlarged_crops(data_config, seed, low, wide, width):
     image = Image.new('RGB', (max(side, round(side * width)), max(side, round(side / width))))
     random.seed(seed)
     _, _, height, width = transform.crop.get_params(image, transform.crop.scale, transform.crop.ratio)
-    assert min(height, width) >= 31  # rounding aside
+    assert min(height, width) >= 31  # up to rounding
 
 
 def test_decode_size_suffices_for_crops(data_config, tmp_path):
@@ -210,7 +210,7 @@ def test_decode_size_suffices_for_crops(data_config, tmp_path):
     for scale in (None, [0.1, 1.0]):
         transform = train_transform(data_config, None, 0.0, crop_scale=scale)
         sizes[bool(scale)] = open_image(tmp_path / 'a.jpg', at_least=transform.decode_size).size
-    assert sizes == {False: (32, 32), True: (128, 128)}  # of eighths: 32 / sqrt(0.1 * 3 / 4) is 117
+    assert sizes == {False: (32, 32), True: (128, 128)}  # a multiple of 1/8: 32 / sqrt(0.1 * 3 / 4) is 117
 
 
 def test_cutout_fills_one_square_anywhere():
@@ -226,8 +226,8 @@ def test_cutout_fills_one_square_anywhere():
         sides.append((len(rows), len(columns)))
         centres.append((rows.float().mean(), columns.float().mean()))
     sides, centres = np.array(sides), np.array(centres)
-    assert sides.max() == 16 and sides.min() == 8  # a hole centred on the edge loses half
-    # From 8 before the centre to 7 behind it: 15 in the mean of centres 0 to 31, give or take 4 standard errors.
+    assert sides.max() == 16 and sides.min() == 8  # half of a hole centred on the edge is outside
+    # Holes extend from 8 before the centre to 7 after it: their mean is 15, within 4 standard errors.
     assert np.abs(centres.mean(0) - 15).max() < 1.3 and centres.std(0).min() > 5
 
 

@@ -19,7 +19,7 @@ from msff_timm.data.voc_files import VocBoxes, read_boxes
 from msff_timm.errors import InputError
 
 CAT, DOG, PERSON = (voc.LABEL_NAMES.index(name) for name in ('cat', 'dog', 'person'))
-# Of each image of 20 x 10: class, difficult, and the box's corners, counted from 1 and both counted in.
+# Label, difficult, and corners of the box (counted from 1, inclusive) of each object in images of 20 x 10 pixels
 OBJECTS = {
     '2008_000007': [('cat', 0, (1, 1, 10, 10)), ('cat', 0, (1, 1, 2, 2)), ('cat', 1, (1, 1, 20, 10))],
     '2008_000003': [('dog', 1, (11, 6, 20, 10)), ('dog', 1, (1, 1, 1, 1)), ('person', 0, (5, 5, 5, 5))],
@@ -44,7 +44,7 @@ def xml(objects, size='<size><width>20</width><height>10</height><depth>3</depth
 
 @pytest.fixture
 def root(tmp_path):
-    """The splits trainval and val of three images, and a test split of the same images without class files."""
+    """Three images in the splits trainval and val, and in a test split without class files."""
     base = tmp_path / 'VOCdevkit' / 'VOC2012'
     for folder in ('ImageSets/Main', 'JPEGImages', 'Annotations'):
         (base / folder).mkdir(parents=True)
@@ -189,15 +189,15 @@ def test_load_voc_refuses_invalid_files(root, file, old, new, message):
     assert_one_line(caught.value)
 
 
-def load_with_note(root, split='val', name='voc2012', **arguments):
-    """Loads a split and gives its rows and the one warning, on one line; None for none."""
+def load_with_warning(root, split='val', name='voc2012', **arguments):
+    """Returns a split and the text of its only warning, or None."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         dataset = msff_timm.data.load(name, split, root, **arguments)
     assert len(caught) <= 1
-    note = str(caught[0].message) if caught else None
-    assert note is None or (note.isprintable() and note.startswith(str(root)))
-    return dataset, note
+    warning = str(caught[0].message) if caught else None
+    assert warning is None or (warning.isprintable() and warning.startswith(str(root)))
+    return dataset, warning
 
 
 @pytest.mark.parametrize(
@@ -225,28 +225,28 @@ def test_load_voc_loses_only_areas_by_invalid_xml(root, changes):
         rewrite(root / 'Annotations' / '2008_000007.xml', old, new)
     expected = {'labels': [[CAT], [PERSON], []], 'ignore': [[], [DOG], []], 'area': [[], [1 / 200], []]}
     for _ in range(2):  # once from the cache
-        dataset, note = load_with_note(root)
+        dataset, warning = load_with_warning(root)
         assert {key: dataset[key][:] for key in expected} == expected
-        assert "areas of labels are unknown in 1 of 3 images (e.g. '2008_000007')" in note
+        assert "areas of labels are unknown in 1 of 3 images (e.g. '2008_000007')" in warning
     assert np.array_equal(np.argwhere(~np.isnan(Samples(dataset, None).areas)), [[1, PERSON]])
 
 
 def test_load_voc_loses_only_areas_by_missing_xml(root):
     (root / 'Annotations' / '2008_000007.xml').unlink()
     (root / 'Annotations' / '2008_000003.xml').write_bytes(b'')
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['labels'][:] == [[CAT], [PERSON], []] and dataset['area'][:] == [[], [], []]
-    assert 'unknown in 2 of 3 images' in note and '1 XML files cannot be read' in note
+    assert 'unknown in 2 of 3 images' in warning and '1 XML files cannot be read' in warning
     (root / 'Annotations' / '2008_000007.xml').write_text(xml(OBJECTS['2008_000007']))
-    assert load_with_note(root)[0]['area'][:] == [[0.5], [], []]
+    assert load_with_warning(root)[0]['area'][:] == [[0.5], [], []]
     shutil.rmtree(root / 'Annotations')
-    assert load_with_note(root)[0]['labels'][:] == [[CAT], [PERSON], []]
-    assert Samples(load_with_note(root)[0], None).areas is None
+    assert load_with_warning(root)[0]['labels'][:] == [[CAT], [PERSON], []]
+    assert Samples(load_with_warning(root)[0], None).areas is None
 
 
 def test_load_voc_keeps_areas_beside_an_unknown_one(root):
     rewrite(root / 'Annotations' / '2008_000003.xml', '<xmax>5<', '<xmax>4<')
-    dataset, _ = load_with_note(root, difficult='positive')
+    dataset, _ = load_with_warning(root, difficult='positive')
     dog, person = dataset['area'][1]
     assert dog == 0.25 and np.isnan(person)
 
@@ -254,10 +254,10 @@ def test_load_voc_keeps_areas_beside_an_unknown_one(root):
 @pytest.mark.parametrize('state', ['1', '0'])
 def test_load_voc_keeps_labels_without_objects(root, state):
     rewrite(root / 'ImageSets' / 'Main' / 'bus_val.txt', '07 -1', f'07  {state}')
-    dataset, note = load_with_note(root, difficult='positive')
+    dataset, warning = load_with_warning(root, difficult='positive')
     bus = voc.LABEL_NAMES.index('bus')
     assert dataset['labels'][0] == [bus, CAT] and np.isnan(dataset['area'][0][0]) and dataset['area'][0][1] == 0.5
-    assert '1 labels of class files and XML disagree, e.g. bus in bus_val.txt and' in note
+    assert '1 labels of class files and XML disagree, e.g. bus in bus_val.txt and' in warning
 
 
 @pytest.mark.parametrize('word', ['Unspecified', 'false', 'no', '', ' 0 ', None])
@@ -265,11 +265,11 @@ def test_load_voc_reads_words_for_difficult(root, word):
     path = root / 'Annotations' / '2008_000007.xml'
     flag = '' if word is None else f'<difficult>{word}</difficult>'
     path.write_text(xml([('cat', 0, (1, 1, 10, 10))]).replace('<difficult>0</difficult>', flag))
-    dataset, note = load_with_note(root)
-    assert dataset['area'][0] == [0.5] and note is None
+    dataset, warning = load_with_warning(root)
+    assert dataset['area'][0] == [0.5] and warning is None
     for word in ('1', 'true', ' True ', 'yes'):
         path.write_text(xml([('cat', word, (1, 1, 10, 10))]))
-        assert 'disagree, e.g. cat' in load_with_note(root)[1]
+        assert 'disagree, e.g. cat' in load_with_warning(root)[1]
 
 
 DECLARED = '<?xml version="1.0" encoding="{}"?>\n'
@@ -287,8 +287,8 @@ DECLARED = '<?xml version="1.0" encoding="{}"?>\n'
 def test_load_voc_reads_encodings_of_xml(root, encoding, head):
     text = head.format(encoding) + xml(OBJECTS['2008_000007']).replace('VOC2012', '文件')
     (root / 'Annotations' / '2008_000007.xml').write_bytes(text.encode(encoding))
-    dataset, note = load_with_note(root)
-    assert dataset['area'][0] == [0.5] and note is None
+    dataset, warning = load_with_warning(root)
+    assert dataset['area'][0] == [0.5] and warning is None
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.JPG', '.jpeg', '.bmp', '.WebP', '.tif'])
@@ -298,13 +298,13 @@ def test_load_voc_accepts_suffixes_of_pillow(root, suffix):
         path.unlink()
         path.with_suffix('.new').rename(path.with_suffix(suffix))
     (root / 'JPEGImages' / '2008_000007.txt').touch()
-    dataset, note = load_with_note(root)
-    assert [row['image'].size for row in dataset] == [(20, 10)] * 3 and note is None
+    dataset, warning = load_with_warning(root)
+    assert [row['image'].size for row in dataset] == [(20, 10)] * 3 and warning is None
 
 
 def test_load_voc_refuses_two_images_of_one_id(root):
     shutil.copy(root / 'JPEGImages' / '2008_000007.jpg', root / 'JPEGImages' / '2008_000007.JPEG')
-    assert load_with_note(root)[1] is None  # VOC's own name is taken
+    assert load_with_warning(root)[1] is None  # `.jpg` takes precedence
     (root / 'JPEGImages' / '2008_000007.jpg').rename(root / 'JPEGImages' / '2008_000007.png')
     with pytest.raises(InputError, match=r"contains '2008_000007.JPEG' and '2008_000007.png': remove one") as caught:
         msff_timm.data.load('voc2012', 'val', root)
@@ -316,15 +316,15 @@ def test_load_voc_skips_missing_images_in_training_only(root):
     image.rename(root / 'away.jpg')
     for split, missing in (('trainval', None), ('val', 'skip')):
         for _ in range(2):
-            dataset, note = load_with_note(root, split, missing=missing)
+            dataset, warning = load_with_warning(root, split, missing=missing)
             assert dataset['image_id'][:] == ['2008_000007', '2008_000005'] and dataset['labels'][:] == [[CAT], []]
-            assert 'skipped images that are not in' in note and "1 of 3 (line 2, '2008_000003')" in note
+            assert 'skipped images that are not in' in warning and "1 of 3 (line 2, '2008_000003')" in warning
     for split, missing in (('trainval', 'error'), ('val', None)):
         with pytest.raises(InputError, match='1 of 3 .line 2.*set missing to skip') as caught:
             msff_timm.data.load('voc2012', split, root, missing=missing)
         assert_one_line(caught.value)
     (root / 'away.jpg').rename(image)
-    assert len(load_with_note(root, 'trainval')[0]) == 3
+    assert len(load_with_warning(root, 'trainval')[0]) == 3
     for path in list((root / 'JPEGImages').iterdir()):
         path.unlink()
     with pytest.raises(InputError, match='not in .*JPEGImages: 3 of 3'):
@@ -342,14 +342,14 @@ def only_xml(root, names=None):
 
 
 def test_load_voc_uses_xml_without_class_files(root):
-    expected = [load_with_note(root, difficult=d)[0].to_list() for d in DIFFICULT]
+    expected = [load_with_warning(root, difficult=d)[0].to_list() for d in DIFFICULT]
     only_xml(root)
     for difficult, rows in zip(DIFFICULT, expected, strict=True):
-        dataset, note = load_with_note(root, difficult=difficult)
-        assert dataset.to_list() == rows and 'the XML decides: the labels are the 20 of VOC' in note
-    assert load_with_note(root, 'test')[0].to_list() == expected[0]
+        dataset, warning = load_with_warning(root, difficult=difficult)
+        assert dataset.to_list() == rows and 'the XML decides: the labels are the 20 of VOC' in warning
+    assert load_with_warning(root, 'test')[0].to_list() == expected[0]
     (root / 'Annotations' / '2008_000003.xml').unlink()
-    dataset, note = load_with_note(root, 'test')  # VOC2012's own has XML of some
+    dataset, warning = load_with_warning(root, 'test')  # as in VOC 2012, where some test images have XML
     assert dataset['ignore'][:] == [[*range(20)]] * 3
 
 
@@ -357,10 +357,10 @@ def test_load_voc_finds_own_labels_in_xml(root):
     only_xml(root, {'cat': 'helmet', 'dog': 'vest', 'person': 'naïve 人'})
     (root / 'ImageSets' / 'Main' / 'train.txt').write_text('2008_000007\n')
     for split, labels in (('train', [[0]]), ('val', [[0], [1], []])):
-        dataset, note = load_with_note(root, split)
+        dataset, warning = load_with_warning(root, split)
         assert msff_timm.data.label_names(dataset) == ['helmet', 'naïve 人', 'vest'] and dataset['labels'][:] == labels
-        assert 'the labels are helmet, naïve 人, vest' in note
-    dataset, _ = load_with_note(root, label_names=['vest', 'helmet', 'naïve 人', 'glove'])
+        assert 'the labels are helmet, naïve 人, vest' in warning
+    dataset, _ = load_with_warning(root, label_names=['vest', 'helmet', 'naïve 人', 'glove'])
     assert dataset['labels'][:] == [[1], [2], []] and dataset['ignore'][:] == [[], [0], []]
     with pytest.raises(InputError, match=r"7.xml: unknown label 'helmet': choose from vest"):
         msff_timm.data.load('voc2012', 'val', root, label_names=['vest'])
@@ -376,28 +376,28 @@ def test_load_voc_finds_own_labels_in_class_files(root):
     for split in ('val', 'trainval'):
         (main / f'helmet_{split}.txt').write_text(helmet)
         (main / f'safety vest_{split}.txt').write_text(helmet.replace('07  1', '07 -1').replace('05 -1', '05  0'))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert msff_timm.data.label_names(dataset) == ['helmet', 'safety vest']
     assert dataset['labels'][:] == [[0], [], []] and dataset['ignore'][:] == [[], [], [1]]
-    assert 'the labels are those of the class files: helmet, safety vest' in note
-    dataset, note = load_with_note(root, label_names=['safety vest', 'helmet'])
-    assert dataset['labels'][:] == [[1], [], []] and 'those of the class files' not in note
+    assert 'the labels are those of the class files: helmet, safety vest' in warning
+    dataset, warning = load_with_warning(root, label_names=['safety vest', 'helmet'])
+    assert dataset['labels'][:] == [[1], [], []] and 'those of the class files' not in warning
     (main / 'helmet_val.txt').unlink()
     with pytest.raises(InputError, match=r'helmet_val.txt: is missing, as are 1 of the 2 class files'):
         msff_timm.data.load('voc2012', 'val', root)
-    assert load_with_note(root, label_names=['safety vest'])[0]['ignore'][:] == [[], [], [0]]
+    assert load_with_warning(root, label_names=['safety vest'])[0]['ignore'][:] == [[], [], [0]]
     (main / 'safety vest_val.txt').rename(main / 'cat_val.txt')
     (main / 'safety vest_trainval.txt').unlink()
     (main / 'helmet_trainval.txt').unlink()
     with pytest.raises(InputError, match=r'class files of only 1 of the 20 labels of VOC .cat.: .* set label_names'):
         msff_timm.data.load('voc2012', 'val', root)
-    assert load_with_note(root, label_names=['cat'])[0]['ignore'][:] == [[], [], [0]]
+    assert load_with_warning(root, label_names=['cat'])[0]['ignore'][:] == [[], [], [0]]
 
 
 def test_load_voc_warns_of_unused_class_files(root):
     shutil.copy(root / 'ImageSets' / 'Main' / 'cat_val.txt', root / 'ImageSets' / 'Main' / 'kitten_val.txt')
-    dataset, note = load_with_note(root)
-    assert len(msff_timm.data.label_names(dataset)) == 20 and 'not used: kitten; set label_names' in note
+    dataset, warning = load_with_warning(root)
+    assert len(msff_timm.data.label_names(dataset)) == 20 and 'not used: kitten; set label_names' in warning
 
 
 def test_load_voc_needs_xml_without_class_files(root):
@@ -406,9 +406,9 @@ def test_load_voc_needs_xml_without_class_files(root):
     rewrite(root / 'Annotations' / '2008_000003.xml', '<name>dog</name>', '')
     with pytest.raises(InputError, match="images without valid XML: 1 of 3 .'2008_000007'.; objects without"):
         msff_timm.data.load('voc2012', 'val', root)
-    dataset, note = load_with_note(root, 'trainval')
+    dataset, warning = load_with_warning(root, 'trainval')
     assert dataset['image_id'][:] == ['2008_000003', '2008_000005'] and dataset['labels'][:] == [[PERSON], []]
-    assert "objects without a name in 1 images ('2008_000003')" in note
+    assert "objects without a name in 1 images ('2008_000003')" in warning
     shutil.rmtree(root / 'Annotations')
     with pytest.raises(InputError, match=r'Main: contains no class files .*trainval.txt.*Annotations contains no XML'):
         msff_timm.data.load('voc2012', 'trainval', root)
@@ -418,7 +418,7 @@ def test_load_voc_reads_encodings_of_lists(root):
     expected = msff_timm.data.load('voc2012', 'val', root).to_list()
     for path in (root / 'ImageSets' / 'Main').glob('*val.txt'):
         path.write_text(path.read_text(), encoding='utf-16' if 'cat' in path.name else 'utf-8-sig')
-    assert load_with_note(root)[0].to_list() == expected
+    assert load_with_warning(root)[0].to_list() == expected
 
 
 def test_load_voc_reads_cases(cases):
@@ -481,9 +481,9 @@ LAUGHS = f'<!DOCTYPE a [<!ENTITY a0 "ha">{ENTITIES}]>'
 )
 def test_load_voc_refuses_entities(root, document, encoding):
     (root / 'Annotations' / '2008_000007.xml').write_bytes(document.encode(encoding))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['area'][:] == [[], [1 / 200], []]
-    assert '7.xml: is not XML of VOC (it declares an entity' in note
+    assert '7.xml: is not XML of VOC (it declares an entity' in warning
 
 
 @pytest.mark.parametrize(
@@ -503,9 +503,9 @@ def test_load_voc_refuses_entities(root, document, encoding):
 )
 def test_load_voc_loses_only_areas_by_other_xml(root, document):
     (root / 'Annotations' / '2008_000007.xml').write_bytes(document)
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['labels'][:] == [[CAT], [PERSON], []] and dataset['area'][:] == [[], [1 / 200], []]
-    assert '7.xml' in note and len(note) < 1200
+    assert '7.xml' in warning and len(warning) < 1200
 
 
 FUZZ = settings(
@@ -705,10 +705,10 @@ def test_read_boxes_returns_clipped_boxes_by_label(tmp_path):
         xml(
             [
                 ('cat', 0, (1, 1, 10, 10)),
-                ('cat', 0, (-3, 4.5, 25, 10)),  # juts out
+                ('cat', 0, (-3, 4.5, 25, 10)),  # extends beyond the image
                 ('cat', 1, (20, 10, 20, 10)),
                 ('dog', 1, (2, 3, 4, 5)),
-                ('dog', 0, (21, 1, 25, 5)),  # beside the image
+                ('dog', 0, (21, 1, 25, 5)),  # outside of the image
                 ('', 0, (1, 1, 2, 2)),
                 ('person', 0, ('', 1, 2, 2)),
             ]
