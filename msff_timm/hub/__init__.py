@@ -41,7 +41,7 @@ LONGEST = 600  # characters of a reason: PyTorch names each tensor that does not
 
 def list_models() -> list[str]:
     """Lists the models of this package."""
-    return timm.list_models(module=['msff', 'peers'])
+    return timm.list_models(module=['msff', 'query2label', 'ml_decoder'])
 
 
 def save(
