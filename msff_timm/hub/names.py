@@ -18,7 +18,7 @@ REPOSITORY = re.compile(r'\w[\w.-]*/\w[\w.-]*(@.+)?', re.ASCII)
 
 def list_models() -> list[str]:
     """Lists the models of this package."""
-    return timm.list_models(module=['msff', 'peers'])
+    return timm.list_models(module=['msff', 'query2label', 'ml_decoder'])
 
 
 def resolve(name: str) -> str:
