@@ -159,7 +159,8 @@ def test_fit_returns_plain_numbers():
 
 
 @pytest.mark.parametrize(
-    ('images', 'folds', 'message'), [(4, 5, '4 images cannot be split into 5 folds'), (4, 1, 'folds is 1: must be at least 2')]
+    ('images', 'folds', 'message'),
+    [(4, 5, '4 images cannot be split into 5 folds'), (4, 1, 'folds is 1: must be at least 2')],
 )
 def test_fit_refuses_invalid_folds(images, folds, message):
     with pytest.raises(ValueError, match=message):
