@@ -215,14 +215,14 @@ def relabel(model: nn.Module, label_names: Sequence[str], keep_shared: bool = Tr
         set_label_names(model, label_names)
         return {}
     if known is None:
-        raise InputError('the model has no label names, so that no label can be kept: train without keep_labels.')
+        raise InputError('the model has no label names, so no label can be kept: train without keep_labels.')
     kept = match_labels(known, label_names)
     sources = [known.index(old) for old in kept.values()]
     targets = [label_names.index(new) for new in kept]
     rows = {name: tensor[sources].clone() for name, tensor in _label_tensors(model).items()}
     if shares_queries:
         raise InputError(
-            f'{len(label_names)} labels would share {model.max_queries} queries, so that no label can be kept: train'
+            f'{len(label_names)} labels would share {model.max_queries} queries, so no label can be kept: train'
             ' without keep_labels.'
         )
     model.reset_classifier(len(label_names))
@@ -238,11 +238,11 @@ def _label_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     modules = (modules,) if isinstance(modules, str) else modules
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition('.')[0] in modules}
     if not tensors:
-        raise InputError('the model names no classifier, so that no label can be kept: train without keep_labels.')
+        raise InputError('the model names no classifier, so no label can be kept: train without keep_labels.')
     for name, tensor in tensors.items():
         if len(tensor) != model.num_classes:
             raise InputError(
-                f'{name} holds {len(tensor)} rows for {model.num_classes} labels, so that no label can be kept: train'
+                f'{name} holds {len(tensor)} rows for {model.num_classes} labels, so no label can be kept: train'
                 ' without keep_labels.'
             )
     return tensors

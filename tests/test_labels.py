@@ -199,7 +199,7 @@ def test_relabel_leaves_the_model_unchanged_if_labels_share_queries(name, args, 
     set_label_names(model, [f'label {k}' for k in range(known)])
     state, cfg, names = state_of(model)
     modules = dict(model.named_modules())
-    with pytest.raises(InputError, match='so that no label can be kept: train without keep_labels'):
+    with pytest.raises(InputError, match='so no label can be kept: train without keep_labels'):
         relabel(model, [f'label {k}' for k in range(wanted)])
     assert model.num_classes == known and display_names(model) == names and model.pretrained_cfg == cfg
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())

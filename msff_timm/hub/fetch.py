@@ -119,7 +119,9 @@ def _describe_missing(error: Exception, cfg: PretrainedCfg, cache_dir: str | Pat
         return f'cannot be fetched: {describe_error(error, cfg.hf_hub_id).removesuffix(".")}'
     if isinstance(error, LocalEntryNotFoundError):  # before its base, EntryNotFoundError
         why = (
-            'was not asked, since HF_HUB_OFFLINE is set' if constants.HF_HUB_OFFLINE else f'cannot be reached ({cause})'
+            'was not contacted, since HF_HUB_OFFLINE is set'
+            if constants.HF_HUB_OFFLINE
+            else f'cannot be reached ({cause})'
         )
         cache = cache_dir or constants.HF_HUB_CACHE
         return f'{why}, and the cache {cache} holds no copy; perhaps nobody has published weights there yet'

@@ -33,7 +33,7 @@ def create(name: str, **model_args) -> nn.Module:
     except OSError as e:
         arguments = ', '.join(f'{key}={value}' for key, value in model_args.items())
         raise InputError(
-            f'{name} ({arguments}): weights cannot be fetched from {constants.ENDPOINT} ({describe_failure(e)})'
+            f'{name} ({arguments}): weights cannot be fetched from {constants.ENDPOINT} ({describe_failure(e)}).'
             ' Fix the network, or start without pretrained weights.'
         ) from e
 
@@ -88,7 +88,7 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
             raise
         origin = f' from {constants.ENDPOINT}' if source == 'hf-hub' else ''
         no_folder = 'is no existing folder, and ' if source == 'hf-hub' and given != name else ''
-        raise InputError(f'{given}: {no_folder}cannot be loaded{origin} ({describe_failure(e)})') from e
+        raise InputError(f'{given}: {no_folder}cannot be loaded{origin} ({describe_failure(e)}).') from e
 
 
 def load_for(
@@ -148,5 +148,5 @@ def _read_thresholds(path: Path, num_classes: int) -> list[float] | None:
 
 
 def describe_failure(error: Exception) -> str:
-    """Describes in one line an exception that may come from the Hub."""
-    return describe_error(error) if is_hub_error(error) else one_line(error)
+    """Describes in one line, without the final period, an exception that may come from the Hub."""
+    return (describe_error(error) if is_hub_error(error) else one_line(error)).removesuffix('.')

@@ -106,9 +106,9 @@ def push(
         try:
             files = gather(folder, Path(outbox), repo_id)
         except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as e:  # no valid JSON or UTF-8
-            raise (
-                e if isinstance(e, InputError) else InputError(f'{folder}: cannot be published ({one_line(e)}).')
-            ) from e
+            if isinstance(e, InputError):
+                raise
+            raise InputError(f'{folder}: cannot be published ({one_line(e)}).') from e
         sizes = {path.name: path.stat().st_size for path in files}
         if dry_run:
             return Push(repo_id, sizes)
@@ -316,7 +316,7 @@ def _check_published(files: list[Path], logits: torch.Tensor, published: str) ->
             raise
         except Exception as e:
             raise InputError(
-                f'{published}: is published, but cannot be downloaded for a check: {describe_failure(e)}'
+                f'{published}: is published, but cannot be downloaded for a check: {describe_failure(e)}.'
             ) from e
         if not torch.equal(_compute_logits(model), logits):
             raise InputError(f'{published}: is published, but its logits differ from those of the local model.')

@@ -15,7 +15,7 @@ from ..labels import check_label_names
 
 __all__ = ['METADATA', 'align', 'check_thresholds', 'save', 'set_thresholds']
 
-METADATA = {'format': 'pt'}  # what a safetensors file tells beside its tensors
+METADATA = {'format': 'pt'}  # metadata of our safetensors files
 
 
 def save(

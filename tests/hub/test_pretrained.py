@@ -122,7 +122,7 @@ def test_fetch_weights_explains_offline_mode(tmp_path):
     code = attempt('msff_test_resnet') + attempt(TAG, hf_hub_id='not/valid/name')
     code += f'import sys; from msff_timm_cli import commands as cli; sys.stderr = sys.stdout; cli.main({command})'
     by_timm, invalid, by_command = python(code, environment, tmp_path)
-    line = partial(line_of, 'msff-timm', 'is not asked, since HF_HUB_OFFLINE is set', tmp_path)
+    line = partial(line_of, 'msff-timm', 'was not contacted, since HF_HUB_OFFLINE is set', tmp_path)
     assert by_timm == f'InputError {line()}'
     assert by_command == f'msff-timm: error: {line("msff_resnet101.coco2014_448")}'
     assert invalid.startswith(f'InputError {TAG}: not/valid/name at http://127.0.0.1:9 cannot be read (Repo id must be')
