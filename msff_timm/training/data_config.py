@@ -220,7 +220,7 @@ class DataConfig(SourceConfig):
 
     @property
     def augmentation(self) -> dict:
-        """Arguments of `train_transform`, beside the preprocessing of the model."""
+        """Arguments of `train_transform`, apart from the preprocessing of the model."""
         names = ('rand_augment', 'cutout', 'hflip', 'crop_scale', 'crop_ratio', 'color_jitter')
         return {name: getattr(self, name) for name in names}
 

@@ -244,7 +244,10 @@ def chosen_threshold(config: EvaluateConfig, model: nn.Module, labels: SharedLab
     if config.threshold is not None:
         return config.threshold
     if model.thresholds is None:
-        raise InputError(f'threshold is null: {config.model} has no thresholds of its own; fit_thresholds stores some.')
+        raise InputError(
+            f'threshold is null: {config.model} has no thresholds of its own; set threshold to a number, or'
+            ' fit_thresholds to true.'
+        )
     return [model.thresholds[column] for column in labels.columns]
 
 
