@@ -1,21 +1,28 @@
+"""Tests of `benchmark.py`: each command, and its bad input."""
+
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch.nn as nn
 
-import benchmark
+import bench_labels
 import msff_timm  # noqa: F401  registers the models
-from benchmark import RESULTS, main, write_annotations
+from bench_annotations import write_annotations
+from benchmark import main
 from msff_timm.errors import InputError
 from msff_timm.training.commands import run_command
+
+RESULTS = Path(__file__).parents[2] / 'hub_cards' / 'results'
+STEP = RESULTS / 'benchmark_model_train_gpu.json'
 
 
 @pytest.fixture
 def photos(coco_root, tmp_path):
-    """A folder of 5 photos, 2 of them in a subfolder, and of what is none."""
+    """Returns a folder of 5 photos, 2 of them in a subfolder, and a text file."""
     (tmp_path / 'photos' / 'inner').mkdir(parents=True)
     (tmp_path / 'photos' / 'notes.txt').write_text('no photo')
     for i, path in enumerate(sorted((coco_root / 'val2014').iterdir())[:5]):
@@ -25,7 +32,7 @@ def photos(coco_root, tmp_path):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs the script in this process, which has to end with code 2; gives what it printed as its error."""
+    """Returns a function that runs the script in this process, expects exit code 2 and returns standard error."""
 
     def run(*arguments):
         monkeypatch.setattr('sys.argv', ['train/benchmarks/benchmark.py', *map(str, arguments)])
@@ -40,7 +47,7 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def measured(monkeypatch, capsys, tmp_path):
-    """Runs the script in this process; gives what it printed and what its file holds."""
+    """Returns a function that runs the script in this process and returns its output and the content of its file."""
 
     def measured(*arguments):
         file = tmp_path / 'measured.json'
@@ -51,7 +58,7 @@ def measured(monkeypatch, capsys, tmp_path):
     return measured
 
 
-def test_data_prints_what_its_file_holds(script, photos, tmp_path):
+def test_data_prints_and_writes_rates(script, photos, tmp_path):
     output = tmp_path / 'out' / 'data.json'
     arguments = ('data', '--root', photos, '--image_size', 64, '--seconds', 0.01, '--output', output)
     printed = script('benchmarks/benchmark.py', *arguments).stdout
@@ -72,7 +79,7 @@ def test_data_prints_what_its_file_holds(script, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_annotations_are_loaded_twice(script, tmp_path):
+def test_annotations_measures_two_loads(script, tmp_path):
     output = tmp_path / 'annotations.json'
     arguments = ('annotations', '--num_images', 50, '--num_boxes', 200, '--output', output)
     printed = script('benchmarks/benchmark.py', *arguments).stdout
@@ -84,7 +91,7 @@ def test_annotations_are_loaded_twice(script, tmp_path):
         assert f'{measured[turn]["seconds"]:.3f} s, peak {measured[turn]["peak_mib"]:.0f} MiB' in printed
 
 
-def test_made_up_annotations_have_the_size_and_the_keys_of_coco(coco_root, tmp_path):
+def test_write_annotations_resembles_coco(coco_root, tmp_path):
     real = json.loads(next((coco_root / 'annotations').glob('instances_train2014.json')).read_text())
     (tmp_path / 'made').mkdir()
     made = json.loads(write_annotations(tmp_path / 'made', 50, 2000).read_text())
@@ -108,7 +115,7 @@ def test_metrics_measures_each_shape(script, tmp_path):
         assert np.isfinite(measured['mAP']) and measured['peak_mib'] >= measured['peak_mib_before']
 
 
-def test_training_is_measured_with_a_recipes_own_settings(script, tmp_path):
+def test_train_measures_recipe(script, tmp_path):
     output = tmp_path / 'train.json'
     settings = ['--data.train_size=16', '--data.eval_size=4', '--data.image_size=32', '--data.workers=1']
     arguments = [
@@ -123,21 +130,21 @@ def test_training_is_measured_with_a_recipes_own_settings(script, tmp_path):
     ]
     printed = script('benchmarks/benchmark.py', *arguments).stdout
     measured = json.loads(output.read_text())
-    assert (measured['model'], measured['batch_size'], measured['passes']) == ('msff_test_resnet', 4, 2)
+    assert (measured['model'], measured['batch_size'], measured['accumulation_steps']) == ('msff_test_resnet', 4, 2)
     turns = measured['turns']
     assert {name: len(seconds) for name, seconds in turns.items()} == {'run': 3, 'fed': 3, 'bare': 3}
     for name, seconds in turns.items():
         assert measured['images_per_second'][name] == pytest.approx(4 / sorted(seconds)[1])
     ratios = sorted(fed / bare for fed, bare in zip(turns['fed'], turns['bare'], strict=True))
     assert measured['overhead'] == pytest.approx(ratios[1] - 1) and 0 <= measured['waiting_share'] < 1
-    # Convolutions alone, by hand: the first of the backbone, 3 x 3 from 3 to 32 channels at stride 2, and its gradient
-    # for the weights, on 4 images; all others come on top.
+    # By hand: the first convolution, 3 x 3 from 3 to 32 channels with stride 2, and the gradient of its weights, on 4
+    # images. The other layers come on top.
     assert measured['flops_per_step'] > 2 * 4 * 2 * 3 * 9 * 32 * 16 * 16
     assert 'waiting for data' in printed and measured['peak_bytes'] > 50e6
 
 
 @pytest.mark.slow
-def test_loading_is_measured_beside_creating_and_reading(script, tmp_path):
+def test_load_measures_all_ways(script, tmp_path):
     output = tmp_path / 'load.json'
     printed = script(
         'benchmarks/benchmark.py', 'load', '--model', 'msff_test_resnet', '--turns', 2, '--output', output
@@ -157,7 +164,7 @@ def test_loading_is_measured_beside_creating_and_reading(script, tmp_path):
     assert len(measured['import_turns']) == 2 and measured['import_seconds']['timm'] > 0
 
 
-def test_models_are_measured_beside_each_other_in_every_case(measured, one_thread):
+def test_model_measures_every_case(measured, one_thread):
     models = ['test_resnet', 'msff_test_resnet']
     options = ['--image_size', 96, '--num_classes', 5, '--batch_sizes', 1, 3, '--passes', 'forward', 'train']
     printed, found = measured('model', '--models', *models, *options, '--dtypes', 'bfloat16', '--turns', 3)
@@ -181,7 +188,7 @@ def test_models_are_measured_beside_each_other_in_every_case(measured, one_threa
     assert 'train, batch 3, 96 x 96, bfloat16, channels_last, eager, 5 labels' in printed
 
 
-def test_the_profile_of_a_training_step_is_told(measured, one_thread):
+def test_model_profiles_training_step(measured, one_thread):
     options = ['--image_size', 32, '--passes', 'train', '--turns', 1, '--profile']
     printed, found = measured('model', '--models', 'test_resnet', *options)
     operations = found['cases'][0]['rows'][0]['profile']['operations']
@@ -190,7 +197,7 @@ def test_the_profile_of_a_training_step_is_told(measured, one_thread):
 
 
 class Grouped(nn.Module):
-    """A model of which `labels` is to find out that it takes `max_queries`."""
+    """Model that takes `max_queries`."""
 
     def __init__(self, num_classes, max_queries=None):
         super().__init__()
@@ -200,38 +207,37 @@ class Grouped(nn.Module):
         return self.head(x.flatten(1))
 
 
-def test_labels_are_measured_alone_and_beside_each_other(measured, monkeypatch):
-    """With what the processes measure made up: alone seconds and peaks, together in turns."""
-    asked = []
+def test_labels_measures_alone_and_in_turns(measured, monkeypatch):
+    """With fake processes; one of them fails."""
+    calls = []
 
-    def in_subprocess(code, argument):
-        variants = json.loads(argument)['variants']
-        asked.append(variants)
+    def in_own_process(function, name, image_size, turns, variants):
+        calls.append(variants)
         if variants == [{'num_classes': 70, 'max_queries': 10}]:
-            raise InputError('the measurement ended with code -9')
+            raise InputError('the measurement failed (killed)')
         turns = [[turn * (number + 1.0) for number in range(len(variants))] for turn in (1, 2, 4)]
         return {'turns': turns, 'peak_mib': 300.0, 'peak_mib_before': 200.0, 'gpu_peak_mib': None}
 
-    monkeypatch.setattr(benchmark, 'in_subprocess', in_subprocess)
+    monkeypatch.setattr(bench_labels, 'in_own_process', in_own_process)
     monkeypatch.setattr(
-        benchmark.timm, 'create_model', lambda name, num_classes=1, **more: Grouped(num_classes, **more)
+        bench_labels.timm, 'create_model', lambda name, num_classes=1, **more: Grouped(num_classes, **more)
     )
     options = ['--num_classes', 20, 70, '--max_queries', 10, '--image_size', 32, '--turns', 3]
     printed, found = measured('labels', '--model', 'msff_test_resnet', *options)
     variants = [{'num_classes': k, **more} for k in (20, 70) for more in ({}, {'max_queries': 10})]
-    assert asked == [*([variant] for variant in variants), variants]
+    assert calls == [*([variant] for variant in variants), variants]
     rows = found['rows']
-    # 10 or 70 x 3072 weights, of which each is multiplied and added once
+    # 10 or 70 x 3072 weights, each with a multiplication and an addition
     assert rows[2]['num_parameters'] == 70 * 3073 and rows[1]['gflops'] == pytest.approx(2 * 10 * 3072 / 1e9)
     assert rows[0]['seconds'] == 2 and rows[0]['peak_mib'] == 300 and 'seconds' not in rows[3]
     assert [row['time_to_first']['median'] for row in rows] == [1, 2, 3, 4]
     assert rows[1]['time_to_all_queries']['median'] == 2 and 'time_to_all_queries' not in rows[2]
-    assert "| 70 | the model's own | 0.2 M | 0.0 | 2.000 | 300 MiB | 200 MiB | – | 3.000" in printed
-    assert 'ended with code -9' in printed
+    assert '| 70 | default | 0.2 M | 0.0 | 2.000 | 300 MiB | 200 MiB | – | 3.000' in printed
+    assert 'the measurement failed (killed)' in printed
 
 
 @pytest.mark.slow
-def test_labels_are_measured_in_processes_of_their_own(measured, monkeypatch):
+def test_labels_measures_in_own_processes(measured, monkeypatch):
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     options = ['--image_size', 64, '--num_classes', 10, 300, '--max_queries', 50, '--turns', 2]
     _, found = measured('labels', '--model', 'msff_test_resnet', *options)
@@ -248,13 +254,17 @@ def test_labels_are_measured_in_processes_of_their_own(measured, monkeypatch):
     assert groups['time_to_all_queries']['median'] == pytest.approx(np.median(turns[:, 3] / turns[:, 2]))
 
 
-def test_training_at_many_devices_is_predicted_from_one(measured):
-    options = ['--images_per_second', 100, '--batch_size', 4, '--devices', 4, 16, '--image_bytes', 1e5]
+def test_scale_predicts_from_one_device(measured, tmp_path):
+    rows = [{'model': 'msff_test_resnet', 'images_per_second': 100.0}]
+    case = {'image_size': 448, 'kind': 'train', 'batch_size': 16, 'dtype': 'float32', 'format': 'a', 'mode': 'b'}
+    step = {'command': 'model', 'device': 'card', 'machine': {'cpu': 'chip'}, 'cases': [{**case, 'rows': rows}]}
+    (tmp_path / 'step.json').write_text(json.dumps(step))
+    options = ['--step', tmp_path / 'step.json', '--batch_size', 4, '--devices', 4, 16]
     printed, found = measured('scale', '--model', 'msff_test_resnet', '--num_classes', 5, *options)
     parameters = sum(p.numel() for p in timm.create_model('msff_test_resnet', num_classes=5).parameters())
     assert found['gradient_bytes'] == 4 * parameters == sum(bucket['num_bytes'] for bucket in found['buckets'])
-    assert found['step']['seconds'] == 0.04 and 'an assumption, not measured' in printed
-    # Four devices are in one node, whatever joins nodes; sixteen are in two, joined by each of two networks.
+    assert found['step']['seconds'] == 0.04 and 'step.json, card (chip), float32, a, b' in printed
+    # Four devices are in one node; sixteen are in two nodes, with each of two networks.
     assert [(row['devices'], row['nodes'], row['between']) for row in found['rows']] == [
         (4, 1, 400e9), (16, 2, 400e9), (16, 2, 3.125e9)
     ]  # fmt: skip
@@ -262,9 +272,9 @@ def test_training_at_many_devices_is_predicted_from_one(measured):
         rate = row['images_per_second'] / row['devices']
         assert row['efficiency'] == pytest.approx(rate / 100) and 0 < rate < 100
         assert f'| {row["efficiency"]:.1%} |' in printed
-        # One core loads 165.9 images a second: one worker for each process, so one shard.
+        # One core loads 165.9 images per second: one worker for each process, so one shard.
         assert (row['workers'], row['shards']) == (1, row['devices'])
-        assert row['node_bytes_per_second'] == 1e5 * 100 * min(8, row['devices'])
+        assert row['node_bytes_per_second'] == pytest.approx(13e9 / 82783 * 100 * min(8, row['devices']))
         assert row['steps_per_epoch'] == 82783 // (4 * row['devices'])
 
 
@@ -293,27 +303,25 @@ def test_training_at_many_devices_is_predicted_from_one(measured):
         (('model', '--dtypes', 'float16'), "argument --dtypes: invalid choice: 'float16'"),
         (('labels', '--model', 'msf_test_resnet'), "unknown --model 'msf_test_resnet'"),
         (('labels', '--max_queries', 0), '--max_queries is 0: must be at least 1.'),
-        (('scale',), 'one of the arguments --step --images_per_second is required'),
-        (('scale', '--images_per_second', 0), '--images_per_second is 0.0: must be above 0.'),
-        (('scale', '--images_per_second', 1, '--between', 1, 0), '--between is 0.0: must be above 0.'),
-        (('scale', '--images_per_second', 1, '--devices', 12), '--devices is 12: must be whole nodes of 8'),
-        (('scale', '--images_per_second', 1, '--data', 'nowhere'), '--data is nowhere: there is no such file.'),
-        (('scale', '--images_per_second', 1, '--data', RESULTS / 'memorise.json'), 'was not written by benchmark.py'),
-        (('scale', '--images_per_second', 1, '--image_size', 64), 'was measured at 448 pixels, not 64.'),
-        (('scale', '--step', 'nowhere'), '--step is nowhere: there is no such file.'),
-        (('scale', '--step', RESULTS / 'benchmark_data.json'), 'was not written by benchmark.py model or train'),
-        (('scale', '--step', RESULTS / 'benchmark_train_cpu.json', '--image_size', 64), 'holds no training step of'),
+        (('scale',), 'the following arguments are required: --step'),
+        (('scale', '--step', STEP, '--between', 1, 0), '--between is 0.0: must be above 0.'),
+        (('scale', '--step', STEP, '--devices', 12), '--devices is 12: must be a multiple of 8'),
+        (('scale', '--step', STEP, '--data', 'nowhere'), '--data is nowhere: cannot be read (No such file'),
+        (('scale', '--step', STEP, '--data', RESULTS / 'memorise.json'), 'not written by benchmark.py data'),
+        (('scale', '--step', 'nowhere'), '--step is nowhere: cannot be read (No such file'),
+        (('scale', '--step', RESULTS / 'benchmark_data.json'), 'not written by benchmark.py model'),
+        (('scale', '--step', STEP, '--image_size', 64), 'it holds no training step of msff_resnet101 at 64'),
         (('metrics', '--shapes', '10x'), "--shapes has '10x': must be images x labels"),
     ],
 )
-def test_bad_input_ends_with_one_line(run, arguments, message):
+def test_main_reports_bad_input_in_one_line(run, arguments, message):
     error = run(*arguments)
     assert error.startswith('benchmark.py: error: ') and message in error and len(error.splitlines()) == 1
 
 
-def test_photos_that_are_missing_or_broken_are_named(run, tmp_path):
+def test_data_names_missing_or_broken_photos(run, tmp_path):
     (tmp_path / 'none').mkdir()
-    assert run('data', '--root', tmp_path / 'none').endswith('none: no photo is there.\n')
+    assert run('data', '--root', tmp_path / 'none').endswith('none: it holds no photo.\n')
     (tmp_path / 'none' / 'broken.jpg').write_text('no photo')
     error = run('data', '--root', tmp_path / 'none')
     assert 'broken.jpg: cannot be read as an image' in error and len(error.splitlines()) == 1

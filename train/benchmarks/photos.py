@@ -23,7 +23,7 @@ import msff_timm.data
 from msff_timm.errors import InputError
 from msff_timm.labels import VOC_LABELS, describe_matches, match_labels
 from msff_timm.training.commands import run_command
-from msff_timm.training.config import parse
+from msff_timm.training.parsing import parse
 
 SMALLEST = 1 / 300  # share of the image
 

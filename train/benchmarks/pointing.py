@@ -38,9 +38,10 @@ from msff_timm.inference.explain import LAYERS, attention_maps, smooth_map
 from msff_timm.labels import stored_names
 from msff_timm.results import PACKAGES, write_json
 from msff_timm.training.commands import environment, run_command
-from msff_timm.training.config import EvalDataConfig, parse
+from msff_timm.training.data_config import EvalDataConfig
 from msff_timm.training.evaluate import reporting_faults, share_labels, some
 from msff_timm.training.loaders import make_loader, share_cores
+from msff_timm.training.parsing import parse
 from msff_timm.training.report import markdown_table
 
 DATA = ('voc2007', 'voc2012')

@@ -1,59 +1,50 @@
-"""Times forward passes and training steps of models in turns, with the FLOPs that they take and where the time goes."""
+"""Measures models side by side in turns: forward passes or training steps, their FLOPs, memory and profile."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 
 import timm
 import torch
+import torch.nn as nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench_common import check_at_least, check_model, with_interval
 from msff_timm import hub
-from msff_timm.errors import InputError, unknown
+from msff_timm.errors import InputError
 from msff_timm.training.config import OptimConfig
 from msff_timm.training.losses import make_loss
 from msff_timm.training.report import markdown_table
 from msff_timm.training.studies.speed import time_in_turns, wait_for_device
 
-__all__ = [
-    'DTYPES',
-    'FORMATS',
-    'MODES',
-    'PASSES',
-    'Case',
-    'check_models',
-    'count_flops',
-    'lines',
-    'make_pass',
-    'measure_case',
-    'with_interval',
-]
-
+MODELS = ['resnet101', 'msff_resnet101', 'q2l_resnet101', 'mldecoder_resnet101']
 DTYPES = ('float32', 'bfloat16')
 FORMATS = {'channels_last': torch.channels_last, 'contiguous': torch.contiguous_format}
 MODES = ('eager', 'compiled')
 PASSES = ('forward', 'train')
 MOST_OPERATIONS = 12  # of a profile
-# Dense matrix products of bfloat16, FLOP/s, from NVIDIA's data sheets, which print twice as much: with sparsity. Of
-# the SXM cards, by the names that CUDA gives them; another card has no share of a peak.
+# FLOP/s of dense bfloat16 matrix products of the SXM cards, by the names that CUDA gives them. NVIDIA's data sheets
+# print twice as much, with sparsity.
 PEAKS = {'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA H200': 989e12}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What all models of a comparison do alike.
+    """What all models of a comparison do.
 
     Attributes:
         image_size: Side of the images in pixels.
-        num_classes: Labels.
-        batch_size: Images at once.
-        dtype: float32, or bfloat16 by autocast, as training has it: weights and loss stay in float32.
-        format: channels_last or contiguous, of weights and images.
+        num_classes: Number of labels.
+        batch_size: Number of images.
+        dtype: float32, or bfloat16 by autocast as in training, where weights and loss stay in float32.
+        format: Memory format of weights and images, channels_last or contiguous.
         mode: eager or compiled.
-        kind: forward, in evaluation mode without gradients; or train, a whole step: the model in training mode,
-            asymmetric loss on random targets, backward, AdamW.
+        kind: forward, in evaluation mode without gradients; or train, a whole training step with asymmetric loss on
+            random targets, backward pass and AdamW.
     """
 
     image_size: int
@@ -65,61 +56,77 @@ class Case:
     kind: str
 
     def __str__(self) -> str:
-        size = f'{self.image_size} x {self.image_size}'
         return (
-            f'{self.kind}, batch {self.batch_size}, {size}, {self.dtype}, {self.format}, {self.mode},'
-            f' {self.num_classes} labels'
+            f'{self.kind}, batch {self.batch_size}, {self.image_size} x {self.image_size}, {self.dtype}, {self.format},'
+            f' {self.mode}, {self.num_classes} labels'
         )
 
 
-def check_models(models: Sequence[str]) -> None:
-    """Checks that timm knows models, each of which is asked for once.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--models', nargs='+', default=MODELS, help='registered names, the reference first')
+    parser.add_argument('--image_size', type=int, default=448, help='side of the images in pixels')
+    parser.add_argument('--num_classes', type=int, default=80, help='number of labels')
+    parser.add_argument('--batch_sizes', type=int, nargs='+', default=[2], help='numbers of images')
+    for name, choices in (('dtypes', DTYPES), ('formats', FORMATS), ('modes', MODES), ('passes', PASSES)):
+        parser.add_argument(f'--{name}', nargs='+', choices=tuple(choices), default=[next(iter(choices))])
+    parser.add_argument('--turns', type=int, default=15, help='measurements of each model in each case')
+    parser.add_argument('--profile', action='store_true', help='report the operations that take most of the time')
 
-    Raises:
-        InputError: It does not, or one is asked for twice.
-    """
-    for name in models:
-        if not timm.is_model(name):
-            raise unknown('--models', name, hub.list_models())
-    if len(set(models)) < len(models):
-        raise InputError(f'--models is {" ".join(models)}: must be one or more, each once.')
+
+def run(options: argparse.Namespace) -> dict:
+    """Measures all models in every combination of batch sizes, dtypes, formats, modes and passes."""
+    for name in options.models:
+        check_model('--models', name)
+    if len(set(options.models)) < len(options.models):
+        raise InputError(f'--models is {" ".join(options.models)}: must be one or more, each once.')
+    check_at_least(options, image_size=32, num_classes=1, batch_sizes=1, turns=1)
+    is_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if is_gpu else 'cpu'
+    results = {'device': device, 'threads': None if is_gpu else torch.get_num_threads(), 'cases': []}
+    lists = (options.batch_sizes, options.dtypes, options.formats, options.modes, options.passes)
+    for choice in product(*lists):
+        case = Case(options.image_size, options.num_classes, *choice)
+        print(f'{case}, on {device}, {options.turns} turns:\n', flush=True)
+        results['cases'].append(measure_case(case, options.models, options.turns, options.profile))
+        print('\n'.join(format_case(results['cases'][-1])), flush=True)
+    return results
 
 
 def measure_case(case: Case, models: Sequence[str], turns: int, profiled: bool) -> dict:
-    """Measures models in turns in this process, each made anew with weights that are drawn.
+    """Measures models with random weights in turns in this process.
 
-    A model that cannot be measured, since memory or a compiler is missing say, has the reason in its row.
+    The row of a model that cannot be measured, e.g. because memory or a compiler is missing, holds the reason.
 
     Args:
-        case: What they do.
-        models: Registered names; the first is the reference, and the first of this package's MSFF is `ours`.
-        turns: How often each is timed.
-        profiled: Whether one more pass of each is profiled.
+        case: What the models do.
+        models: Registered names. The first is the reference; the first MSFF model is `ours`.
+        turns: Number of timed passes of each model.
+        profiled: True to profile one more pass of each model.
 
     Returns:
-        The case, `reference`, `ours` (or None), `turns` (the seconds of each model) and `rows`; for each model `model`
-        and `error`, or `seconds` (median), `images_per_second`, `flops` of the pass, `flops_per_second`,
-        `time_to_reference` and `time_of_ours` (to its own; both as `speed.median_interval` gives them),
+        The case, `reference`, `ours` (or None), `turns` (seconds of each model) and `rows`: for each model `model` and
+        `error`, or `seconds` (median), `images_per_second`, `flops` of the pass, `flops_per_second`,
+        `time_to_reference` and `time_of_ours` (relative to this model; see `speed.median_interval`),
         `flops_per_second_to_reference`, and on a GPU `peak_bytes` and `share_of_peak`.
     """
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    torch._dynamo.reset()  # or what was compiled for another batch would make it compile for any
+    torch._dynamo.reset()  # otherwise the second batch size would be compiled for dynamic shapes
     rows, passes = [], {}
     for name in models:
         row = {'model': name}
         rows.append(row)
-        held = torch.cuda.memory_allocated() if device.type == 'cuda' else 0  # by the models before
+        held = torch.cuda.memory_allocated() if device.type == 'cuda' else 0  # by earlier models
         try:
-            row['flops'] = count_flops(name, case)
+            row['flops'] = count_case(name, case)
             passes[name] = make_pass(name, case, device)
-            for _ in range(2):  # compiled, and its memory set up, before any is timed
+            for _ in range(2):  # compiles, and allocates memory
                 if device.type == 'cuda':
                     torch.cuda.reset_peak_memory_stats()
                 passes[name]()
             wait_for_device()
             if device.type == 'cuda':
                 row['peak_bytes'] = torch.cuda.max_memory_allocated() - held
-        except Exception as e:  # each model has its own ways to say what it does not take
+        except Exception as e:  # models raise many kinds
             passes.pop(name, None)
             row['error'] = reason(e)
     measured = [row for row in rows if 'error' not in row]
@@ -153,13 +160,13 @@ def measure_case(case: Case, models: Sequence[str], turns: int, profiled: bool) 
 
 
 def reason(error: Exception) -> str:
-    """Gives the first line of an error that says something, for a row."""
-    text = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
-    return text[0] if text else type(error).__name__
+    """Returns the first line of an error's message."""
+    lines = [' '.join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def make_pass(name: str, case: Case, device: torch.device) -> Callable[[], object]:
-    """Makes a model with weights that are drawn, and what is called to have it do the pass of a case."""
+    """Makes a model with random weights; returns a function that performs the pass of a case."""
     torch.manual_seed(0)
     model = hub.create(name, num_classes=case.num_classes).to(device, memory_format=FORMATS[case.format])
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size, device=device)
@@ -192,38 +199,59 @@ def make_pass(name: str, case: Case, device: torch.device) -> Callable[[], objec
     return train
 
 
-def count_flops(name: str, case: Case) -> int:
-    """Counts the FLOPs of matrix products and convolutions in a pass, of which a multiplication and an addition are 2.
-
-    The model is on the meta device: nothing is computed, and attention is counted whatever kernel would compute it.
-    """
+def count_case(name: str, case: Case) -> int:
+    """Counts the FLOPs of the pass of a case."""
     with torch.device('meta'):
         model = timm.create_model(name, num_classes=case.num_classes).train(case.kind == 'train')
         images = torch.empty(case.batch_size, 3, case.image_size, case.image_size)
-    is_forward = case.kind == 'forward'
-    model.requires_grad_(not is_forward)  # the counter would follow gradients even in inference mode
-    with torch.inference_mode(is_forward), FlopCounterMode(display=False) as counter:
-        logits = model(images)
-        if not is_forward:
-            logits.sum().backward()
-    return counter.get_total_flops()
+    forward, both = count_flops(model, images)
+    return forward if case.kind == 'forward' else both
 
 
-def profile_pass(run: Callable[[], object], device: torch.device) -> dict:
-    """Finds where the time of a pass goes.
+def count_flops(
+    model: nn.Module, images: torch.Tensor, on_gradient: Callable[[nn.Parameter, float], None] | None = None
+) -> tuple[int, int]:
+    """Counts the FLOPs of matrix products and convolutions; a multiplication and an addition count as 2.
+
+    Args:
+        model: Model on the meta device: nothing is computed, and attention counts the same with any kernel.
+        images: Images (B, C, H, W), there too.
+        on_gradient: Function called when the gradient of a parameter is complete, with the parameter and the FLOPs of
+            the backward pass so far.
 
     Returns:
-        `self_seconds` of all operations (on a GPU of its kernels: what is missing to the time of a pass, it was idle),
-        and the `operations` that take most of them, each with `name`, `calls`, `seconds` and `share`.
+        FLOPs of the forward pass, and of the forward and the backward pass.
+    """
+    with FlopCounterMode(display=False) as counter:
+        logits = model(images)
+        forward = counter.get_total_flops()
+        hooks = [
+            p.register_post_accumulate_grad_hook(lambda p: on_gradient(p, counter.get_total_flops() - forward))
+            for p in model.parameters()
+            if on_gradient is not None and p.requires_grad
+        ]
+        logits.sum().backward()
+        total = counter.get_total_flops()
+    for hook in hooks:
+        hook.remove()
+    return forward, total
+
+
+def profile_pass(function: Callable[[], object], device: torch.device) -> dict:
+    """Profiles one call.
+
+    Returns:
+        `self_seconds` of all operations (on a GPU of its kernels; the rest of the pass it is idle), and the
+        `operations` that take most of them, each with `name`, `calls`, `seconds` and `share`.
     """
     is_gpu = device.type == 'cuda'
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]) as profiler:
-        run()
+        function()
         wait_for_device()
     found = [
         (event.self_device_time_total if is_gpu else event.self_cpu_time_total, event)
         for event in profiler.key_averages()
-        # A GPU's operations would be counted once more beside their kernels.
+        # Operations repeat the time of the kernels that they start.
         if not is_gpu or event.device_type == DeviceType.CUDA and not event.is_user_annotation
     ]
     total = sum(microseconds for microseconds, _ in found)
@@ -237,11 +265,11 @@ def profile_pass(run: Callable[[], object], device: torch.device) -> dict:
     }
 
 
-def lines(found: dict) -> list[str]:
-    """Shows what `measure_case` gives as a table in Markdown, with the reasons and the profiles below."""
+def format_case(found: dict) -> list[str]:
+    """Formats the result of `measure_case` as a Markdown table, with errors and profiles below."""
     reference, ours = found['reference'], found['ours']
     is_gpu = any('peak_bytes' in row for row in found['rows'])
-    head = ['model', 'ms', 'images/s', f"time / {reference}'s", f"{ours}'s time / its", 'GFLOP', 'GFLOP/s']
+    head = ['model', 'ms', 'images/s', f"time / {reference}'s", f"{ours}'s time / model's", 'GFLOP', 'GFLOP/s']
     head.append(f"of {reference}'s FLOP/s")
     head += ['of the peak', 'peak memory'] if is_gpu else []
     table, below = [], []
@@ -266,14 +294,6 @@ def lines(found: dict) -> list[str]:
             most = row['profile']['operations'][:5]
             below.append(f'{row["model"]}: ' + ', '.join(f'{o["name"][:60]} {o["share"]:.1%}' for o in most))
     return [*markdown_table(head, table), *below, *([''] if below else [])]
-
-
-def with_interval(compared: dict | None) -> str:
-    """Shows a median ratio with its interval of 95 %."""
-    if compared is None:
-        return '–'
-    ends = compared['bootstrap_interval_95']
-    return f'{compared["median"]:.3f}' + ('' if ends is None else f' ({ends[0]:.3f} to {ends[1]:.3f})')
 
 
 def share(value: float | None) -> str:
