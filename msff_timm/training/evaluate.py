@@ -23,7 +23,6 @@ import msff_timm.data
 
 from .. import hub
 from ..data import voc
-from ..data.counts import LabelCounts
 from ..data.samples import Samples
 from ..data.transforms import eval_transform
 from ..errors import InputError, one_line
@@ -69,11 +68,8 @@ def main() -> None:
     if config.fit_thresholds and len(dataset) < FOLDS:
         raise InputError(f'fit_thresholds is true: {len(dataset)} images are too few; use at least {FOLDS}.')
     if not config.submission:
-        kept = data.kept_labels(labels.names)
-        counts = LabelCounts.of(samples.targets[:, kept], [labels.names[k] for k in kept], data.masking)
-        counts.check(f'{data.root or data.name}: {data.split}', 'data.split')
-        if line := counts.warning(data.split, trains=False):
-            accelerator.print(f'warning: {line}')
+        if line := data.check_labels(samples.targets, labels.names, data.split, 'data.split'):
+            accelerator.print(line)
     loader = accelerator.prepare(make_loader(samples, config.batch_size, data.workers))
     scorer = Scorer(model, labels.columns, config.flip).to(accelerator.device)
     scored = score(accelerator, scorer, loader)
@@ -244,7 +240,10 @@ def chosen_threshold(config: EvaluateConfig, model: nn.Module, labels: SharedLab
     if config.threshold is not None:
         return config.threshold
     if model.thresholds is None:
-        raise InputError(f'threshold is null: {config.model} has no thresholds of its own; fit_thresholds stores some.')
+        raise InputError(
+            f'threshold is null: {config.model} has no thresholds of its own; set threshold to a number, or'
+            ' fit_thresholds to true.'
+        )
     return [model.thresholds[column] for column in labels.columns]
 
 

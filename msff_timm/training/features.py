@@ -188,7 +188,7 @@ class FeatureCache:
             batch_size: Batch size of each process.
             workers: Number of workers of each process.
             stop: Request to stop the run.
-            about: Settings that define the maps, beside the weights of the backbone.
+            about: Settings that define the maps, apart from the weights of the backbone.
 
         Returns:
             Description of the cache, on one line.

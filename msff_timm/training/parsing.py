@@ -61,8 +61,9 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
             ) from None
     if not {'-h', '--help'}.isdisjoint(argv):
         parser = ArgumentParser(prog=Path(sys.argv[0]).name)
-        parser.add_argument('--config', help=f'YAML file of settings, or name of a recipe (default: {default_file})')
-        parser.add_argument(PRINT, action='store_true', help='print all settings as YAML and exit')
+        default = default_file and default_file.relative_to(CONFIGS).with_suffix('').as_posix()
+        parser.add_argument('--config', default=default, help='Name of a recipe, or YAML file of settings.')
+        parser.add_argument(PRINT, action='store_true', help='Print all settings as YAML and exit.')
         parser.add_class_arguments(config_class)
         parser.parse_args(['--help'])
     kinds = dict(_kinds(config_class))

@@ -27,7 +27,7 @@ from msff_timm.labels import match_labels
 from msff_timm.results import METRICS, TOP_K_METRICS
 from msff_timm.training.config import DataConfig
 from msff_timm.training.freezing import freeze_norms
-from msff_timm.training.run_data import RunData, load_data
+from msff_timm.training.run_data import load_data
 from msff_timm.training.run_model import check_trainable
 
 ROOT = Path(__file__).parents[2]
@@ -125,22 +125,19 @@ def test_run_refuses_data_without_labels_before_its_first_step(case, script, cas
     assert line.endswith('set data.minus_one or data.blank to absent.')
 
 
-def test_check_labels_warns_about_labels_that_do_not_count(capsys):
-    data = DataConfig(name='table', root='photos')
-    run = SimpleNamespace(config=data, label_names=['a', 'b'], accelerator=SimpleNamespace(print=print))
-    samples = SimpleNamespace(targets=np.array([[1, 1], [0, -1]]))
-    RunData.check_labels(run, samples, 'train', trains=True)
-    RunData.check_labels(run, samples, 'validation', trains=False)
-    train, validation = capsys.readouterr().out.splitlines()
+def test_check_labels_warns_about_labels_that_do_not_count():
+    data, names = DataConfig(name='table', root='photos'), ['a', 'b']
+    targets = np.array([[1, 1], [0, -1]])
     kinds = '1 without an absent entry [b], 0 without a positive; if -1 or blank means absent'
-    assert train.startswith(f'warning: train: 1 of 2 labels cannot be learnt: {kinds}')
-    assert validation.startswith(
-        f'warning: validation: 1 of 2 labels are left out of mAP and of fitted thresholds: {kinds}'
-    )
-    samples.targets[1] = -1
-    RunData.check_labels(run, samples, 'train', trains=True)
+    line = data.check_labels(targets, names, 'train')
+    assert line.startswith(f'warning: train: 1 of 2 labels cannot be learnt: {kinds}')
+    line = data.check_labels(targets, names, 'validation', 'data.eval_split')
+    assert line.startswith(f'warning: validation: 1 of 2 labels are left out of mAP and of fitted thresholds: {kinds}')
+    targets[1] = -1
+    assert 'cannot be learnt' in data.check_labels(targets, names, 'train')
     with pytest.raises(InputError, match='photos: validation: there is nothing to evaluate on'):
-        RunData.check_labels(run, samples, 'validation', trains=False)
+        data.check_labels(targets, names, 'validation', 'data.eval_split')
+    assert data.check_labels(np.array([[1, 0], [0, 1]]), names, 'train') is None
 
 
 def curve(folder: Path, tag: str) -> list[float]:
