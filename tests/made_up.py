@@ -7,8 +7,8 @@ import numpy as np
 from msff_timm import metrics
 from msff_timm.labels import VOC_LABELS
 from msff_timm.results import Results
-from msff_timm.training.checkpoint import about_run
 from msff_timm.training.config import TrainConfig, parse
+from msff_timm.training.identity import about_run
 
 RECIPE = Path(__file__).parents[1] / 'train' / 'configs' / 'demo.yaml'
 TINY = {

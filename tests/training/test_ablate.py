@@ -11,8 +11,8 @@ import torch
 from made_up import RECIPE, TINY, made_up
 from msff_timm import hub
 from msff_timm.errors import InputError
-from msff_timm.training.checkpoint import about_run
 from msff_timm.training.config import parse
+from msff_timm.training.identity import about_run
 from msff_timm.training.studies import ablate, study
 from msff_timm.training.studies.config import TABLES, AblateConfig
 
