@@ -13,7 +13,7 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 
@@ -195,7 +195,7 @@ def main() -> None:
                 **{name: version(name) for name in PACKAGES},
                 'python': platform.python_version(),
             },
-            'config': config,
+            'config': asdict(config),
         }
         with reporting_faults(config.output):
             write_json(run, config.output)
