@@ -80,7 +80,7 @@ class Results:
         unreadable: Message for each training image that could not be read.
         seconds: Duration of training.
         peak_bytes: Peak memory in bytes.
-        model_weights: Epoch and metrics of the model weights, beside those of the EMA weights in `metrics`.
+        model_weights: Epoch and metrics of the model weights; `metrics` are those of the EMA weights.
     """
 
     model: str
@@ -224,7 +224,7 @@ class Results:
 
 
 def pick_metrics(metrics: dict) -> dict[str, float]:
-    """Returns the seven `METRICS` alone."""
+    """Returns only the seven `METRICS`."""
     return {name: metrics[name] for name in METRICS}
 
 

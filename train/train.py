@@ -1,4 +1,4 @@
-"""Trains a multi-label model: `accelerate launch train/train.py [--config FILE] [--key value ...]`."""
+"""Trains a multi-label model: `accelerate launch train/train.py [--config NAME] [--key value ...]`."""
 
 import msff_timm_cli.startup  # noqa: F401  isort: skip
 

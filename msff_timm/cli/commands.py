@@ -308,7 +308,7 @@ def _data(args: argparse.Namespace) -> int:
     report = inspect(splits, args.check, args.workers, masking)
     print('\n'.join(report.lines()), flush=True)
     print('\n'.join(map(str, draw(report, splits, output))))
-    return 0 if report.is_whole else 1
+    return 0 if report.is_complete else 1
 
 
 def _print_rows(prediction: Prediction, width: int, threshold: str) -> None:

@@ -1,7 +1,4 @@
-"""Images of more than 8 bits: which values are black and white, and the bytes that follow.
-
-`images.open_image` documents the rule.
-"""
+"""Images of more than 8 bits: finds the values that become black and white, by the rules of `images.open_image`."""
 
 import io
 import struct
@@ -13,10 +10,10 @@ from PIL import Image, ImageFile
 
 __all__ = ['ValueRange', 'is_deep', 'make_tile', 'raw_mode_of', 'read_statement', 'scale_colour', 'scale_gray']
 
-BLOCK = 2**20  # pixels that are scaled at once
-OUTLIERS = 1e-3  # share of values that may lie above white: hot pixels, which would turn the rest black
-FILL = 1e30  # beyond it a float is no measurement but a fill value, the greatest float e.g.
-SMALLEST = -1100  # below the exponent of every float
+BLOCK = 2**20  # pixels scaled at once
+OUTLIERS = 1e-3  # largest share of values above white, e.g. hot pixels, which would darken all others
+FILL = 1e30  # floats beyond it are fill values, e.g. the largest float
+SMALLEST = -1100  # less than the exponent of any float
 PNG_HEADER = 8  # bytes before the first chunk
 
 # TIFF tags
@@ -29,11 +26,11 @@ class ValueRange:
     """The values of an image of more than 8 bits.
 
     Attributes:
-        lowest: Least finite value.
-        highest: Greatest finite value.
+        lowest: Smallest finite value.
+        highest: Largest finite value.
         black: Value that becomes 0.
         white: Value that becomes 255.
-        is_stated: True where the file states black and white; else the rule of `open_image` decides.
+        is_stated: True if the file states black and white; else the values decide.
     """
 
     lowest: float
@@ -44,18 +41,19 @@ class ValueRange:
 
 
 def make_tile(*entries: object) -> tuple:
-    return getattr(ImageFile, '_Tile', lambda *entries: entries)(*entries)  # Pillow 10 has mere tuples
+    """Returns a tile of Pillow, which is a plain tuple in Pillow 10."""
+    return getattr(ImageFile, '_Tile', lambda *entries: entries)(*entries)
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an opened, not yet loaded file holds more than 8 bits that are to be scaled here."""
+    """Returns whether an opened, not yet loaded file has more than 8 bits that need scaling."""
     raw_mode = raw_mode_of(image)
     is_colour = raw_mode.partition(';')[2] in ('16L', '16B', '16N') and not raw_mode.startswith('RGBa')
     return image.mode == 'F' or image.mode.startswith('I') or (is_colour and image.mode in ('RGB', 'RGBA', 'CMYK'))
 
 
 def raw_mode_of(image: Image.Image) -> str:
-    """Returns the layout of a PNG's or TIFF's samples, in Pillow's words."""
+    """Returns the raw mode of Pillow (the layout of samples) of a PNG or TIFF, else an empty string."""
     if image.format not in ('PNG', 'TIFF') or not image.tile:
         return ''
     arguments = image.tile[0][3]
@@ -64,7 +62,13 @@ def raw_mode_of(image: Image.Image) -> str:
 
 @dataclass(frozen=True)
 class _Statement:
-    """What a file states of its values: the range and, if values may go beyond it, the white that counts then."""
+    """Range that a file states.
+
+    Attributes:
+        black: Value that becomes 0.
+        white: Value that becomes 255.
+        beyond: White if values exceed it; None if the values decide then.
+    """
 
     black: float
     white: float
@@ -72,14 +76,14 @@ class _Statement:
 
 
 def read_statement(image: Image.Image) -> _Statement | None:
-    """Reads the depth or the range that an opened, not yet loaded file states."""
+    """Returns the depth or range that an opened, not yet loaded file states."""
     if image.format in ('PPM', 'JPEG2000'):
-        # Pillow scales to 16 bits by the depth in the header; one of 16 says no more than that of any other file.
+        # Pillow scales to 16 bits by the depth in the header; a depth of 16 may be the default of the writer.
         bits = _jpeg2000_bits(image) if image.format == 'JPEG2000' else _graymap_bits(image)
         return None if image.mode == 'F' or bits == 16 else _Statement(0, 65535, 65535)
     if image.format == 'PNG':
         bits = _significant_bits(image)
-        # The specification wants samples scaled to all 16 bits; some writers leave them as they are.
+        # The specification requires samples scaled to 16 bits; some writers do not scale them.
         return _Statement(0, 2**bits - 1, 65535) if bits else None
     if image.format != 'TIFF':
         return None
@@ -95,7 +99,7 @@ def read_statement(image: Image.Image) -> _Statement | None:
 
 
 def _numbers(tags: dict, tag: int) -> list[float]:
-    """Reads the numbers of a tag; none where it is missing or is no measurement."""
+    """Returns the numbers of a tag; none if it is missing, is text or holds fill values."""
     value = tags.get(tag, ())
     try:
         numbers = [float(number) for number in (value if isinstance(value, tuple) else (value,))]
@@ -110,7 +114,7 @@ def _graymap_bits(image: Image.Image) -> int:
 
 
 def _jpeg2000_bits(image: Image.Image) -> int:
-    """Reads the depth of a JPEG 2000's first channel, which Pillow does not give; 16 where it is not to be found."""
+    """Returns the depth of the first channel of a JPEG 2000, which Pillow does not provide; 16 if it is not found."""
     place = image.fp.tell()
     image.fp.seek(0)
     head = image.fp.read(2**16)
@@ -120,7 +124,7 @@ def _jpeg2000_bits(image: Image.Image) -> int:
 
 
 def _significant_bits(image: Image.Image) -> int | None:
-    """Reads the depth of the channels before they were stored in a PNG, which Pillow passes over."""
+    """Returns the original depth of the channels of a PNG (sBIT), which Pillow ignores."""
     place = image.fp.tell()
     image.fp.seek(PNG_HEADER)
     try:
@@ -142,10 +146,10 @@ class _Scaling:
     """Maps values of more than 8 bits to bytes.
 
     Args:
-        blocks: Gives all values, in parts.
-        statement: Statement of the file.
-        missing: Value that stands for none.
-        is_inverted: True where the least value is the brightest.
+        blocks: Blocks of all values.
+        statement: Range that the file states, or None.
+        missing: Value that marks missing data, or None.
+        is_inverted: True if the smallest value is the brightest.
     """
 
     def __init__(
@@ -159,7 +163,7 @@ class _Scaling:
         self.is_inverted = is_inverted
         self.is_float = False
         self.lowest, self.highest, self.least_negative = np.inf, -np.inf, -np.inf
-        self.above, self.below = (np.zeros(2 * -SMALLEST, np.int64) for _ in range(2))  # values by binary exponent
+        self.above, self.below = (np.zeros(2 * -SMALLEST, np.int64) for _ in range(2))  # counts by binary exponent
         counts = np.zeros(2**16, np.int64)
         for block in blocks:
             if block.dtype == np.uint16:
@@ -176,7 +180,7 @@ class _Scaling:
         return self.table[block] if block.dtype == np.uint16 else self._to_bytes(block)
 
     def _add(self, values: np.ndarray, counts: np.ndarray | None = None) -> None:
-        counted = np.abs(values) < FILL  # neither is NaN
+        counted = np.abs(values) < FILL  # false for NaN
         if self.missing is not None:
             counted &= values != self.missing
         values, counts = values[counted], None if counts is None else counts[counted]
@@ -188,7 +192,7 @@ class _Scaling:
             sizes = values[chosen] * sign
             if sign < 0 and len(sizes):
                 self.least_negative = max(self.least_negative, -sizes.min())
-            # 2**n holds itself among floats and below zero; among integers n bits end at 2**n - 1.
+            # The range of floats and of negative values includes 2**n; integers of n bits end at 2**n - 1.
             exponents = np.frexp(np.nextafter(sizes, 0) if self.is_float or sign < 0 else sizes)[1]
             weights = None if counts is None else counts[chosen]
             found += np.bincount(exponents - SMALLEST, weights, len(found)).astype(np.int64)
@@ -228,27 +232,27 @@ class _Scaling:
 
 
 def _held(found: np.ndarray) -> int | None:
-    """Returns the exponent of the least power of two that holds all but the outliers; None without any value."""
+    """Returns the exponent of the smallest power of two that holds all values but outliers; None without values."""
     total = found.sum()
     return int(np.argmax(total - found.cumsum() <= OUTLIERS * total)) + SMALLEST if total else None
 
 
 def _rows(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Cuts an image into blocks of rows, each with its place."""
+    """Yields blocks of rows of an image, each with its first row."""
     rows = max(BLOCK // image.width, 1)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def scale_gray(image: Image.Image, statement: _Statement | None) -> tuple[Image.Image, ValueRange]:
-    """Scales an image of one channel."""
+    """Scales an image of one channel to 8 bits."""
     tags = image.tag_v2 if image.format == 'TIFF' else {}
     is_unsigned = image.mode == 'I' and tags.get(SAMPLE_FORMAT, (1,)) == (1,) and tags.get(BITS) == (32,)
 
     def values(part: Image.Image) -> np.ndarray:
         block = np.asarray(part)
         if image.mode.startswith('I;16'):
-            return block.astype(np.uint16, copy=False)  # from either order of bytes
+            return block.astype(np.uint16, copy=False)  # from either byte order
         return block.view(np.uint32) if is_unsigned else block
 
     try:
@@ -270,10 +274,12 @@ def scale_gray(image: Image.Image, statement: _Statement | None) -> tuple[Image.
 def scale_colour(
     image: Image.Image, lower_bytes: Callable[[], Image.Image], statement: _Statement | None
 ) -> ValueRange:
-    """Scales an image of several channels of 16 bits in place.
+    """Scales an image of several 16-bit channels in place.
 
-    Pillow keeps the upper byte of each sample, which is right where all 16 bits are used. Else `lower_bytes` gives the
-    other one.
+    Args:
+        image: Upper byte of each sample, as Pillow reads it; sufficient if all 16 bits are used.
+        lower_bytes: Function that reads the lower bytes.
+        statement: Range that the file states, or None.
     """
     colours = 4 if image.mode == 'CMYK' else 3
     clear = image.info.pop('transparency', None)

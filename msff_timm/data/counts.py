@@ -1,4 +1,4 @@
-"""Which labels of a split count: those with at least one positive and one absent entry among what is not masked."""
+"""Counts of each label in a split; only labels with both positive and absent entries count in metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import InputError
 
 __all__ = ['LabelCounts', 'left_out']
 
-MOST_NAMES = 5  # of each kind in a line
+MAX_NAMES = 5  # listed of each kind
 MASKS = {
     **dict.fromkeys(
         ('folder', 'hub', 'table'),
@@ -25,14 +25,14 @@ MASKS = {
 
 @dataclass
 class LabelCounts:
-    """The entries of each label in one split.
+    """Counts of the entries of each label in one split.
 
     Attributes:
         names: Label names.
-        positives: (K,), number of images that hold the label.
-        negatives: (K,), number of images that do not.
-        num_images: Number of images; entries that are neither are masked.
-        data: Name of the data set, which decides the setting that a message names; None where no setting helps.
+        positives: Number of images with each label (K,).
+        negatives: Number of images without each label (K,); the other entries are masked.
+        num_images: Number of images.
+        data: Name of the data set, which decides the setting that a message suggests; None if no setting helps.
     """
 
     names: Sequence[str]
@@ -43,66 +43,67 @@ class LabelCounts:
 
     @classmethod
     def of(cls, targets: np.ndarray, names: Sequence[str], data: str | None) -> LabelCounts:
-        """Counts targets (N, K): 1 present, 0 absent, -1 masked."""
+        """Counts the entries of targets (N, K): 1 present, 0 absent, -1 masked."""
         return cls(names, (targets == 1).sum(0), (targets == 0).sum(0), len(targets), data)
 
     @property
     def counted(self) -> np.ndarray:
-        """Whether each label counts, (K,)."""
+        """Whether each label counts in metrics (K,)."""
         return (self.positives > 0) & (self.negatives > 0)
 
     def check(self, where: str, setting: str) -> None:
-        """Refuses a split to evaluate on in which no label counts.
+        """Raises `InputError` if no label of an evaluation split counts.
 
         Args:
-            where: Its data and name.
-            setting: Setting that chooses the split, e.g. `data.eval_split`; that of its size goes with it.
-
-        Raises:
-            InputError: No label counts.
+            where: Data set and split, for the message.
+            setting: Setting of the split, e.g. `data.eval_split`; the message also names that of its size.
         """
         if self.counted.any():
             return
         kinds = left_out(self.positives, self.negatives, self.names)
         size = setting.replace('split', 'size')
-        fix = self._fix() or f'choose another {setting}, or more images by {size}.'
+        fix = self._fix() or f'choose another {setting}, or a larger {size}.'
         raise InputError(
             f'{where}: there is nothing to evaluate on, as no label has both a positive and an absent entry among the'
             f' {self.num_images:,} images ({kinds}): {fix}'
         )
 
     def warning(self, where: str, trains: bool) -> str | None:
-        """Makes the line that warns of the labels that do not count; None if all do.
+        """Returns a line that warns of labels that do not count; None if all count.
 
         Args:
             where: Name of the split.
-            trains: True where the split is trained on, false where it is evaluated on.
+            trains: True if the split is for training, False if it is for evaluation.
         """
         num_left_out = int((~self.counted).sum())
         if not num_left_out:
             return None
         kinds = left_out(self.positives, self.negatives, self.names)
-        what = 'cannot be learnt' if trains else 'are left out of mAP and of fitted thresholds'
+        effect = 'cannot be learnt' if trains else 'are left out of mAP and of fitted thresholds'
         if not trains and num_left_out == len(self.names):
-            what += ', which leaves nothing to evaluate on'
+            effect += ', which leaves nothing to evaluate on'
         fix = self._fix()
-        line = f'{where}: {num_left_out} of {len(self.names)} labels {what}: {kinds}'
+        line = f'{where}: {num_left_out} of {len(self.names)} labels {effect}: {kinds}'
         return f'{line}; {fix}' if fix else f'{line}.'
 
     def _fix(self) -> str | None:
-        """Names the setting that masks entries, where unmasked ones could make a label count."""
+        """Returns a hint on the setting that masks entries, if unmasked entries could make a label count; else None."""
         masked = self.num_images - self.positives - self.negatives
         lacks = self.negatives == 0 if self.data in ('folder', 'hub', 'table') else ~self.counted
         return MASKS.get(self.data) if (masked[lacks] > 0).any() else None
 
 
 def left_out(positives: np.ndarray, negatives: np.ndarray, names: Sequence[str] | None = None) -> str:
-    """Counts the labels that do not count by what they lack, and names the first of each kind.
+    """Returns text on the labels that do not count in metrics, grouped by what they lack.
 
     Args:
-        positives: (K,), number of each label's positives.
-        negatives: (K,), number of each label's absent entries.
-        names: Label names, to be named.
+        positives: Number of positive entries of each label (K,).
+        negatives: Number of absent entries of each label (K,).
+        names: Label names, the first of which are listed; None to list numbers only.
+
+    Example:
+        >>> left_out([3, 0], [0, 2], ['cat', 'dog'])
+        '1 without an absent entry [cat], 1 without a positive [dog]'
     """
     positives, negatives = np.asarray(positives), np.asarray(negatives)
     kinds = {
@@ -117,7 +118,7 @@ def left_out(positives: np.ndarray, negatives: np.ndarray, names: Sequence[str] 
             continue
         part = f'{len(labels)} {kind}'
         if names is not None and len(labels):
-            some = ', '.join(names[k] for k in labels[:MOST_NAMES]) + (', ...' if len(labels) > MOST_NAMES else '')
+            some = ', '.join(names[k] for k in labels[:MAX_NAMES]) + (', ...' if len(labels) > MAX_NAMES else '')
             part += f' [{some}]'
         parts.append(part)
     return ', '.join(parts)

@@ -1,6 +1,6 @@
-"""Images with captions on one sheet, and what drawings of labels have in common.
+"""Helpers of all figures: sheets of images with captions, fonts for label names, and shortened names.
 
-matplotlib and `datasets` are extras, so they are imported where they are used.
+matplotlib is an extra, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, TypeVar
 from PIL import Image
 
 from ..errors import InputError
-from .transforms import open_image
+from .images import open_row
 
 if TYPE_CHECKING:
-    import datasets
     from matplotlib.figure import Figure
 
 __all__ = [
@@ -31,19 +30,18 @@ __all__ = [
     'save_figure',
     'short',
     'thumbnail',
-    'undecoded',
 ]
 
 T = TypeVar('T')
 
-MOST_LABELS = 100  # in an image or a table
+MOST_LABELS = 100  # in a figure or a table
 DPI = 120
-COLUMNS = 6  # of a sheet
+COLUMNS = 6  # images in a row of a sheet
 TILE, TALL, LINE, GAP, HEADING = 240, 180, 15, 12, 34  # in dots
-MOST_LINES = 5  # of a caption
+MOST_LINES = 5  # in a caption
 MOST_CHARACTERS = 10  # in a warning
 
-_reported: set[str] = set()  # characters without a font, of which this process has warned
+_reported: set[str] = set()  # characters without a font that this process has warned of
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,8 @@ class Tile:
     """One image of a sheet.
 
     Attributes:
-        image: What `thumbnail` gave; None where it cannot be read.
-        caption: Lines with their colours.
+        image: Image of `thumbnail`; None if it cannot be read.
+        caption: Lines of text with their colours.
     """
 
     image: Image.Image | None
@@ -60,7 +58,7 @@ class Tile:
 
 
 def draw_sheet(parts: dict[str, Sequence[Tile]]) -> Figure:
-    """Draws parts one below the other, each with its heading."""
+    """Draws a sheet of images: parts one below the other, by heading."""
     from matplotlib.figure import Figure
 
     rows = {heading: -(-len(tiles) // COLUMNS) for heading, tiles in parts.items()}
@@ -94,14 +92,14 @@ def draw_sheet(parts: dict[str, Sequence[Tile]]) -> Figure:
 
 
 def save_figure(figure: Figure, file: object, **options: object) -> None:
-    """Writes a figure as `savefig` does, with the characters that matplotlib's own font lacks from others.
+    """Writes a figure; other installed fonts provide the characters that the default font of matplotlib lacks.
 
-    Where no installed font has a character, one warning names it.
+    A warning lists characters that no installed font has.
 
     Args:
-        figure: A matplotlib figure.
+        figure: Figure of matplotlib.
         file: Path or binary file.
-        **options: Of `savefig`.
+        **options: Further arguments of `savefig`.
     """
     from matplotlib.text import Text
 
@@ -117,7 +115,7 @@ def save_figure(figure: Figure, file: object, **options: object) -> None:
         _reported.update(new)
         some = ' '.join(new[:MOST_CHARACTERS]) + (f' ... ({len(new)} in all)' if len(new) > MOST_CHARACTERS else '')
         warnings.warn(
-            f'figures show boxes for {some}: no installed font has them; install one that does, e.g. Noto Sans CJK'
+            f'figures show boxes for {some}: no installed font has these characters; install one, e.g. Noto Sans CJK'
             ' (package fonts-noto-cjk) for Chinese, Japanese and Korean.',
             stacklevel=2,
         )
@@ -131,7 +129,7 @@ def _is_drawn(character: str) -> bool:
 
 
 def _characters_of(families: Sequence[str]) -> set[str]:
-    """Finds the characters of the fonts that matplotlib takes for some families."""
+    """Returns the characters of the fonts that matplotlib uses for font families."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     fonts = {findfont(FontProperties(family=[family])) for family in families}
@@ -139,23 +137,23 @@ def _characters_of(families: Sequence[str]) -> set[str]:
 
 
 def _families_with(wanted: set[str]) -> tuple[list[str], set[str]]:
-    """Chooses few installed fonts that have the characters; returns their families, and what none of them has."""
+    """Returns few families of installed fonts that have the characters, and the characters that none of them has."""
     from matplotlib import font_manager
 
     manager = font_manager.fontManager
-    known = {entry.fname for entry in manager.ttflist}
+    listed = {entry.fname for entry in manager.ttflist}
     for path in font_manager.findSystemFonts():
-        if path not in known:  # installed after matplotlib made its list
+        if path not in listed:  # installed after matplotlib cached its list
             try:
                 manager.addfont(path)
-            except Exception:  # each format has errors of its own, and matplotlib leaves such a font out as well
+            except Exception:  # each format has errors of its own; matplotlib skips such fonts too
                 continue
-    has: dict[str, set[str]] = {}  # regular sans-serif faces first, of which the first is taken
+    has: dict[str, set[str]] = {}  # the first face of a family counts: regular sans-serif faces are first
     for entry in sorted(manager.ttflist, key=_rank):
-        if entry.name not in has and not entry.name.startswith('Last Resort'):  # which draws boxes
+        if entry.name not in has and not entry.name.startswith('Last Resort'):  # draws boxes
             try:
                 codes = font_manager.get_font(entry.fname).get_charmap()
-            except (OSError, RuntimeError):  # uninstalled since, or broken
+            except (OSError, RuntimeError):  # uninstalled meanwhile, or damaged
                 continue
             has[entry.name] = {character for character in wanted if ord(character) in codes}
     families, left = [], set(wanted)
@@ -176,37 +174,25 @@ def _rank(entry: object) -> tuple:
 
 
 def thumbnail(row: dict) -> Image.Image | None:
-    """Reads the image of a row of an `undecoded` data set at the size of a tile; None where it cannot be read."""
+    """Returns the image of a row of an `undecoded` data set in the size of a tile; None if it cannot be read."""
     image = row['image']
-    if image is None:
+    if image is None or isinstance(image, dict) and image['bytes'] is image['path'] is None:
         return None
-    if isinstance(image, dict):
-        source = image['path'] if image['bytes'] is None else image['bytes']
-        if source is None:
-            return None
-        try:
-            image = open_image(source)
-        except InputError:
-            return None
+    try:
+        image = open_row(row)
+    except InputError:
+        return None
     scale = min(TILE / image.width, TALL / image.height)
     return image.resize([max(round(side * scale), 1) for side in image.size], Image.Resampling.BICUBIC)
 
 
-def undecoded(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Gives rows with the paths or bytes of images that are files, so that one that is broken raises nothing."""
-    import datasets
-
-    is_file = isinstance(dataset.features['image'], datasets.Image)
-    return dataset.cast_column('image', datasets.Image(decode=False)) if is_file else dataset
-
-
 def ends(ranked: list[T]) -> list[T]:
-    """Leaves out the middle of a list of more than `MOST_LABELS`."""
+    """Returns the first and last entries of a list of more than `MOST_LABELS`, and all of a shorter one."""
     if len(ranked) <= MOST_LABELS:
         return ranked
     return ranked[: MOST_LABELS // 2] + ranked[-MOST_LABELS // 2 :]
 
 
 def short(name: str) -> str:
-    """Cuts a name for a drawing."""
+    """Shortens a name to 30 characters."""
     return name if len(name) <= 30 else f'{name[:29]}…'

@@ -1,4 +1,4 @@
-"""File formats: what is an image, and why Pillow cannot read one."""
+"""Image file formats: which files are images, and why Pillow cannot read some of them."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, features
 
-try:  # the user's own, none of our dependencies
+try:  # optional, installed by the user
     import pillow_heif
 except ImportError:
     pass
@@ -16,11 +16,11 @@ else:
 
 __all__ = ['RAW_REASON', 'explain_unknown', 'is_image', 'is_raw']
 
-# Formats that Pillow only recognises: data and video
+# Data and video formats that Pillow recognises but cannot read
 STUBS = {'BUFR', 'GRIB', 'HDF5', 'MPEG'}
-# Formats that their first bytes show without doubt
+# Formats with an unambiguous signature
 SIGNED = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'MPO', 'PNG', 'TIFF', 'WEBP')
-RAW_REASON = "a camera's raw file, which Pillow cannot read: convert it to JPEG or TIFF first"
+RAW_REASON = 'a raw file of a camera, which Pillow cannot read: convert it to JPEG or TIFF first'
 
 HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'mif1', b'msf1')
 HEIC = frozenset('.heic .heif .heics .heifs .hif'.split())
@@ -35,9 +35,9 @@ DOCUMENTS = frozenset(['.pdf', '.ps'])
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image or a camera's raw file, by its name or, where that shows nothing, by its content.
+    """Returns whether a file is an image or a raw file of a camera, by its name or else by its content.
 
-    Hidden files are none: `._a.jpg` e.g. holds what macOS notes of `a.jpg`.
+    Hidden files are not images, e.g. `._a.jpg`, which holds attributes of `a.jpg` on macOS.
     """
     if path.name.startswith('.') or os.path.isdir(path):
         return False
@@ -56,21 +56,21 @@ def is_image(path: Path) -> bool:
                 return True
         except Image.DecompressionBombError:
             return True
-        except Exception:  # Pillow raises nearly every kind of error on bytes of other formats
+        except Exception:  # Pillow raises nearly every type of error on other formats
             return False
 
 
 def is_raw(suffix: str) -> bool:
-    """Whether a file is a camera's raw file by its name."""
+    """Returns whether the suffix is that of raw files of a camera."""
     return suffix.lower() in RAW
 
 
 def explain_unknown(suffix: str, head: bytes) -> str:
-    """Explains why Pillow does not know a file.
+    """Returns why Pillow cannot identify a file.
 
     Args:
-        suffix: Suffix of the file's name, with the dot.
-        head: First 64 bytes.
+        suffix: Suffix of the file name, with the dot.
+        head: First 64 bytes of the file.
     """
     suffix = suffix.lower()
     kind = _content(head)
@@ -82,11 +82,11 @@ def explain_unknown(suffix: str, head: bytes) -> str:
         return RAW_REASON
     if kind == 'JXL' or suffix in OTHERS:
         return f'{kind or suffix[1:].upper()}, which Pillow cannot read: convert it to PNG, TIFF or JPEG first'
-    return f'not a whole {kind}' if kind else 'not an image that Pillow can read'
+    return f'a damaged {kind} file' if kind else 'not an image that Pillow can read'
 
 
 def _content(head: bytes) -> str | None:
-    """Names a format, of those that Pillow may lack, by a file's first bytes."""
+    """Returns the format that the first bytes show, among those that Pillow may lack, or None."""
     if head[4:8] == b'ftyp':
         brands = {head[place : place + 4] for place in range(8, min(int.from_bytes(head[:4], 'big'), len(head)), 4)}
         for kind, names in {'AVIF': (b'avif', b'avis'), 'CR3': (b'crx ',), 'HEIC': HEIC_BRANDS}.items():

@@ -203,8 +203,8 @@ class _Evidence:
         multiple: Sets of the parts of each text that has two parts or more.
         example: First text of them.
         is_alone: True if each of their parts is also a text by itself.
-        whole: Number of texts whose parts all occur in other texts too.
-        apart: Number of texts whose parts all occur nowhere else.
+        num_recurring: Number of texts whose parts all occur in other texts too.
+        num_isolated: Number of texts whose parts all occur nowhere else.
         are_names: True if the texts are more likely names that contain the delimiter.
     """
 
@@ -216,13 +216,13 @@ class _Evidence:
         counts = Counter(part for parts in distinct for part in parts)
         alone = {part for parts in distinct if len(parts) == 1 for part in parts}
         self.is_alone = all(parts <= alone for parts in self.multiple)
-        self.whole = sum(all(counts[part] > 1 for part in parts) for parts in self.multiple)
-        self.apart = sum(all(counts[part] == 1 for part in parts) for parts in self.multiple)
-        self.are_names = not self.whole and 2 * self.apart > len(self.multiple)
+        self.num_recurring = sum(all(counts[part] > 1 for part in parts) for parts in self.multiple)
+        self.num_isolated = sum(all(counts[part] == 1 for part in parts) for parts in self.multiple)
+        self.are_names = not self.num_recurring and 2 * self.num_isolated > len(self.multiple)
         # Few parts in many combinations of different sizes
         self._is_combined = len(distinct) >= 2 * len(counts) and len({len(parts) for parts in distinct}) >= 3
 
     def is_certain(self, delimiter: str) -> bool:
         if delimiter in COMMAS:
-            return 10 * self.apart <= len(self.multiple) <= 2 * self.whole
-        return not self.apart and (self.is_alone or self._is_combined)
+            return 10 * self.num_isolated <= len(self.multiple) <= 2 * self.num_recurring
+        return not self.num_isolated and (self.is_alone or self._is_combined)

@@ -1,9 +1,8 @@
-"""Scenes: multi-label images drawn by code, for demonstrations and for ablations about the size of objects.
+"""Reader of scenes: multi-label images drawn by code, for the demo and for ablations on the size of objects.
 
-A scene is a function of (seed, split, index) and of nothing else: its layout comes from one random stream and its
-background from another, so the same scene can be drawn at any image size and no file is needed. All objects of one
-size have one area whatever their class, so a measure by size compares like with like, and colours are drawn without
-a look at the class, so only the shape tells the label.
+A scene depends on (seed, split, index) only. Its layout and its background come from separate random streams, so the
+same scene can be drawn at any image size. Objects of the same size have the same area whatever their label, which makes
+metrics by size comparable, and colours are independent of the labels, so only the shape reveals the label.
 """
 
 import math
@@ -17,31 +16,31 @@ import pyarrow as pa
 from datasets.features.features import register_feature
 from PIL import Image, ImageDraw
 
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..labels import SCENES_LABELS
 from . import records
 
 __all__ = ['LABEL_NAMES', 'Scene', 'SceneObject', 'draw', 'layout', 'load']
 
 LABEL_NAMES = SCENES_LABELS
-SPLITS: tuple[str, ...] = ('train', 'validation', 'test')
-PAIRS: tuple[tuple[str, str], ...] = (('arrow', 'ring'), ('bolt', 'star'), ('crescent', 'heart'), ('cross', 'pill'))
+SPLITS = ('train', 'validation', 'test')
+PAIRS = (('arrow', 'ring'), ('bolt', 'star'), ('crescent', 'heart'), ('cross', 'pill'))
 
 DEFAULT_SIZE = 10_000  # scenes of a split
 MAX_OBJECTS = 6
-AREA_PER_SIZE = 0.45  # area of a shape of size 1: with it the extent of the shapes is 0.9 to 1.25 of their size
-SIZE_BANDS = ((0.20, 0.06, 0.14), (0.58, 0.14, 0.30), (1.0, 0.30, 0.60))  # (cumulative share, least, greatest size)
-MAX_ANGLE = 0.4  # radians either way
+AREA_PER_SIZE = 0.45  # area of a shape of size 1; the extent of the shapes is then 0.9 to 1.25 of their size
+SIZE_BANDS = ((0.20, 0.06, 0.14), (0.58, 0.14, 0.30), (1.0, 0.30, 0.60))  # (cumulative share, smallest, largest size)
+MAX_ANGLE = 0.4  # radians in either direction
 
 _PARTNER = {LABEL_NAMES.index(a): LABEL_NAMES.index(b) for pair in PAIRS for a, b in (pair, pair[::-1])}
 _PARTNER_CHANCE = 0.5
-_MAX_HIDDEN = 0.3  # of an object's box, by the boxes of all the objects drawn after it
+_MAX_HIDDEN = 0.3  # largest share of an object's box that the boxes of later objects cover
 _BOX = 0.85  # side of that box in sizes
 _TRIES = 24
 _SHRINK = 0.94
 _MIN_SIZE = SIZE_BANDS[0][1]
-_CONTRAST = 110  # least difference in luminance, of 255, of an object and the ground
-_DARK = 50  # greatest luminance of an outline
+_CONTRAST = 110  # smallest difference in luminance, of 255, between an object and the background
+_DARK = 50  # largest luminance of an outline
 _BORDER = 0.055  # width of an outline in sizes
 _OVERSAMPLE = 4
 _LAYOUT_STREAM, _BACKGROUND_STREAM = 1, 2
@@ -49,16 +48,16 @@ _LAYOUT_STREAM, _BACKGROUND_STREAM = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One object of a scene; lengths are relative to the side of the image, the area to that of the image.
+    """One object of a scene; lengths are relative to the side of the image, areas to its area.
 
     Attributes:
         label: Index into `LABEL_NAMES`.
         centre: (x, y) from the upper left corner.
-        size: Side of the square of which the shape fills `AREA_PER_SIZE`.
+        size: Side of a square; the shape fills `AREA_PER_SIZE` of it.
         angle: Clockwise rotation in radians.
         fill: RGB of the inside, 0 to 255.
         outline: RGB of the border, 0 to 255.
-        area: Area of the whole shape, with what other objects hide of it.
+        area: Area of the whole shape, including hidden parts.
     """
 
     label: int
@@ -71,7 +70,7 @@ class SceneObject:
 
 
 def layout(seed: int, index: int, split: str = 'train') -> list[SceneObject]:
-    """Lists the objects of a scene in the order in which they are drawn.
+    """Returns the objects of a scene in the order in which they are drawn.
 
     Raises:
         InputError: `split` is not one of `SPLITS`.
@@ -80,7 +79,7 @@ def layout(seed: int, index: int, split: str = 'train') -> list[SceneObject]:
 
 
 def _compose(seed: int, index: int, split: str) -> tuple[list[SceneObject], int]:
-    """Lays a scene out: its objects, and the luminance of its background."""
+    """Returns the objects of a scene and the luminance of its background."""
     rng = _stream(_LAYOUT_STREAM, seed, index, split)
     tone = 20 + int(rng.random() * 80)
     count = 1 + int(rng.random() * MAX_OBJECTS)
@@ -93,7 +92,7 @@ def _compose(seed: int, index: int, split: str) -> tuple[list[SceneObject], int]
 
     objects: list[SceneObject] = []
     hidden: list[float] = []
-    # Large objects first: what comes later lies on top, and a small object must not vanish under a large one.
+    # Large objects first: later objects are drawn on top, and a small object must not vanish under a large one.
     for i in sorted(range(count), key=lambda i: (-sizes[i], i)):
         size = sizes[i]
         for u, v in places[i]:
@@ -109,14 +108,14 @@ def _compose(seed: int, index: int, split: str) -> tuple[list[SceneObject], int]
 
 
 def _stream(stream: int, seed: int, index: int, split: str) -> np.random.Generator:
-    """Makes the random numbers of one scene; the seed comes last since it alone may take more than one 32-bit word."""
+    """Returns the generator of one scene. The seed is last: only it may take more than one 32-bit word."""
     if split not in SPLITS:
-        raise InputError(f'split must be one of {", ".join(SPLITS)}, got {split!r}')
+        raise unknown('split of scenes', split, SPLITS)
     return np.random.default_rng([stream, SPLITS.index(split), index, seed])
 
 
 def _choose_labels(numbers: list[list[float]]) -> list[int]:
-    """Turns two uniform numbers per object into labels: every second one may be the partner of the one before."""
+    """Maps two uniform numbers per object to labels: every second one may be the partner of the one before."""
     labels: list[int] = []
     for i, (pick, together) in enumerate(numbers):
         label = int(pick * len(LABEL_NAMES))
@@ -127,13 +126,13 @@ def _choose_labels(numbers: list[list[float]]) -> list[int]:
 
 
 def _choose_size(band: float, within: float) -> float:
-    """Turns two uniform numbers into a size: a band by its share, then evenly by area within it."""
+    """Maps two uniform numbers to a size: a band by its share, then uniformly by area within the band."""
     low, high = next((low, high) for below, low, high in SIZE_BANDS if band < below)
     return math.sqrt(low * low + within * (high * high - low * low))
 
 
 def _cover(centre: tuple[float, float], size: float, earlier: SceneObject) -> float:
-    """Computes the share of an earlier object's box that a new object's box covers."""
+    """Returns the share of an earlier object's box that the box of a new object covers."""
     reach = _BOX * (size + earlier.size) / 2
     largest = _BOX * min(size, earlier.size)
     width = min(reach - abs(centre[0] - earlier.centre[0]), largest)
@@ -142,19 +141,19 @@ def _cover(centre: tuple[float, float], size: float, earlier: SceneObject) -> fl
 
 
 def _colours(rng: np.random.Generator, count: int, low: int, high: int) -> list[tuple[int, int, int]]:
-    """Picks RGB colours with a luminance between two bounds, or as close to them as 16 trials come."""
+    """Draws RGB colours with a luminance between two bounds, or the closest of 16 trials."""
     candidates = (rng.random((count, 16, 3)) * 256).astype(np.int64)
     luminance = (candidates[..., 0] * 299 + candidates[..., 1] * 587 + candidates[..., 2] * 114) // 1000
     beyond = np.maximum(low - luminance, luminance - high)
-    chosen = np.maximum(beyond, 0).argmin(1)  # the first within the bounds, if there is one
+    chosen = np.maximum(beyond, 0).argmin(1)  # the first within the bounds, if any
     return [tuple(colour) for colour in candidates[np.arange(count), chosen].tolist()]
 
 
 def _background(rng: np.random.Generator, tone: int, image_size: int) -> Image.Image:
-    """Draws what lies behind the objects: glows, patches, lines, specks and stripes, none of them a shape.
+    """Draws glows, patches, lines, specks and stripes behind the objects.
 
-    Their colours are drawn as those of fills and outlines, and their number varies more than that of the objects,
-    which keeps the latter out of the colour statistics.
+    Their colours have the distribution of fills and outlines, and their number varies more than that of the objects:
+    colour statistics do not reveal the objects.
     """
     image = _enlarge(rng.random((3, 3, 3)) * 90 - 45 + tone, image_size)
     glows, patches, lines, specks = (rng.random(4) * (4, 3, 9, 41)).astype(int).tolist()
@@ -184,18 +183,18 @@ def _background(rng: np.random.Generator, tone: int, image_size: int) -> Image.I
 
 
 def _enlarge(grid: np.ndarray, side: int) -> Image.Image:
-    """Makes a smooth image (side, side) through a small grid of values, which are clipped to 0 to 255."""
+    """Enlarges a small grid of values, clipped to 0 to 255, to a smooth image (side, side)."""
     small = Image.fromarray(np.clip(grid, 0, 255).astype(np.uint8))
     return small.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _add(image: Image.Image, values: np.ndarray) -> Image.Image:
-    """Adds one value per pixel (height, width) to all the channels of an image, with saturation."""
+    """Adds one value per pixel (height, width) to all channels of an image, clipped to 0 to 255."""
     return Image.fromarray(np.clip(np.asarray(image) + values.astype(np.int16)[..., None], 0, 255).astype(np.uint8))
 
 
 def _circle(radius: float, x: float = 0.0, start: float = 0.0, stop: float = math.tau) -> list[tuple[float, float]]:
-    """Lists the points of an arc about (x, 0)."""
+    """Returns the points of an arc around (x, 0)."""
     angles = [start + (stop - start) * i / 36 for i in range(37)]
     return [(x + radius * math.cos(a), radius * math.sin(a)) for a in angles]
 
@@ -212,7 +211,7 @@ def _star() -> list[tuple[float, float]]:
 
 
 def _shapes() -> list[list[np.ndarray]]:
-    """Lists the contours (points, 2) of each class, an outside and perhaps a hole, around `AREA_PER_SIZE`."""
+    """Returns the contours (points, 2) of each label, an outline and perhaps a hole, with the area `AREA_PER_SIZE`."""
     arm = [(-0.33, -1), (0.33, -1), (0.33, -0.33)]
     shapes = {
         'arrow': [[(-1, -0.3), (0, -0.3), (0, -0.85), (1, 0), (0, 0.85), (0, 0.3), (-1, 0.3)]],
@@ -234,7 +233,7 @@ def _shapes() -> list[list[np.ndarray]]:
 
 
 def _area(contour: np.ndarray) -> float:
-    """Computes the area within a contour (points, 2)."""
+    """Returns the area within a contour (points, 2)."""
     following = np.roll(contour, -1, axis=0)
     return abs(float(np.sum(contour[:, 0] * following[:, 1] - contour[:, 1] * following[:, 0]))) / 2
 
@@ -244,7 +243,7 @@ _RADII = [float(np.hypot(*shape[0].T).max()) for shape in _SHAPES]
 
 
 def draw(seed: int, index: int, image_size: int, split: str = 'train') -> Image.Image:
-    """Draws a scene as an RGB square of `image_size` pixels; the scene is the same at every size but for its grain.
+    """Draws a scene as an RGB image (image_size, image_size); except for its grain, it is the same at every size.
 
     Raises:
         InputError: `split` is not one of `SPLITS`.
@@ -261,13 +260,13 @@ def draw(seed: int, index: int, image_size: int, split: str = 'train') -> Image.
 
 
 def _stamp(scene_object: SceneObject, image_size: int) -> tuple[tuple[int, int], Image.Image, Image.Image]:
-    """Draws the antialiased masks of one object: their upper left corner, the whole shape, what its outline leaves."""
+    """Draws one object: upper left corner, and antialiased masks of the whole shape and of its inside."""
     size, angle = scene_object.size * image_size, scene_object.angle
     reach = math.ceil(size * _RADII[scene_object.label]) + 1
     x, y = (math.floor(c * image_size) for c in scene_object.centre)
     shift = [(c * image_size % 1 + reach) * _OVERSAMPLE for c in scene_object.centre]
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    # Whole numbers of subpixels: the last bits of a cosine, which differ between machines, do not reach the image.
+    # Rounded to subpixels, since the last bits of a cosine differ between machines.
     contours = [
         [tuple(point) for point in np.rint(c @ turn * (size * _OVERSAMPLE) + shift).astype(int).tolist()]
         for c in _SHAPES[scene_object.label]
@@ -287,10 +286,10 @@ def _stamp(scene_object: SceneObject, image_size: int) -> tuple[tuple[int, int],
 
 @dataclass
 class Scene:
-    """A `datasets` feature that stores the index of a scene and gives its image.
+    """A `datasets` feature that stores the index of a scene and decodes to its image.
 
     Attributes:
-        split: One of `SPLITS`.
+        split: Split, one of `SPLITS`.
         seed: Seed of the data set.
         image_size: Side of the images in pixels.
     """
@@ -307,30 +306,40 @@ class Scene:
         return self.pa_type
 
     def encode_example(self, value: int) -> int:
-        """Stores the index as it is."""
+        """Returns the index unchanged."""
         return value
 
     def decode_example(self, value: int, token_per_repo_id: dict[str, Any] | None = None) -> Image.Image:
-        """Draws the image of an index; the tokens, which `datasets` passes to all features, have no use here."""
+        """Draws the image of an index; the tokens, which `datasets` passes to all features, are ignored."""
         return draw(self.seed, int(value), self.image_size, self.split)
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter('ignore', UserWarning)  # it says on each call that it is experimental
+    warnings.simplefilter('ignore', UserWarning)  # each call warns that it is experimental
     register_feature(Scene, 'Scene')
 
 
 def load(split: str, size: int = DEFAULT_SIZE, image_size: int = 128, seed: int = 0) -> datasets.Dataset:
-    """Makes a data set of scenes 0 to `size` - 1 of a split; the splits of a seed share no scene.
+    """Returns a data set of the scenes 0 to `size` - 1 of a split; the splits of a seed share no scene.
 
-    Columns: `image` (a PIL image, drawn when read), `labels` (sorted, distinct), `ignore` (empty), `area` (per
-    label, that of its largest object as a share of the image, before occlusion) and `image_id` (`train-7` say).
+    Images are drawn when read. Areas are those of whole shapes, including hidden parts; `image_id` is e.g. `train-7`.
+
+    Args:
+        split: Split, one of `SPLITS`.
+        size: Number of scenes.
+        image_size: Side of the images in pixels.
+        seed: Seed of the data set.
 
     Raises:
-        InputError: `split` is not one of `SPLITS`, or `size` is less than 1.
+        InputError: The split is unknown, or the size is less than 1.
+
+    Example:
+        >>> row = load('train', size=1)[0]
+        >>> [LABEL_NAMES[label] for label in row['labels']]
+        ['bolt', 'cross', 'hourglass', 'square', 'star']
     """
     if size < 1:
-        raise InputError(f'size must be at least 1, got {size}')
+        raise InputError(f'size is {size}: must be at least 1.')
     largest: list[dict[int, float]] = []
     for index in range(size):
         areas: dict[int, float] = {}

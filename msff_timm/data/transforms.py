@@ -1,4 +1,4 @@
-"""From an image to a batch: the augmentation of section 4.3, and the checkpoint's own preprocessing."""
+"""Transforms from images to pixels: the training augmentation of section 4.3, and the preprocessing of a model."""
 
 import math
 import re
@@ -28,40 +28,40 @@ __all__ = [
     'train_transform',
 ]
 
-# Of RandAugment's rotations, shears and shifts: torchvision's default too, and three times as fast as timm's choice at
-# random between bilinear and bicubic.
+# Interpolation of the rotations, shears and shifts of RandAugment: the default of torchvision, and three times as fast
+# as the random choice of bilinear or bicubic in timm.
 GEOMETRY = Image.Resampling.NEAREST
 
-# Stricter than timm, which passes over sections that it does not know and stops at others without a word.
+# Stricter than timm, which ignores unknown sections and fails on others without a message.
 RAND_AUGMENT = re.compile(
     r'rand(-(m\d+|n[1-9]|p(0(\.\d+)?|1(\.0+)?)|mstd\d+(\.\d+)?|mmax\d+|inc[01]|t(weights|3aw?)))*'
 )
 
 
 def eval_transform(data_config: dict, as_bytes: bool = False) -> transforms.Compose:
-    """Builds a checkpoint's own preprocessing from what `timm.data.resolve_model_data_config` gives.
+    """Returns the preprocessing of a model.
 
     Args:
-        data_config: Configuration as timm gives it; for one channel, images turn gray.
-        as_bytes: Leave normalisation to `Normalize`, and give an array of bytes (C, H, W).
+        data_config: Configuration of `timm.data.resolve_model_data_config`. With one channel, images become gray.
+        as_bytes: Whether to return an array of bytes (C, H, W) and leave the normalisation to `Normalize`.
 
     Raises:
-        InputError: It is for another number of channels than 1 or 3.
+        InputError: The model has neither 1 nor 3 input channels.
     """
     channels = data_config['input_size'][0]
     if channels not in (1, 3):
         raise InputError(
-            f'the model takes {channels} channels, and images are read with 3, or 1 of gray: give it tensors in Python.'
+            f'the model takes {channels} channels, and images are read with 3 (or 1 for gray): call it with tensors.'
         )
     transform = create_transform(**data_config, is_training=False, use_prefetcher=as_bytes)
     return transform if channels == 3 else transforms.Compose([transforms.Grayscale(), *transform.transforms])
 
 
 class Normalize(nn.Module):
-    """Maps images of bytes to a model's input, on the device where they are: bytes take a quarter of the way there.
+    """Maps bytes to the input of a model, on their device: bytes are copied there four times as fast as floats.
 
     Args:
-        data_config: As for `eval_transform`; its mean and std are used.
+        data_config: As for `eval_transform`; only its mean and std are used.
     """
 
     def __init__(self, data_config: dict):
@@ -71,22 +71,22 @@ class Normalize(nn.Module):
         self.register_buffer('shift', -mean / std, persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Maps bytes (B, C, H, W) to floats of the same shape and layout."""
+        """Maps bytes (B, C, H, W) to floats of the same shape and memory format."""
         return pixels.to(torch.float32).mul_(self.scale).add_(self.shift)
 
 
 class TrainTransform:
-    """Resizes an image to the model's input, or a crop of it, and augments it; `Normalize` does the rest.
+    """Resizes an image or a crop of it to the input size of a model and augments it; `Normalize` does the rest.
 
     Args:
-        data_config: As for `eval_transform`; its size and interpolation are used.
-        augment: From an image to an image, or None.
-        cutout: Applied to the bytes (C, H, W), or None.
-        crop: From an image of any size to one of the model's input, in place of the resizing, or None.
+        data_config: As for `eval_transform`; only its size and interpolation are used.
+        augment: Map from an image to an image, or None.
+        cutout: Map of the bytes (C, H, W), or None.
+        crop: Map from an image of any size to one of the input size, which replaces the resizing, or None.
 
     Attributes:
         input_size: Height and width of the result.
-        decode_size: Height and width that the image needs to have for it: what `open_image` takes as `at_least`.
+        decode_size: Height and width that the image needs, `at_least` of `open_image`.
     """
 
     def __init__(
@@ -102,12 +102,12 @@ class TrainTransform:
         self.cutout = cutout
         self.crop = crop
         if crop:
-            # So large that the shorter side of the smallest crop is not enlarged.
+            # Large enough that the shorter side of the smallest crop is not enlarged.
             share = math.sqrt(crop.scale[0] * min(crop.ratio[0], 1 / crop.ratio[1], 1))
             self.decode_size = tuple(math.ceil(side / share) for side in self.input_size)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """Maps an image in RGB to bytes (C, H, W)."""
+        """Maps an RGB image to bytes (C, H, W)."""
         if self.crop:
             image = self.crop(image)
         elif image.size != self.input_size[::-1]:
@@ -118,8 +118,8 @@ class TrainTransform:
         return self.cutout(pixels) if self.cutout else pixels
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        # PyTorch's resizing of bytes is Pillow's, to one level of rounding, in a third of the time; not so its bicubic,
-        # which is up to 11 levels away at sharp edges.
+        # PyTorch resizes bytes in a third of the time and agrees with Pillow up to one level of rounding. Its bicubic
+        # resizing does not: it differs by up to 11 levels at sharp edges.
         if self.interpolation != InterpolationMode.BILINEAR:
             return transforms.functional.resize(image, self.input_size, self.interpolation)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -136,25 +136,25 @@ def train_transform(
     crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
     color_jitter: float = 0.0,
 ) -> TrainTransform:
-    """Builds the training transform: the evaluation's resizing, then RandAugment and Cutout (section 4.3).
+    """Returns the training transform: resizing as in evaluation, then RandAugment and Cutout (section 4.3).
 
-    What the paper has not is off by default, and in the order of timm's `transforms_imagenet_train`: crop, flip,
-    RandAugment, colour, Cutout.
+    Augmentations beyond the paper are off by default. The order is that of `transforms_imagenet_train` of timm: crop,
+    flip, RandAugment, colour, Cutout.
 
     Args:
         data_config: As for `eval_transform`; its size, interpolation, mean and std are used.
-        rand_augment: timm's RandAugment string, or None for no augmentation of colour and shape.
-        cutout: Side of Cutout's hole relative to the image's, 0 for none.
-        hflip: Probability of the mirror image.
-        crop_scale: Lowest and highest share of the image's area that a crop has, which is resized to the model's input;
-            None to resize the whole image. The labels stay those of the whole image.
-        crop_ratio: Lowest and highest ratio of a crop's width to its height.
-        color_jitter: Largest relative change of brightness, contrast and saturation, 0 for none.
+        rand_augment: RandAugment string of timm, or None.
+        cutout: Side of the hole of Cutout relative to that of the image; 0 for none.
+        hflip: Probability of a horizontal flip.
+        crop_scale: Smallest and largest relative area of a random crop, which is resized to the input size; None to
+            resize the whole image. A crop keeps the labels of the whole image.
+        crop_ratio: Smallest and largest aspect ratio (width to height) of a crop.
+        color_jitter: Largest relative change of brightness, contrast and saturation; 0 for none.
 
     Raises:
-        InputError: The RandAugment string is not as timm has it.
+        InputError: The RandAugment string is invalid.
     """
-    # What geometric operations uncover and Cutout covers has the mean colour, which is 0 after normalisation.
+    # The mean colour, which is 0 after normalisation, fills what geometric operations uncover and Cutout covers.
     fill = tuple(round(255 * m) for m in data_config['mean'])
     crop, steps = None, []
     if crop_scale:
@@ -165,7 +165,7 @@ def train_transform(
     if rand_augment:
         if not RAND_AUGMENT.fullmatch(rand_augment):
             raise InputError(
-                f"data.rand_augment is {rand_augment!r}: must be as timm has it, 'rand-m9-n2-mstd0.5' say."
+                f"data.rand_augment is {rand_augment!r}: must be a string of timm, e.g. 'rand-m9-n2-mstd0.5'."
             )
         steps.append(rand_augment_transform(rand_augment, {'img_mean': fill, 'interpolation': GEOMETRY}))
     if color_jitter:
@@ -183,7 +183,7 @@ def describe_transforms(
     crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
     color_jitter: float = 0.0,
 ) -> dict:
-    """Records what `train_transform` does with the same arguments, as JSON values."""
+    """Returns a description of `train_transform` with the same arguments, as JSON values."""
     return {
         'resize': 'random_resized_crop' if crop_scale else 'squash',
         'crop_scale': crop_scale and list(crop_scale),
@@ -201,7 +201,7 @@ class Cutout:
     """Fills one square, centred anywhere in the image, with a colour (https://arxiv.org/abs/1708.04552).
 
     Args:
-        relative_side: Of the square, as a share of the image's.
+        relative_side: Side of the square relative to that of the image.
         fill: Colour in bytes (C,).
     """
 
@@ -209,10 +209,10 @@ class Cutout:
         self.relative_side = relative_side
         self.fill = torch.tensor(fill, dtype=torch.uint8)[:, None, None]
 
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """Fills the square in an image of bytes (C, H, W), in place."""
-        height, width = image.shape[-2:]
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Fills the square in bytes (C, H, W), in place."""
+        height, width = pixels.shape[-2:]
         half_h, half_w = round(height * self.relative_side / 2), round(width * self.relative_side / 2)
         y, x = int(torch.randint(height, ())), int(torch.randint(width, ()))
-        image[:, max(y - half_h, 0) : y + half_h, max(x - half_w, 0) : x + half_w] = self.fill
-        return image
+        pixels[:, max(y - half_h, 0) : y + half_h, max(x - half_w, 0) : x + half_w] = self.fill
+        return pixels

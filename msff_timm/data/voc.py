@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 and 2012 in their official layout, and data of your own in the same layout."""
+"""Reader of PASCAL VOC 2007 and 2012 in their official layout, and of your own data in the same layout."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from datasets import Dataset
 from ..errors import InputError, unknown
 from ..labels import VOC_LABELS
 from .records import Records, cached, make_warning
-from .text import is_one_line, list_folder, quote
+from .text import is_one_line, join_names, list_folder, quote
 from .voc_files import VocObject, find_base, find_images, read_ids, read_objects, read_states
 from .voc_submission import check_submission, write_submission
 
@@ -19,8 +19,7 @@ __all__ = ['LABEL_NAMES', 'check_submission', 'load', 'write_submission']
 
 LABEL_NAMES = VOC_LABELS
 SPLITS = {'train': 'train', 'validation': 'val', 'trainval': 'trainval', 'test': 'test'}
-UNKNOWN = np.inf  # area of an object: whatever the others have, the largest is unknown
-MOST_NAMES = 20  # in a message
+UNKNOWN = np.inf  # area of an object; the largest of several is then unknown too
 
 
 def load(
@@ -31,42 +30,40 @@ def load(
     label_names: Sequence[str] | None = None,
     missing: str | None = None,
 ) -> Dataset:
-    """Reads one split of VOC; `msff_timm.data.load` tells the columns.
+    """Loads one split of VOC.
 
-    The class files decide which labels are present. The area of a label is that of its largest bounding box in the
-    XML, relative to the image, of objects that are not difficult if there are any; it is unknown where the XML is
-    missing or odd. Rows are in the order of the split's file. A test split without class files (VOC2012's are not
-    public), and without an XML file for each image, is for prediction only: all its labels are in `ignore`.
+    The class files decide which labels are present. The area of a label is that of its largest box in the XML,
+    preferably of an object that is not difficult; it is unknown without valid XML. Images are in the order of the split
+    file. A test split without class files (those of VOC 2012 are not public) and without XML for each image is for
+    prediction only: all its labels are masked.
 
-    Data of your own in this layout load too. An image may have any suffix that Pillow reads. Class files may have names
-    of your own, `helmet_train.txt`; where there are none at all, the XML decides which labels are present. Labels are
-    VOC's 20 unless the class files or the XML have others; then they are all of these, sorted, and the same in each
-    split. A warning names them.
+    Your own data may have images with any suffix that Pillow reads, and class files of your own labels, e.g.
+    `helmet_train.txt`. Without any class files, the XML decides which labels are present. The labels are those of VOC,
+    unless all class files or the XML name others: then they are all of these, sorted, the same in each split, and a
+    warning lists them.
 
     Args:
         name: `voc2007` or `voc2012`.
         split: `train`, `validation`, `trainval` or `test`.
-        root: The folder `VOC{year}`, `VOCdevkit` or the one that holds `VOCdevkit`.
-        difficult: What a label counts as where all its objects are difficult: `ignore` (neither present nor absent, as
-            VOC's own evaluation has it), `negative` or `positive`.
-        label_names: Names in the order of the logits; None to find them.
-        missing: Treatment of images without a file and, where there are no class files, of those without XML: `skip` or
-            `error`; None for `skip` in `train` and `trainval`.
+        root: Folder `VOC{year}`, `VOCdevkit`, or the one that contains `VOCdevkit`.
+        difficult: As for `msff_timm.data.load`.
+        label_names: As for `msff_timm.data.load`.
+        missing: As for `msff_timm.data.load`. Without class files, images without XML count as missing too.
 
     Raises:
-        InputError: The root is not VOC's, or a file is not as it should be; the message names it and the line.
+        InputError: The root is not that of VOC, or a file is invalid; the message names file and line.
     """
     year = name.removeprefix('voc')
     if split not in SPLITS:
         raise unknown(f'split of {name}', split, SPLITS)
     if not root:
-        raise InputError(f'{name} needs data.root: the folder VOC{year}, or VOCdevkit.')
+        raise InputError(f'{name} needs data.root: set it to the folder VOC{year}, or VOCdevkit.')
     base = find_base(year, root)
     files = _find_files(base, year, split, label_names)
     decisive = (files.split_file, *files.class_files, *files.xml_files.values())
     for path in decisive:
         if not os.access(path, os.R_OK):
-            raise InputError(f'{path}: may not be read.')
+            raise InputError(f'{path}: permission denied.')
     return cached(
         lambda: _read(files, difficult, split, missing),
         decisive,
@@ -82,18 +79,18 @@ def load(
 
 @dataclass
 class _Files:
-    """The files of a split.
+    """Files of a split.
 
     Attributes:
-        split_file: The list of images.
-        lines: Line of each id in it.
+        split_file: List of the images.
+        lines: Line of each image id in it.
         image_folder: Folder of the images.
-        images: Name of the file of each id that has one.
-        xml_files: By the name without suffix: of the split, or of all splits where they decide the labels' names.
-        class_files: Class files in the order of `label_names`; empty where there are none.
-        label_names: None where the XML decides.
-        has_labels: True where something shows which labels are present.
-        notes: Lines on what was found out about the labels.
+        images: File name of each image id that has a file.
+        xml_files: XML file of each image id; of all splits if they determine the label names.
+        class_files: Class files in the order of `label_names`; empty if there are none.
+        label_names: Label names; None if the XML determines them.
+        has_labels: True if class files or XML show which labels are present.
+        notes: Remarks on the labels.
     """
 
     split_file: Path
@@ -112,7 +109,7 @@ def _find_files(base: Path, year: str, split: str, label_names: Sequence[str] | 
     split_file = main / f'{part}.txt'
     if not split_file.is_file():
         raise InputError(
-            f'{split_file}: is missing; unpack VOC {year} {split} into {base} (found: {list_folder(main)}).'
+            f'{split_file}: is missing (found: {list_folder(main)}): unpack VOC {year} {split} into {base}.'
         )
     names, class_files, notes = _find_class_files(main, part, label_names)
     lines = read_ids(split_file)
@@ -122,17 +119,20 @@ def _find_files(base: Path, year: str, split: str, label_names: Sequence[str] | 
     for image_id in lines:
         candidates = found.get(image_id, [])
         if len(candidates) > 1 and candidates[0] != f'{image_id}.jpg':
-            raise InputError(f'{image_folder}: holds {" and ".join(map(quote, candidates[:2]))}; remove one of them.')
+            both = ' and '.join(map(quote, candidates[:2]))
+            raise InputError(f'{image_folder}: contains {both}: remove one of them.')
         if candidates:
             images[image_id] = candidates[0]
     ids = sorted(path[:-4] for path in os.listdir(xml_folder) if path.endswith('.xml')) if xml_folder.is_dir() else []
     xml_files = {image_id: xml_folder / f'{image_id}.xml' for image_id in ids}
     has_labels = bool(class_files) or any(image_id in xml_files for image_id in lines)
     if split == 'test' and not class_files:
-        # Of VOC2012's test images some have XML, of persons' parts.
+        # Some test images of VOC 2012 have XML, of body parts.
         has_labels = all(image_id in xml_files for image_id in lines)
     elif not has_labels:
-        raise InputError(f'{main}: holds no class file, *_{part}.txt, nor {xml_folder} any XML of the images.')
+        raise InputError(
+            f'{main}: contains no class files (*_{part}.txt), and {xml_folder} contains no XML of the images.'
+        )
     if class_files or names is not None:
         xml_files = {image_id: xml_files[image_id] for image_id in lines if image_id in xml_files and has_labels}
     return _Files(split_file, lines, image_folder, images, xml_files, class_files, names, has_labels, notes)
@@ -141,34 +141,36 @@ def _find_files(base: Path, year: str, split: str, label_names: Sequence[str] | 
 def _find_class_files(
     main: Path, part: str, label_names: Sequence[str] | None
 ) -> tuple[list[str] | None, list[Path], list[str]]:
-    """Finds the names of the labels and the class files of a split, and notes what is not VOC's."""
+    """Returns the label names and the class files of a split, and remarks on labels that are not those of VOC."""
     if label_names is not None and (not label_names or len(set(label_names)) < len(label_names)):
-        raise InputError(f'label_names are {quote(list(label_names))}: each label needs a name of its own.')
+        raise InputError(f'label_names is {quote(list(label_names))}: each label needs a name of its own.')
     entries = os.listdir(main)
-    there = {
+    stems = {
         each: {entry.removesuffix(f'_{each}.txt') for entry in entries if entry.endswith(f'_{each}.txt')}
         for each in SPLITS.values()
     }
-    everywhere = {stem for stems in there.values() for stem in stems if stem and is_one_line(stem)}
+    everywhere = {stem for found in stems.values() for stem in found if stem and is_one_line(stem)}
     names = list(label_names or ())
     if not names and everywhere:
         names = list(LABEL_NAMES) if everywhere >= set(LABEL_NAMES) else sorted(everywhere)
         if everywhere < set(LABEL_NAMES):
             raise InputError(
-                f"{main}: holds class files of {len(names)} of VOC's 20 labels ({', '.join(names)}); add the others, or"
-                ' set label_names to these.'
+                f'{main}: contains class files of only {len(names)} of the 20 labels of VOC ({", ".join(names)}): add'
+                ' the others, or set label_names to these.'
             )
     if not everywhere.intersection(names):
         return names or None, [], []
-    absent = [name for name in names if name not in there[part]]
+    absent = [name for name in names if name not in stems[part]]
     if absent and (part != 'test' or len(absent) < len(names)):
         path = main / f'{absent[0]}_{part}.txt'
-        raise InputError(f'{path}: is missing, as {len(absent)} of the {len(names)} class files of this split.')
+        raise InputError(f'{path}: is missing, as are {len(absent)} of the {len(names)} class files of this split.')
     notes = []
     if label_names is None:
-        others = sorted(there[part].difference(names))
-        notes += [f'the labels are those of the class files, {_listed(names)}'] if names != list(LABEL_NAMES) else []
-        notes += [f"class files beside VOC's 20 are not used: {_listed(others)}; set label_names"] if others else []
+        others = sorted(stems[part].difference(names))
+        if names != list(LABEL_NAMES):
+            notes.append(f'the labels are those of the class files: {_join(names)}')
+        if others:
+            notes.append(f'class files of other labels are not used: {_join(others)}; set label_names to use them')
     return names, [] if absent else [main / f'{name}_{part}.txt' for name in names], notes
 
 
@@ -185,36 +187,38 @@ def _read(files: _Files, difficult: str, split: str, missing: str | None) -> Rec
     else:
         names = files.label_names or _names_of(objects)
         if not names:
-            raise InputError(f'{files.split_file}: there are no class files, and the XML has no object with a name.')
-        notes.append(f'there are no class files, the XML decides: the labels are {_listed(names)}')
+            raise InputError(f'{files.split_file}: there are no class files, and the XML names no objects.')
+        notes.append(f'there are no class files, so the XML decides: the labels are {_join(names)}')
     number_of = {name: label for label, name in enumerate(names)}
 
-    rows = [image_id for image_id in files.lines if image_id in files.images]
-    gone = [image_id for image_id in files.lines if image_id not in files.images]
-    if gone:
-        where = f'line {files.lines[gone[0]]}, {quote(gone[0])}'
-        lost.append(f'images that are not in {files.image_folder}: {len(gone)} of {len(files.lines)} ({where})')
+    image_ids = [image_id for image_id in files.lines if image_id in files.images]
+    absent = [image_id for image_id in files.lines if image_id not in files.images]
+    if absent:
+        where = f'line {files.lines[absent[0]]}, {quote(absent[0])}'
+        lost.append(f'images that are not in {files.image_folder}: {len(absent)} of {len(files.lines)} ({where})')
     if not files.has_labels:
         states = None
     elif files.class_files:
-        order = {image_id: row for row, image_id in enumerate(files.lines)}
+        row_of = {image_id: row for row, image_id in enumerate(files.lines)}
         columns = [read_states(path, files.split_file, files.lines) for path in files.class_files]
-        states = np.stack(columns, axis=1)[[order[image_id] for image_id in rows]]
+        states = np.stack(columns, axis=1)[[row_of[image_id] for image_id in image_ids]]
     else:
-        bare = [image_id for image_id in rows if image_id not in objects]
+        bare = [image_id for image_id in image_ids if image_id not in objects]
         if bare:
-            lost.append(f'images without XML that can be read: {len(bare)} of {len(files.lines)} ({quote(bare[0])})')
-            rows = [image_id for image_id in rows if image_id in objects]
-        nameless = [image_id for image_id in rows if any(each.name is None for each in objects[image_id])]
+            lost.append(f'images without valid XML: {len(bare)} of {len(files.lines)} ({quote(bare[0])})')
+            image_ids = [image_id for image_id in image_ids if image_id in objects]
+        nameless = [image_id for image_id in image_ids if any(each.name is None for each in objects[image_id])]
         if nameless:
             lost.append(f'objects without a name in {len(nameless)} images ({quote(nameless[0])})')
-        states = np.array([_states_of(objects[image_id], number_of, files.xml_files[image_id]) for image_id in rows])
-    if not rows:
+        states = np.array(
+            [_states_of(objects[image_id], number_of, files.xml_files[image_id]) for image_id in image_ids]
+        )
+    if not image_ids:
         raise InputError(f'{files.split_file}: {"; ".join(lost)}.')
 
     labels, ignore, areas = [], [], []
     disagreements, unknown_areas = [], []
-    for row, image_id in enumerate(rows if files.has_labels else ()):
+    for row, image_id in enumerate(image_ids if files.has_labels else ()):
         easy, hard = _largest(objects.get(image_id, ()), number_of)
         present, unsure = (np.flatnonzero(states[row] == state).tolist() for state in (1, 0))
         if image_id in objects:
@@ -223,28 +227,27 @@ def _read(files: _Files, difficult: str, split: str, missing: str | None) -> Rec
         labels.append(sorted(present + unsure) if difficult == 'positive' else present)
         ignore.append(unsure if difficult == 'ignore' else [])
         found = [easy.get(label, hard.get(label, UNKNOWN)) for label in labels[-1]]
-        areas.append([np.nan if area == UNKNOWN else area for area in found])
         if UNKNOWN in found:
             unknown_areas.append(image_id)
-        if found.count(UNKNOWN) == len(found):
-            areas[-1] = []
+        is_unknown = found.count(UNKNOWN) == len(found)
+        areas.append([] if is_unknown else [np.nan if area == UNKNOWN else area for area in found])
     if not files.has_labels:
-        labels, areas = [[] for _ in rows], [[] for _ in rows]
-        ignore = [list(range(len(names))) for _ in rows]
+        labels, areas = [[] for _ in image_ids], [[] for _ in image_ids]
+        ignore = [list(range(len(names))) for _ in image_ids]
     if disagreements:
         image_id, label = disagreements[0]
         notes.append(
-            f'{files.class_files[label].name} and {files.xml_files[image_id]} do not agree on {names[label]}, as'
-            f' {len(disagreements)} labels in all, and the class files decide'
+            f'{len(disagreements)} labels of class files and XML disagree, e.g. {names[label]} in'
+            f' {files.class_files[label].name} and {files.xml_files[image_id]}; the class files decide'
         )
     if unknown_areas:
-        first = quote(unknown_areas[0])
-        notes.append(f'areas of labels are unknown in {len(unknown_areas)} of {len(rows)} images ({first}, e.g.)')
+        count = f'{len(unknown_areas)} of {len(image_ids)} images'
+        notes.append(f'areas of labels are unknown in {count} (e.g. {quote(unknown_areas[0])})')
     if faults:
         notes.append(f'{len(faults)} XML files cannot be read ({faults[0].removesuffix(".")})')
-    images = [str(files.image_folder / files.images[image_id]) for image_id in rows]
-    note = make_warning(files.split_file, lost, notes, split, missing)
-    return Records(names, images, labels, ignore, areas, rows, warning=note)
+    images = [str(files.image_folder / files.images[image_id]) for image_id in image_ids]
+    warning = make_warning(files.split_file, lost, notes, split, missing)
+    return Records(names, images, labels, ignore, areas, image_ids, warning)
 
 
 def _names_of(objects: dict[str, list[VocObject]]) -> list[str]:
@@ -252,14 +255,12 @@ def _names_of(objects: dict[str, list[VocObject]]) -> list[str]:
     return list(LABEL_NAMES) if found and found <= set(LABEL_NAMES) else sorted(found)
 
 
-def _listed(names: Sequence[str]) -> str:
-    if list(names) == list(LABEL_NAMES):
-        return "VOC's 20"
-    return ', '.join(names[:MOST_NAMES]) + (f', ... ({len(names)} in all)' if len(names) > MOST_NAMES else '')
+def _join(names: Sequence[str]) -> str:
+    return 'the 20 of VOC' if list(names) == list(LABEL_NAMES) else join_names(names)
 
 
 def _largest(objects: Sequence[VocObject], number_of: dict[str, int]) -> tuple[dict[int, float], dict[int, float]]:
-    """Finds the largest area by label, of objects that are not difficult and of those that are."""
+    """Returns the largest area of each label, once of objects that are not difficult and once of those that are."""
     easy: dict[int, float] = {}
     hard: dict[int, float] = {}
     for each in objects:
@@ -271,7 +272,7 @@ def _largest(objects: Sequence[VocObject], number_of: dict[str, int]) -> tuple[d
 
 
 def _states_of(objects: Sequence[VocObject], number_of: dict[str, int], xml_file: Path) -> np.ndarray:
-    """Tells from the objects what class files would: 1, 0 or -1 for each label."""
+    """Returns the state of each label as class files have it: 1 present, -1 absent, 0 in difficult objects only."""
     states = np.full(len(number_of), -1, np.int8)
     for each in objects:
         if each.name is not None and each.name not in number_of:

@@ -1,4 +1,4 @@
-"""The files of PASCAL VOC's layout, and of what other tools write in it: lists of images, class files and XML."""
+"""Files of the PASCAL VOC layout, official or from other tools: lists of images, class files and XML."""
 
 import json
 import math
@@ -29,10 +29,10 @@ __all__ = [
 ]
 
 STATES = {'1': 1, '-1': -1, '0': 0}  # present, absent, present in difficult objects only
-MOST_PIXELS = 1_000_000  # of a coordinate: more is a slip
+MAX_SIDE = 1_000_000  # pixels; a larger number is an error in the file
 DECLARED = re.compile(r'<\?xml[^>]*?encoding\s*=\s*["\']([\w.:-]+)["\']', re.ASCII)
 DIFFICULT = ('1', 'true', 'yes')
-REPLACED = '\ufffd'  # in the place of bytes that are not of the encoding
+REPLACED = '\ufffd'  # stands for bytes that are invalid in the encoding
 
 Box = tuple[float, float, float, float]
 
@@ -42,9 +42,9 @@ class VocObject:
     """An object in an image.
 
     Attributes:
-        name: Name of its label; None where the XML has none that can be read.
-        is_difficult: True where it is marked so.
-        area: Area of its box, relative to the image; NaN where it is unknown.
+        name: Label name; None if it is missing or invalid.
+        is_difficult: True if the object is marked as difficult.
+        area: Area of its box relative to the image; NaN if it is unknown.
     """
 
     name: str | None
@@ -56,11 +56,12 @@ class VocObject:
 class VocBoxes:
     """The boxes of an image.
 
-    Each is (left, top, right, bottom) in pixels counted from 0, within the image; right and bottom are not part of it.
+    A box is (left, top, right, bottom) in pixels, counted from 0 and clipped to the image; right and bottom are
+    exclusive.
 
     Attributes:
         width: Width of the image in pixels.
-        height: Height of it.
+        height: Height of the image in pixels.
         easy: Boxes of objects that are not difficult, by label name.
         difficult: Boxes of difficult objects, by label name.
     """
@@ -72,22 +73,22 @@ class VocBoxes:
 
 
 def find_base(year: str, root: str) -> Path:
-    """Finds the folder `VOC{year}`: the root itself, in it, or in `VOCdevkit` in it."""
+    """Returns the folder `VOC{year}`: the root itself, or the folder in it or in its `VOCdevkit`."""
     base = Path(os.path.abspath(root))
     another_year = re.fullmatch(r'VOC\d{4}', base.name) and base.name != f'VOC{year}'
     for folder in (base, base / f'VOC{year}', base / 'VOCdevkit' / f'VOC{year}'):
         if (folder / 'ImageSets' / 'Main').is_dir() and not (another_year and folder == base):
             return folder
     raise InputError(
-        f'{root} is not the root of VOC {year}: ImageSets/Main is neither in it nor in VOC{year} or'
-        f' VOCdevkit/VOC{year} in it (found: {list_folder(root)}).'
+        f'{root}: neither it nor its VOC{year} or VOCdevkit/VOC{year} contains ImageSets/Main (found:'
+        f' {list_folder(root)}): set data.root to the root of VOC {year}.'
     )
 
 
 def find_images(folder: Path) -> dict[str, list[str]]:
-    """Lists the image files of a folder by their id, the name without suffix; VOC's own `.jpg` comes first."""
+    """Returns the image files of a folder by id, which is the name without suffix; `.jpg` comes first."""
     if not folder.is_dir():
-        raise InputError(f'{folder}: is missing; the images belong there (found: {list_folder(folder.parent)}).')
+        raise InputError(f'{folder}: is missing (found: {list_folder(folder.parent)}): move the images to this folder.')
     suffixes = Image.registered_extensions()
     names = defaultdict(list)
     with os.scandir(folder) as entries:
@@ -99,50 +100,52 @@ def find_images(folder: Path) -> dict[str, list[str]]:
 
 
 def read_ids(split_file: Path) -> dict[str, int]:
-    """Reads the split's ids with their lines, in the file's order."""
+    """Returns the line of each image id of a split, in the order of the file."""
     lines: dict[str, int] = {}
     for number, words in _lines(split_file):
         if len(words) != 1:
-            raise InputError(f'{split_file}: line {number} is {quote(" ".join(words))}, not one id.')
+            raise InputError(f'{split_file}: line {number} is {quote(" ".join(words))}: must be one image id.')
         if os.path.basename(words[0]) != words[0]:
-            raise InputError(f'{split_file}: line {number} has {quote(words[0])}, which leads to another folder.')
+            raise InputError(f'{split_file}: line {number} has {quote(words[0])}: must not be a path.')
         if words[0] in lines:
-            raise InputError(f'{split_file}: line {number} has {quote(words[0])} again, as in line {lines[words[0]]}.')
+            raise InputError(f'{split_file}: line {number} repeats {quote(words[0])} of line {lines[words[0]]}.')
         lines[words[0]] = number
     if not lines:
-        raise InputError(f'{split_file}: holds no id.')
+        raise InputError(f'{split_file}: contains no image ids.')
     return lines
 
 
 def read_states(class_file: Path, split_file: Path, lines: dict[str, int]) -> np.ndarray:
-    """Reads a class file: 1, 0 or -1 for each image of the split, in the split's order."""
+    """Reads a class file: the state of each image in the order of the split (1 present, 0 difficult, -1 absent)."""
     states: dict[str, int] = {}
     for number, words in _lines(class_file):
         if len(words) != 2:
-            raise InputError(f'{class_file}: line {number} is {quote(" ".join(words))}, not an id and 1, 0 or -1.')
+            raise InputError(
+                f'{class_file}: line {number} is {quote(" ".join(words))}: must be an image id and 1, 0 or -1.'
+            )
         image_id, state = words
         if state not in STATES:
-            raise InputError(f'{class_file}: line {number} has {quote(state)}, not 1, 0 or -1.')
+            raise InputError(f'{class_file}: line {number} has {quote(state)}: must be 1, 0 or -1.')
         if image_id not in lines:
             raise InputError(f'{class_file}: line {number} has {quote(image_id)}, which is not in {split_file}.')
         if image_id in states:
-            raise InputError(f'{class_file}: line {number} has {quote(image_id)} again.')
+            raise InputError(f'{class_file}: line {number} repeats {quote(image_id)}.')
         states[image_id] = STATES[state]
     for image_id, line in lines.items():
         if image_id not in states:
             raise InputError(
-                f'{class_file}: lacks {quote(image_id)}, line {line} of {split_file}; add a line with 1, 0 or -1.'
+                f'{class_file}: lacks {quote(image_id)} of line {line} of {split_file}: add it with 1, 0 or -1.'
             )
     return np.array([states[image_id] for image_id in lines], np.int8)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Gives the number and the words of each line that is not blank."""
+    """Yields number and words of each line that is not blank."""
     try:
         content = path.read_bytes()
         text = content.decode('utf-16' if content[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
     except UnicodeDecodeError as e:
-        raise InputError(f'{path}: is not UTF-8 ({e}); save it as UTF-8.') from None
+        raise InputError(f'{path}: is not UTF-8 ({e}): save it as UTF-8.') from None
     except OSError as e:
         raise InputError(f'{path}: cannot be read ({e.strerror}).') from None
     for number, line in enumerate(text.split('\n'), 1):
@@ -153,11 +156,11 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 def read_objects(xml_file: Path) -> list[VocObject]:
     """Reads the objects of an image.
 
-    VOC counts pixels from 1 and counts both corners in, so a box is xmax - xmin + 1 wide; what juts out of the image
-    does not count.
+    VOC counts pixels from 1 and includes both corners, so a box is xmax - xmin + 1 wide. Boxes are clipped to the
+    image.
 
     Raises:
-        InputError: There is no such file, or it is not the XML of VOC.
+        InputError: The file is missing, or is not XML of VOC.
     """
     width, height, found = _read_annotation(xml_file)
     objects = []
@@ -171,14 +174,14 @@ def read_objects(xml_file: Path) -> list[VocObject]:
 
 
 def read_boxes(xml_file: Path) -> VocBoxes:
-    """Reads the boxes of an image by label; objects whose name or box cannot be read are left out.
+    """Reads the boxes of an image by label; skips objects without a valid name or box.
 
     Raises:
-        InputError: There is no such file, it is not the XML of VOC, or it lacks the size of the image.
+        InputError: The file is missing, is not XML of VOC, or lacks the size of the image.
     """
     width, height, found = _read_annotation(xml_file)
     if not (width >= 1 and height >= 1):
-        raise InputError(f'{xml_file}: lacks the size of the image; give its width and height in pixels.')
+        raise InputError(f'{xml_file}: lacks the size of the image: add its width and height in pixels.')
     easy: dict[str, list[Box]] = {}
     difficult: dict[str, list[Box]] = {}
     for name, is_difficult, box in found:
@@ -188,42 +191,42 @@ def read_boxes(xml_file: Path) -> VocBoxes:
 
 
 def _read_annotation(xml_file: Path) -> tuple[float, float, list[tuple[str | None, bool, Box | None]]]:
-    """Reads width and height of an image, and the name, the difficulty and the box of each object."""
+    """Returns width and height of an image, and name, difficulty and box of each object."""
     try:
         root = _parse(_decode(xml_file.read_bytes()))
     except OSError as e:
         raise InputError(f'{xml_file}: cannot be read ({e.strerror}).') from None
     except (expat.ExpatError, ValueError, LookupError) as e:
-        raise InputError(f'{xml_file}: is not the XML of VOC ({" ".join(str(e).split())}).') from None
+        raise InputError(f'{xml_file}: is not XML of VOC ({" ".join(str(e).split())}).') from None
     if root.tag != 'annotation':
-        raise InputError(f'{xml_file}: is not the XML of VOC (it holds {quote(root.tag)}, not annotation).')
+        raise InputError(f'{xml_file}: is not XML of VOC (its root is {quote(root.tag)}, not annotation).')
     width, height = (_number(root.find('size'), side) for side in ('width', 'height'))
     objects = []
     for node in root.findall('object'):
         name = (node.findtext('name') or '').strip()
         is_name = name and REPLACED not in name and is_one_line(name)
-        # Official files of 2011 leave it out here and there; other tools write words.
+        # Missing in some official files of 2011; other tools write words.
         is_difficult = (node.findtext('difficult') or '').strip().lower() in DIFFICULT
         objects.append((name if is_name else None, is_difficult, _box(node.find('bndbox'), width, height)))
     return width, height, objects
 
 
 def _decode(content: bytes) -> str:
-    """Decodes XML by its byte order mark, its declaration or as UTF-8; Python knows more encodings than expat."""
+    """Decodes XML by its byte order mark, its declaration, or as UTF-8; Python has more encodings than expat."""
     encoding = json.detect_encoding(content)
     if encoding == 'utf-8':
         declared = DECLARED.match(content[:200].decode('latin-1'))
-        # UTF-16 would have been found: such a declaration is left over from before the file was converted.
+        # UTF-16 would have been detected: the declaration is outdated since the file was converted.
         if declared and not re.match(r'utf.?(16|32)', declared[1], re.IGNORECASE):
             encoding = declared[1]
     return content.decode(encoding, 'replace').removeprefix('\ufeff')
 
 
 def _parse(text: str) -> ElementTree.Element:
-    """Parses XML; a document type may be there, but no entities, which could fill the memory or name other files."""
+    """Parses XML; refuses entities, which could fill the memory or refer to other files."""
 
     def refuse(*_: object) -> None:
-        raise ValueError('it declares an entity, which VOC has not')
+        raise ValueError('it declares an entity, which files of VOC never do')
 
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
@@ -236,17 +239,16 @@ def _parse(text: str) -> ElementTree.Element:
 
 
 def _box(node: ElementTree.Element | None, width: float, height: float) -> Box | None:
-    """Reads a box, without what juts out of the image; None where nothing is left or a number is missing."""
+    """Returns a box clipped to the image; None if it is empty or invalid."""
     left, top, right, bottom = (_number(node, corner) for corner in ('xmin', 'ymin', 'xmax', 'ymax'))
     box = max(left, 1) - 1, max(top, 1) - 1, min(right, width), min(bottom, height)
-    is_known = width >= 1 and height >= 1 and box[2] > box[0] and box[3] > box[1]
-    return box if is_known else None
+    return box if width >= 1 and height >= 1 and box[2] > box[0] and box[3] > box[1] else None
 
 
 def _number(node: ElementTree.Element | None, tag: str) -> float:
-    """Reads a number of pixels; NaN for what is none."""
+    """Returns a number of pixels, or NaN."""
     try:
         value = float(node.findtext(tag))
     except (AttributeError, TypeError, ValueError):  # no node, no text, no number
         return math.nan
-    return value if abs(value) <= MOST_PIXELS else math.nan
+    return value if abs(value) <= MAX_SIDE else math.nan

@@ -1,4 +1,4 @@
-"""What VOC's evaluation server takes for classification, comp2: a tar file with the scores of each label."""
+"""Submissions to the VOC evaluation server (classification, comp2): a tar file with the scores of each label."""
 
 import gzip
 import io
@@ -24,7 +24,7 @@ __all__ = ['check_submission', 'write_submission']
 
 LABEL_NAMES = VOC_LABELS
 NUMBER = re.compile(r'[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?')
-MOST_LINE = 1024  # bytes of a submission's line, so that no archive unpacks to more than the memory holds
+MAX_LINE = 1024  # bytes; limits the size of what is unpacked
 
 
 def write_submission(
@@ -34,45 +34,45 @@ def write_submission(
     label_names: Sequence[str],
     year: int = 2012,
 ) -> None:
-    """Writes what VOC's evaluation server takes: `results/VOC{year}/Main/comp2_cls_test_{class}.txt` in a tar file.
+    """Writes a submission: a tar file with `results/VOC{year}/Main/comp2_cls_test_{label}.txt` for each label.
 
-    comp2 is the competition that allows training data other than VOC's, as ImageNet for the backbone's weights are;
-    comp1 is for VOC's trainval alone. The same scores make the same bytes. The file is checked before it is moved into
-    place, so nothing half written is ever left there.
+    The competition comp2 allows training data beyond VOC, e.g. ImageNet for the weights of the backbone; comp1 is for
+    the split trainval alone. The same scores give the same bytes. The file is checked, then moved into place.
 
     Args:
-        path: Ends in `.tar`, `.tar.gz` or `.tgz`.
-        image_ids: Ids of all images of the test split, in its order.
-        scores: Confidences (N, 20), the larger the surer; written so that they read back exactly.
-        label_names: VOC's 20 classes in the order of the columns of `scores`.
+        path: Path of the file, which ends in `.tar`, `.tar.gz` or `.tgz`.
+        image_ids: Ids of all images of the test split in its order.
+        scores: Confidences (N, 20), written without loss of precision.
+        label_names: The 20 labels of VOC in the order of the columns of `scores`.
         year: Year of the challenge.
 
     Raises:
-        InputError: An argument is not as it should be, or the file cannot be written.
+        InputError: An argument is invalid, or the file cannot be written.
     """
     path = Path(os.path.abspath(path))
     if not path.name.endswith(('.tar', '.tar.gz', '.tgz')):
-        raise InputError(f'{path}: a submission ends in .tar or .tar.gz.')
+        raise InputError(f'{path}: must end in .tar or .tar.gz.')
     if path.is_dir():
-        raise InputError(f'{path}: is a folder; name a file.')
+        raise InputError(f'{path}: is a folder: choose a file name.')
     _check_ids(image_ids, f'{path}')
     for name in label_names:
         if name not in LABEL_NAMES:
-            raise InputError(f'{path}: {unknown("class of VOC", str(name), LABEL_NAMES)}')
+            raise InputError(f'{path}: {unknown("label of VOC", str(name), LABEL_NAMES)}')
     columns = {name: column for column, name in enumerate(label_names)}
     if len(columns) < len(LABEL_NAMES) or len(label_names) != len(columns):
         lacking = [name for name in LABEL_NAMES if name not in columns]
-        problem = f'lack {lacking[0]}' if lacking else 'hold a class twice'
-        raise InputError(f"{path}: the label names {problem}; give each of VOC's 20 classes once.")
+        problem = f'lack {lacking[0]}' if lacking else 'repeat a label'
+        raise InputError(f'{path}: the label names {problem}: list each of the 20 labels of VOC once.')
     scores = np.asarray(scores)
     if scores.shape != (len(image_ids), len(LABEL_NAMES)) or scores.dtype.kind not in 'fiu':
         raise InputError(
-            f'{path}: the scores are {scores.dtype} of {scores.shape}, not numbers of ({len(image_ids)}, 20).'
+            f'{path}: scores has type {scores.dtype} and shape {scores.shape}: must be numbers of shape'
+            f' ({len(image_ids)}, 20).'
         )
     if not np.isfinite(scores).all():
         row, column = np.argwhere(~np.isfinite(scores))[0]
         raise InputError(f'{path}: the score of {image_ids[row]} for {label_names[column]} is not finite.')
-    # Of integers numpy would write no decimals.
+    # NumPy writes integers without decimals.
     scores = scores if scores.dtype.kind == 'f' else scores.astype(np.float64)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,20 +97,20 @@ def write_submission(
 
 
 def check_submission(path: str | Path, images: str | Path | Sequence[str], year: int = 2012) -> None:
-    """Makes sure that a tar file is what VOC's evaluation server takes, for comp2 in classification.
+    """Checks that the VOC evaluation server accepts a submission for comp2 in classification.
 
     Args:
-        path: The tar file, compressed or not.
-        images: The root of VOC, whose test split it should hold, or the ids of its images in order.
+        path: Path of the tar file, compressed or not.
+        images: Root of VOC with the test split, or the image ids of the split in order.
         year: Year of the challenge.
 
     Raises:
-        InputError: It is not; the message names the file in it and the line.
+        InputError: The submission is invalid; the message names the file inside of it and the line.
     """
     if isinstance(images, str | Path):
         split_file = find_base(str(year), str(images)) / 'ImageSets' / 'Main' / 'test.txt'
         if not split_file.is_file():
-            raise InputError(f'{split_file}: is missing; unpack the test images of VOC {year}.')
+            raise InputError(f'{split_file}: is missing: unpack the test images of VOC {year}.')
         images = list(read_ids(split_file))
     else:
         _check_ids(images, f'{path}')
@@ -123,22 +123,22 @@ def check_submission(path: str | Path, images: str | Path | Sequence[str], year:
                     continue
                 where = f'{path}: {ascii(entry.name)[1:-1]}'
                 if entry.name not in members.values():
-                    raise InputError(f'{where} is none of the files of comp2; leave it out.')
+                    raise InputError(f'{where} is not a file of comp2: remove it.')
                 if entry.name in seen:
-                    raise InputError(f'{where} is there twice.')
+                    raise InputError(f'{where} occurs twice: remove one of them.')
                 seen.add(entry.name)
-                if not entry.isreg() or entry.size > MOST_LINE * (len(images) + 1):
-                    raise InputError(f'{where} is no text file of {len(images)} lines.')
+                if not entry.isreg() or entry.size > MAX_LINE * (len(images) + 1):
+                    raise InputError(f'{where} is not a text file of {len(images)} lines.')
                 _check_lines(tar.extractfile(entry).read(), images, where)
     except FileNotFoundError:
         raise InputError(f'{path}: there is no such file.') from None
     except InputError:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as e:
-        raise InputError(f'{path}: is not a whole tar file ({" ".join(str(e).split())}).') from None
+        raise InputError(f'{path}: is not a valid tar file ({" ".join(str(e).split())}).') from None
     for name, member in members.items():
         if member not in seen:
-            raise InputError(f'{path}: {member} is missing; the server wants a file for each class, {name} too.')
+            raise InputError(f'{path}: {member} is missing: add the scores of {name}.')
 
 
 def _members(year: int) -> dict[str, str]:
@@ -149,16 +149,16 @@ def _check_ids(image_ids: Sequence[str], where: str) -> None:
     seen = set()
     for number, image_id in enumerate(image_ids):
         if not isinstance(image_id, str) or image_id.split() != [image_id] or not image_id.isprintable():
-            raise InputError(f'{where}: image_ids[{number}] is {quote(image_id)}, not an id of VOC.')
+            raise InputError(f'{where}: image_ids[{number}] is {quote(image_id)}: must be an image id of VOC.')
         if image_id in seen:
-            raise InputError(f'{where}: image_ids[{number}] is {quote(image_id)} again.')
+            raise InputError(f'{where}: image_ids[{number}] repeats {quote(image_id)}.')
         seen.add(image_id)
     if not seen:
-        raise InputError(f'{where}: there is no image.')
+        raise InputError(f'{where}: image_ids is empty.')
 
 
 def _check_lines(content: bytes, image_ids: Sequence[str], where: str) -> None:
-    known = set(image_ids)
+    expected = set(image_ids)
     seen = set()
     lines = content.decode('utf-8', 'backslashreplace').split('\n')
     if lines[-1] == '':
@@ -166,18 +166,16 @@ def _check_lines(content: bytes, image_ids: Sequence[str], where: str) -> None:
     for number, line in enumerate(lines, 1):
         words = line.split()
         if len(words) != 2:
-            raise InputError(f'{where}, line {number} is {quote(line)}, not an id and a confidence.')
+            raise InputError(f'{where}, line {number} is {quote(line)}: must be an image id and a confidence.')
         image_id, confidence = words
-        if image_id not in known:
+        if image_id not in expected:
             raise InputError(f'{where}, line {number} has {quote(image_id)}, which is not in the test split.')
         if image_id in seen:
-            raise InputError(f'{where}, line {number} has {quote(image_id)} again.')
+            raise InputError(f'{where}, line {number} repeats {quote(image_id)}.')
         if image_id != image_ids[number - 1]:
-            expected = image_ids[number - 1]
-            problem = f'where {quote(expected)} should be: it is missing, or out of order'
-            raise InputError(f'{where}, line {number} has {quote(image_id)} {problem}.')
+            raise InputError(f'{where}, line {number} has {quote(image_id)}: must be {quote(image_ids[number - 1])}.')
         if not NUMBER.fullmatch(confidence) or not math.isfinite(float(confidence)):
-            raise InputError(f'{where}, line {number} has the confidence {quote(confidence)}, not a finite number.')
+            raise InputError(f'{where}, line {number} has the confidence {quote(confidence)}: must be a finite number.')
         seen.add(image_id)
     if len(lines) < len(image_ids):
-        raise InputError(f'{where} ends after line {len(lines)}: {quote(image_ids[len(lines)])} is missing.')
+        raise InputError(f'{where} ends after line {len(lines)}: add {quote(image_ids[len(lines)])}.')

@@ -93,7 +93,7 @@ class Checkpoints:
     def register(
         self, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler
     ) -> None:
-        """Sets what is saved, beside the random states.
+        """Sets what is saved in addition to the random states.
 
         Args:
             model: Model before it was prepared, so that any number of processes can load its weights.
@@ -219,7 +219,7 @@ class Checkpoints:
         return _read_state(path)['computed_with']['threads']
 
     def _computed_with(self) -> dict:
-        """Returns what decides the last bits of the results, beside the settings."""
+        """Returns what decides the last bits of the results, apart from the settings."""
         return {
             'processes': self.accelerator.num_processes,
             'threads': torch.get_num_threads(),

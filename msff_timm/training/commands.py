@@ -112,11 +112,11 @@ def command_line() -> str:
     command = sys.orig_argv
     with suppress(psutil.Error, AttributeError):  # the launcher has ended, or cannot be read
         launcher = psutil.Process().parent().cmdline()
-        # A launcher's command line ends with the script, or `-m` and the module, and its arguments.
+        # A launcher's command line ends with the script, or with the module of `-m`, and its arguments.
         module = getattr(sys.modules['__main__'], '__spec__', None)
-        scripts = [[sys.argv[0]], *([['-m', module.name]] if module else [])]
-        if any(launcher[-len(script + sys.argv[1:]) :] == script + sys.argv[1:] for script in scripts):
-            command = launcher
+        for script in (sys.argv[0], module and module.name):
+            if launcher[-len(sys.argv) :] == [script, *sys.argv[1:]]:
+                command = launcher
     return shlex.join(command)
 
 

@@ -252,7 +252,7 @@ class OptimConfig:
 
 @dataclass
 class DistillConfig:
-    """Settings of learning from a teacher's probabilities, beside the labels.
+    """Settings of learning from a teacher's probabilities in addition to the labels.
 
     Args:
         teacher: Trained model with the same labels: `local-dir:FOLDER`, `hf-hub:ORG/NAME` or a registered name with

@@ -10,6 +10,7 @@ import numpy as np
 
 import msff_timm.data
 
+from ..data.counts import LabelCounts
 from ..errors import InputError, unknown
 from .checks import check_at_least, check_one_of
 
@@ -117,6 +118,27 @@ class SourceConfig:
         masked[:, kept] = targets[:, kept]
         return masked
 
+    def check_labels(
+        self, targets: np.ndarray, label_names: Sequence[str], split: str, key: str | None = None
+    ) -> str | None:
+        """Returns a warning about labels that cannot be learnt, or are left out of mAP; None if there are none.
+
+        Args:
+            targets: Targets (N, K) of the split.
+            label_names: Label names in the order of the logits.
+            split: Name of the split.
+            key: Name of the setting of a split to evaluate; None for a training split.
+
+        Raises:
+            InputError: The split is to be evaluated, and no label can be.
+        """
+        kept = self.kept_labels(label_names)
+        counts = LabelCounts.of(targets[:, kept], [label_names[k] for k in kept], self.masking)
+        if key is not None:
+            counts.check(f'{self.root or self.name}: {split}', key)
+        line = counts.warning(split, trains=key is None)
+        return line and f'warning: {line}'
+
     @property
     def masking(self) -> str | None:
         """Name of the data set if its -1 or blank cells are masked; None if both mean absent."""
@@ -220,7 +242,7 @@ class DataConfig(SourceConfig):
 
     @property
     def augmentation(self) -> dict:
-        """Arguments of `train_transform`, beside the preprocessing of the model."""
+        """Arguments of `train_transform`, apart from the preprocessing of the model."""
         names = ('rand_augment', 'cutout', 'hflip', 'crop_scale', 'crop_ratio', 'color_jitter')
         return {name: getattr(self, name) for name in names}
 

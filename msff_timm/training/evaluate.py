@@ -1,12 +1,12 @@
-"""Measures a trained model: `accelerate launch train/evaluate.py --model local-dir:FOLDER [--key value ...]`."""
+"""Evaluates a trained model: `accelerate launch -m msff_timm.training.evaluate --model local-dir:FOLDER`."""
 
 import msff_timm_cli.startup  # noqa: F401  isort: skip
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -23,14 +23,13 @@ import msff_timm.data
 
 from .. import hub
 from ..data import voc
-from ..data.counts import LabelCounts
 from ..data.samples import Samples
 from ..data.transforms import eval_transform
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..files import replace_file
 from ..inference.predict import check_finite
 from ..labels import describe_matches, match_labels, stored_names
-from ..results import Results
+from ..results import Results, shorten_path
 from .commands import environment, run_command
 from .config import EvalDataConfig, EvaluateConfig, parse
 from .evaluator import FOLDS, compute_metrics, fit_thresholds, score
@@ -44,10 +43,10 @@ def main() -> None:
     share_cores(accelerator, config.data.workers)
     made_with = environment(accelerator)
 
-    # Model, images, and the labels that both know
+    # Model, images, and the labels that they share
     model, data_config = load_model(config.model, config.image_size)
     data, known = config.data, stored_names(model)
-    with accelerator.main_process_first():  # the others find what it has read
+    with accelerator.main_process_first():  # the other processes read its cache
         dataset = load_data(data, known, data_config['input_size'][-1])
     for line in msff_timm.data.notes(dataset):
         accelerator.print(line)
@@ -57,32 +56,28 @@ def main() -> None:
         accelerator.print(line)
     if labels.left_out:
         left_out, total = len(labels.left_out), len(labels.names) + len(labels.left_out)
-        accelerator.print(
-            f'{config.model} does not know {left_out} of the {total} labels; left out: {some(labels.left_out)}.'
-        )
+        accelerator.print(f'{config.model} lacks {left_out} of the {total} labels; left out: {some(labels.left_out)}.')
     threshold = chosen_threshold(config, model, labels)
 
     # Scores
     samples = Samples(dataset, eval_transform(data_config))
-    if labels.left_out:  # what `score` compares with
+    if labels.left_out:
         samples.targets = samples.targets[:, labels.rows]
         samples.areas = None if samples.areas is None else samples.areas[:, labels.rows]
     samples.targets = data.without_ignored(samples.targets, labels.names)
     if config.fit_thresholds and len(dataset) < FOLDS:
-        raise InputError(f'fit_thresholds is true: {len(dataset)} images are too few; give at least {FOLDS}.')
+        raise InputError(f'fit_thresholds is true: {len(dataset)} images are too few; use at least {FOLDS}.')
     if not config.submission:
-        kept = data.kept_labels(labels.names)
-        counts = LabelCounts.of(samples.targets[:, kept], [labels.names[k] for k in kept], data.masking)
-        counts.check(f'{data.root or data.name}: {data.split}', 'data.split')
-        if line := counts.warning(data.split, trains=False):
-            accelerator.print(f'warning: {line}')
+        if line := data.check_labels(samples.targets, labels.names, data.split, 'data.split'):
+            accelerator.print(line)
     loader = accelerator.prepare(make_loader(samples, config.batch_size, data.workers))
     scorer = Scorer(model, labels.columns, config.flip).to(accelerator.device)
     scored = score(accelerator, scorer, loader)
     image_ids, scores = dataset['image_id'][:], scored.arrays(len(dataset))['scores']
     if config.scores and accelerator.is_main_process:
-        measured_on = {'model': config.model, 'data': data.definition(data.split), 'flip': config.flip}
-        written(config.scores, partial(write_scores, image_ids, scores, labels.names, measured_on))
+        source = {'model': shorten_path(config.model), 'data': data.definition(data.split), 'flip': config.flip}
+        with reporting_faults(config.scores):
+            write_scores(config.scores, image_ids, scores, labels.names, source)
     if config.submission:
         if accelerator.is_main_process:
             voc.write_submission(config.submission, image_ids, scores, labels.names)
@@ -91,7 +86,7 @@ def main() -> None:
         accelerator.end_training()
         return
 
-    # Measures
+    # Metrics
     options = {'ap': config.ap, 'threshold': threshold, 'bootstrap': config.bootstrap, 'top_k': config.top_k}
     measures = compute_metrics(scored, len(dataset), **options)
     results = Results.from_metrics(
@@ -123,52 +118,56 @@ def main() -> None:
                 else f'Thresholds of {number} of {total} labels fitted, 0.5 for the others; stored in {path}.'
             )
         if config.output:
-            written(config.output, results.to_json)
+            with reporting_faults(config.output):
+                results.to_json(config.output)
     accelerator.end_training()
 
 
 def load_model(name: str, image_size: int | None) -> tuple[nn.Module, dict]:
-    """Loads a model with its preprocessing, for images of another size than its own if one is given.
+    """Loads a model and its preprocessing.
+
+    Args:
+        name: Name of the model, as `msff_timm.hub.load` takes it.
+        image_size: Side of the input in pixels; None for the model's own.
 
     Raises:
-        InputError: It cannot be loaded, or does not take images of that size.
+        InputError: The model cannot be loaded, or does not accept images of that size.
     """
     model = hub.load(name)
     if image_size is None:
         return model, timm.data.resolve_input_data_config(model)
     if model.pretrained_cfg.get('fixed_input_size') and image_size != model.pretrained_cfg['input_size'][-1]:
-        model = hub.load(name, img_size=image_size)  # its position embeddings are resampled as they are loaded
+        model = hub.load(name, img_size=image_size)  # position embeddings are resampled on loading
     data_config = timm.data.resolve_input_data_config(model, {'img_size': image_size})
     try:
         with torch.inference_mode():
             model(torch.zeros(1, *data_config['input_size']))
     except (RuntimeError, ValueError, AssertionError) as e:
-        reason = ' '.join(str(e).split()) or type(e).__name__
-        raise InputError(f'image_size is {image_size}: {name} does not take images of that size ({reason}).') from e
+        raise InputError(f'image_size is {image_size}: {name} does not accept that size ({one_line(e)}).') from e
     return model, data_config
 
 
 def load_data(data: EvalDataConfig, known: Sequence[str] | None, image_size: int) -> datasets.Dataset:
-    """Loads the images; where nothing fixes their labels these are the model's, if it knows all that occur."""
+    """Loads the images. Labels that the data do not define are the model's, if the model has all that occur."""
     if known and data.name in ('table', 'folder', 'hub') and data.label_names is None:
         try:
             return replace(data, label_names=list(known)).load(data.split, data.size, image_size)
-        except InputError:  # others occur, or it has other columns; any other error comes again
+        except InputError:  # other labels or columns occur; any other error occurs again below
             pass
     return data.load(data.split, data.size, image_size)
 
 
 @dataclass(frozen=True)
 class SharedLabels:
-    """The labels of a data set that a model knows.
+    """The labels that a data set and a model share.
 
     Attributes:
-        names: In the data set's order.
-        rows: Their numbers in the data set.
-        columns: Their numbers in the model's logits.
-        renamed: The model's name of those that it has another one for.
-        left_out: Those that it does not know.
-        unused: The model's that the data set has not.
+        names: Label names in the order of the data set.
+        rows: Indices of the labels in the data set.
+        columns: Indices of the labels in the model's logits.
+        renamed: Name in the model of each label that has another name there.
+        left_out: Labels of the data set that the model lacks.
+        unused: Labels of the model that the data set lacks.
     """
 
     names: list[str]
@@ -180,27 +179,27 @@ class SharedLabels:
 
 
 def share_labels(name: str, num_classes: int, known: Sequence[str] | None, label_names: Sequence[str]) -> SharedLabels:
-    """Finds by name which of a data set's labels a model knows.
+    """Matches the labels of a data set and of a model by name.
 
     Args:
-        name: Of the model.
-        num_classes: Its number of logits.
-        known: Names in the order of its logits; without any it has to have as many as the data set.
-        label_names: The data set's.
+        name: Name of the model.
+        num_classes: Number of logits of the model.
+        known: Label names of the model; without names, the number of logits must match.
+        label_names: Label names of the data set.
 
     Raises:
-        InputError: They share none, or the model has no names and another number of them.
+        InputError: They share no label, or the model has no names and another number of logits.
     """
     if not known:
         if num_classes != len(label_names):
             raise InputError(
-                f'{name}: has {num_classes} labels without names, and the data {len(label_names)}; only a model whose'
-                ' config.json has label_names can be measured on other labels than its own.'
+                f'{name}: has {num_classes} labels without names, and the data have {len(label_names)}; add label_names'
+                ' to its config.json to evaluate it on other labels.'
             )
         known = label_names
     matched = match_labels(known, label_names)
     if not matched:
-        raise InputError(f'{name}: knows none of the labels of the data ({some(label_names)}), only {some(known)}.')
+        raise InputError(f'{name}: has none of the labels of the data ({some(label_names)}), only {some(known)}.')
     return SharedLabels(
         names=list(matched),
         rows=[label_names.index(new) for new in matched],
@@ -212,41 +211,49 @@ def share_labels(name: str, num_classes: int, known: Sequence[str] | None, label
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
+    """Returns the first names as text."""
     return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
 
 
 def check_labels(config: EvaluateConfig, labels: SharedLabels) -> None:
-    """Refuses what cannot be done with the labels that are shared."""
+    """Checks that the shared labels are enough for the outputs of an evaluation.
+
+    Raises:
+        InputError: A submission or thresholds need more labels, or a label has the name of a column.
+    """
     if config.submission and labels.left_out:
         raise InputError(
-            f"submission is {config.submission}: it holds VOC's 20 classes, and {config.model} does not know"
+            f"submission is {config.submission}: it needs VOC's 20 labels, and {config.model} lacks"
             f' {some(labels.left_out)}.'
         )
     if config.fit_thresholds and labels.unused:
         raise InputError(
-            f'fit_thresholds is true: the data have not all labels of {config.model} ({some(labels.unused)}), and it'
-            ' needs a threshold for each.'
+            f'fit_thresholds is true: each label of {config.model} needs a threshold, and the data lack'
+            f' {some(labels.unused)}.'
         )
     if config.scores and 'image_id' in labels.names:
-        raise InputError(f'scores is {config.scores}: a label is called image_id, as the column of the images is.')
+        raise InputError(f'scores is {config.scores}: a label is named image_id, like the column of the images.')
 
 
 def chosen_threshold(config: EvaluateConfig, model: nn.Module, labels: SharedLabels) -> float | list[float]:
-    """Returns the threshold to measure at: one number, or the model's own for each label."""
+    """Returns the threshold of the metrics: one number, or the model's own for each label."""
     if config.threshold is not None:
         return config.threshold
     if model.thresholds is None:
-        raise InputError(f'threshold is null: {config.model} has none of its own; see fit_thresholds.')
+        raise InputError(
+            f'threshold is null: {config.model} has no thresholds of its own; set threshold to a number, or'
+            ' fit_thresholds to true.'
+        )
     return [model.thresholds[column] for column in labels.columns]
 
 
 class Scorer(nn.Module):
-    """A model's logits of some labels, of the images as they are or together with their mirror images.
+    """A model whose logits are selected, and averaged over mirror images.
 
     Args:
-        model: From images (B, C, H, W) to logits (B, K).
-        columns: Numbers of the labels.
-        flip: Give the logit of the mean of the probabilities of each image and its mirror image.
+        model: Model from images (B, C, H, W) to logits (B, K).
+        columns: Indices of the labels to return.
+        flip: True for the logit of the mean probability of each image and its mirror image.
     """
 
     def __init__(self, model: nn.Module, columns: Sequence[int], flip: bool):
@@ -256,35 +263,42 @@ class Scorer(nn.Module):
         self.flip = flip
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Maps images (B, C, H, W) to logits (B, n)."""
+        """Computes the selected logits (B, n) of images (B, C, H, W)."""
         logits = self.model(images)[:, self.columns].float()
         check_finite(self.model, logits)
         if not self.flip:
             return logits
         mirrored = self.model(images.flip(-1))[:, self.columns].float()
-        # The logarithms of both sums, of what speaks for a label and against it, are exact near 0 and 1 too.
+        # Logarithms of the sums of p and of 1 - p are exact near 0 and 1, too.
         present = torch.logaddexp(logsigmoid(logits), logsigmoid(mirrored))
         return present - torch.logaddexp(logsigmoid(-logits), logsigmoid(-mirrored))
 
 
 def write_scores(
-    image_ids: Sequence[str], scores: np.ndarray, label_names: Sequence[str], measured_on: dict, path: str
+    path: str, image_ids: Sequence[str], scores: np.ndarray, label_names: Sequence[str], source: dict
 ) -> None:
-    """Writes probabilities (N, K) as a Parquet file of `image_id` and a column of 32-bit floats for each label."""
+    """Writes a Parquet file of `image_id` and a column of 32-bit floats for each label.
+
+    Args:
+        path: File to write.
+        image_ids: Names of the images.
+        scores: Probabilities (N, K).
+        label_names: Label names in the order of the columns.
+        source: Model and data, stored as metadata of the file.
+    """
     columns = [pa.array(image_ids, pa.string()), *(pa.array(column, pa.float32()) for column in scores.T)]
-    table = pa.table(columns, ['image_id', *label_names]).replace_schema_metadata(
-        {'msff_timm': json.dumps(measured_on)}
-    )
+    table = pa.table(columns, ['image_id', *label_names]).replace_schema_metadata({'msff_timm': json.dumps(source)})
     with replace_file(path) as temporary:
         pq.write_table(table, temporary)
 
 
-def written(path: str, write: partial) -> None:
-    """Writes a file of results; a full disk ends the run with one line."""
+@contextmanager
+def reporting_faults(path: str) -> Iterator[None]:
+    """Converts an error of writing a file, e.g. on a full disk, to an InputError."""
     try:
-        write(path)
+        yield
     except OSError as e:
-        raise InputError(f'{Path(path)}: cannot be written ({e.strerror or e}).') from None
+        raise InputError(f'{Path(path)}: cannot be written ({one_line(e)}).') from None
 
 
 if __name__ == '__main__':

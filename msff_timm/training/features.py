@@ -1,4 +1,4 @@
-"""Cached features: the maps of a frozen backbone, computed once for each image, on which its head trains."""
+"""Cached features: the feature maps of a frozen backbone, computed once for each image, to train its head on."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..data.samples import Samples, seeded
 from ..data.transforms import Normalize
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .commands import Stopped, StopRequest
 from .config import TrainConfig
 from .freezing import backbone_parameters
@@ -30,27 +30,26 @@ from .storage import is_shared, sync
 
 __all__ = ['CachedSamples', 'FeatureCache', 'NotCached', 'OnMaps', 'cache_obstacles']
 
-VERSION = 1  # of the files of a cache
+FORMAT = 1  # version of the files of a cache
 MANIFEST = 'whole.json'  # written last
-DTYPES = ('float16', 'float32')  # the first that holds all values is taken
-# Settings of the data that change an image's pixels at random, other than by a mirror image; all are off where they are
-# 0, false or null
+DTYPES = ('float16', 'float32')  # the first one that holds all values is used
+# Random augmentations other than the horizontal flip; 0, false and null turn them off
 RANDOM = ('rand_augment', 'cutout', 'mixup', 'cutmix', 'crop_scale', 'color_jitter')
 
 
 def cache_obstacles(config: TrainConfig) -> list[str]:
-    """Lists the settings for which the maps of an image are not the same in each epoch, or are not enough."""
+    """Returns the settings for which an image has other maps in each epoch, or its maps are not enough."""
     data = config.data
     found = [f'data.{name} {value}' for name in RANDOM if (value := getattr(data, name))]
     if data.streaming:
         found.append('data.streaming true')
     if config.distill.teacher:
-        found.append('distill.teacher, which looks at the images,')
+        found.append('distill.teacher')
     return found
 
 
 class OnMaps(nn.Module):
-    """A model that takes the maps of its backbone in the place of images, too.
+    """A model that also accepts the maps of its backbone instead of images.
 
     Args:
         model: Model.
@@ -61,7 +60,7 @@ class OnMaps(nn.Module):
         self.model = model
 
     def forward(self, x: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
-        """Maps images (B, C, H, W), or maps as `maps_of` gives them, to logits (B, K)."""
+        """Computes logits (B, K) from images (B, C, H, W), or from maps of `maps_of`."""
         if isinstance(x, torch.Tensor):
             return self.model(x)
         if hasattr(self.model, 'forward_maps'):
@@ -70,7 +69,7 @@ class OnMaps(nn.Module):
 
 
 def maps_of(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
-    """Maps images (B, C, H, W) to the maps of the backbone, or the features of a plain model, that the head needs."""
+    """Computes the maps that the head needs from images (B, C, H, W): of the backbone, or a plain model's features."""
     if hasattr(model, 'forward_maps'):
         return list(model.backbone(image)[model.head_maps])
     features = model.forward_features(image)
@@ -78,11 +77,11 @@ def maps_of(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
 
 
 class ToMaps(nn.Module):
-    """Maps rows of a cache (B, D) to the maps that lie in them, in float32.
+    """Converts rows of a cache (B, D) to maps, in float32.
 
     Args:
         shapes: Shapes of the maps of one image.
-        channels_last: Lay maps out for fast convolutions.
+        channels_last: True for maps in the channels-last memory format.
     """
 
     def __init__(self, shapes: list[tuple[int, ...]], channels_last: bool):
@@ -103,18 +102,18 @@ class ToMaps(nn.Module):
 
 
 class NotCached(Exception):
-    """The maps cannot be cached; the message says why, the same in every process."""
+    """The maps cannot be cached; every process raises it with the same reason."""
 
 
 class CachedSamples(Dataset):
-    """Samples whose `image` is a row of the cache, in the place of pixels; all else is as `Samples` has it.
+    """Samples whose `image` is a row of the cache instead of pixels.
 
     Args:
         samples: Samples that were cached.
-        rows: Maps (N, V, D): of each image, and where V is 2 of its mirror image.
-        sources: Number of the image whose maps and labels a row has, where that is another's: it could not be read.
+        rows: Maps (N, V, D) of each image, and, if V is 2, of its mirror image.
+        sources: Index of the image whose maps and labels replace those of an unreadable image.
         hflip: Probability of the mirror image.
-        seed: Seed as for `Samples`: the draw is that of torchvision's `RandomHorizontalFlip` in its place.
+        seed: Seed of `Samples`; the draws are those of torchvision's `RandomHorizontalFlip`.
     """
 
     def __init__(self, samples: Samples, rows: np.ndarray, sources: dict[int, int], hflip: float, seed: int):
@@ -143,21 +142,21 @@ class CachedSamples(Dataset):
 
 
 class FeatureCache:
-    """The maps of all images, in a folder that goes when the run ends. Every process calls every method.
+    """The maps of all images, in a folder that is removed at the end of the run. Every process calls every method.
 
     Args:
         accelerator: Accelerator, whose processes share the work and the folder.
-        folder: Folder, which is made.
+        folder: Folder of the cache, which is created.
         model: Model with the frozen backbone, not prepared.
-        normalize: Map from bytes to the model's input.
-        channels_last: Lay images and maps out for fast convolutions.
+        normalize: Module that converts bytes to the model's input.
+        channels_last: True for images and maps in the channels-last memory format.
         input_size: Shape of an image (C, H, W).
-        parts: Samples of each part of the cache, whose bytes (C, H, W) are the same each time.
-        mirrored: Parts of which the mirror images are cached too.
+        parts: Samples of each part of the cache, without random augmentation.
+        mirrored: Parts whose mirror images are cached too.
 
     Attributes:
-        to_maps: Map from rows of the cache to the model's maps.
-        unreadable: Messages of the images that were passed over, once it is filled.
+        to_maps: Module that converts rows of the cache to maps.
+        unreadable: Messages of the images that cannot be read, once the cache is filled.
     """
 
     def __init__(
@@ -183,16 +182,19 @@ class FeatureCache:
         self.to_maps = ToMaps(shapes, channels_last)
 
     def fill(self, batch_size: int, workers: int, stop: StopRequest, about: dict) -> str:
-        """Computes the maps of all images, unless the folder holds them; returns one line that says what it holds.
+        """Computes the maps of all images, unless the folder holds them.
 
         Args:
-            batch_size: Images in one pass of each process.
-            workers: Processes that load images, for each process.
+            batch_size: Batch size of each process.
+            workers: Number of workers of each process.
             stop: Request to stop the run.
-            about: Settings that decide the maps, besides the backbone's weights.
+            about: Settings that define the maps, apart from the weights of the backbone.
+
+        Returns:
+            Description of the cache, on one line.
 
         Raises:
-            Stopped: The run was asked to stop.
+            Stopped: A stop was requested.
             InputError: An image cannot be read, or its maps are not finite.
             NotCached: The disk has no room, or the files cannot be written.
         """
@@ -201,7 +203,7 @@ class FeatureCache:
             raise NotCached('the machines do not share the output folder')
         about = {
             **about,
-            'version': VERSION,
+            'version': FORMAT,
             'backbone': digest(self.model),
             'mixed_precision': accelerator.mixed_precision,
             'device': accelerator.device.type,
@@ -221,10 +223,10 @@ class FeatureCache:
             for part, samples in self.parts.items()
         )
         megabytes = sum(self._num_bytes(part, self.dtype) for part in self.parts) / 1e6
-        return f"The backbone's maps of {of} are cached in {self.folder}: {megabytes:.1f} MB of {self.dtype}{how}."
+        return f'The feature maps of {of} are cached in {self.folder}: {megabytes:.1f} MB of {self.dtype}{how}.'
 
     def samples(self, part: str, hflip: float = 0.0, seed: int = 0) -> CachedSamples:
-        """Makes the samples of a part; see `CachedSamples`."""
+        """Returns the samples of a part; see `CachedSamples`."""
         rows = np.memmap(self._file(part), self.dtype, 'r', shape=self._shape(part))
         return CachedSamples(self.parts[part], rows, self.sources[part], hflip, seed)
 
@@ -244,7 +246,7 @@ class FeatureCache:
         return prod(self._shape(part)) * np.dtype(dtype).itemsize
 
     def _read(self, about: dict) -> dict | None:
-        """Reads what an earlier start of the run has left; None where that is not whole, or of something else."""
+        """Reads the manifest of an earlier start of the run; returns None if the cache is incomplete or of another."""
         try:
             found = json.loads((self.folder / MANIFEST).read_text(encoding='utf-8'))
             sizes = [self._file(part).stat().st_size for part in self.parts]
@@ -254,7 +256,7 @@ class FeatureCache:
         return found if is_whole else None
 
     def _fill(self, batch_size: int, workers: int, stop: StopRequest, about: dict) -> dict:
-        """Writes all files anew."""
+        """Writes all files."""
         for dtype in DTYPES:
             problem = None
             if self.accelerator.is_main_process:
@@ -279,7 +281,7 @@ class FeatureCache:
         return json.loads(json.dumps(found))
 
     def _make_files(self, dtype: str) -> None:
-        """Makes files of the right sizes, on a disk that has room for them."""
+        """Creates files of the final sizes, if the disk has room for them."""
         for path in self.folder.iterdir():
             path.unlink()
         needed, free = sum(self._num_bytes(part, dtype) for part in self.parts), shutil.disk_usage(self.folder).free
@@ -290,13 +292,13 @@ class FeatureCache:
                 file.truncate(self._num_bytes(part, dtype))
 
     def _check(self, problem: OSError | None) -> None:
-        """Raises in every process what went wrong in any of them."""
-        told = problem and (problem.strerror or str(problem))
-        if found := next((text for text in gather_object([told]) if text), None):
+        """Raises NotCached in every process if any process has a problem."""
+        reason = problem and one_line(problem)
+        if found := next((text for text in gather_object([reason]) if text), None):
             raise NotCached(found)
 
     def _fill_with(self, dtype: str, batch_size: int, workers: int, stop: StopRequest) -> list[tuple] | None:
-        """Computes this process's share of each part; returns what is to be noted, or None if values do not fit."""
+        """Computes this process's share of each part; returns notes on replaced images, or None if values overflow."""
         accelerator, notes = self.accelerator, []
         total, is_main = sum(map(len, self.parts.values())), accelerator.is_main_process
         with tqdm(desc='caching features', total=total, unit='img', disable=not is_main, dynamic_ncols=True) as bar:
@@ -307,7 +309,7 @@ class FeatureCache:
                 batches = self._rows(part, mine, dtype, batch_size, workers, notes)
                 with self._file(part).open('r+b', buffering=0) as file:
                     file.seek(mine.start * (self._num_bytes(part, dtype) // len(samples)))
-                    # As many turns in each process, where the last ones may have less: all of them stop together.
+                    # Every process takes the same number of turns, the last ones maybe without rows: all stop together.
                     for rows in islice(chain(batches, repeat(None)), ceil(share / batch_size)):
                         problem = None if rows is None else _write(file, rows)
                         fits = rows is None or bool(np.isfinite(rows).all())
@@ -327,7 +329,7 @@ class FeatureCache:
     def _rows(
         self, part: str, mine: range, dtype: str, batch_size: int, workers: int, notes: list[tuple]
     ) -> Iterator[np.ndarray]:
-        """Gives the rows (B, V, D) of this process's images, and notes where those are another image's."""
+        """Yields the rows (B, V, D) of this process's images, and notes images that were replaced."""
         numbers = iter(mine)
         for batch in make_loader(Subset(self.parts[part], mine), batch_size, workers):
             pixels = batch['image']
@@ -353,10 +355,10 @@ class FeatureCache:
 
 
 def _write(file: FileIO, rows: np.ndarray) -> OSError | None:
-    """Writes all of an array; returns why it cannot be written."""
+    """Writes an array; returns the error if it cannot."""
     left = memoryview(np.ascontiguousarray(rows)).cast('B')
     try:
-        while left:  # a file without a buffer may take less at once
+        while left:  # an unbuffered file may write a part
             left = left[file.write(left) :]
     except OSError as e:
         return e
@@ -364,7 +366,7 @@ def _write(file: FileIO, rows: np.ndarray) -> OSError | None:
 
 
 def digest(model: nn.Module) -> str:
-    """Tells backbones apart by the names and bits of their weights and statistics."""
+    """Returns a digest of the names and bits of the backbone's weights and statistics."""
     found, names = hashlib.sha256(), {name.rpartition('.')[0] for name in backbone_parameters(model)}
     for name, tensor in model.state_dict().items():
         if name.rpartition('.')[0] in names:

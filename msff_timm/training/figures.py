@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..data import figures
-from ..data.figures import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail, undecoded
+from ..data.figures import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail
+from ..data.images import undecoded
 from ..files import replace_file
 from ..results import Results
 

@@ -1,4 +1,4 @@
-"""What keeps two runs out of one folder, and a run from outliving its launcher."""
+"""Guards: one run in a folder at a time, and no run that outlives its launcher."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .commands import StopRequest
 from .storage import is_shared
 
@@ -28,24 +28,24 @@ with suppress(ModuleNotFoundError):  # elsewhere
 __all__ = ['locked', 'stop_with_launcher']
 
 LOCK = '.lock'
-FAR = 1 << 30  # offset of the byte that is locked on Windows, where nobody else can read what is locked
+FAR = 1 << 30  # offset of the locked byte on Windows, where locked bytes cannot be read
 LAUNCHERS = {'accelerate', 'accelerate-launch', 'torchrun', 'deepspeed'}
 LAUNCHERS |= {'accelerate.commands.launch', 'torch.distributed.run', 'torch.distributed.launch'}
-GRACE = 600.0  # seconds in which a run has to stop once its launcher has ended
+GRACE = 600.0  # seconds for a run to stop after its launcher has ended
 
 
 @contextmanager
 def locked(accelerator: Accelerator, folder: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder, which is made. Every process of the run calls it.
+    """Keeps other runs out of a folder, which is created. Every process of the run calls it.
 
     The operating system releases the lock when the process dies. Machines with disks of their own each lock theirs.
 
     Args:
-        accelerator: Its processes share the run.
-        folder: Folder that the run writes to.
+        accelerator: Accelerator of this process.
+        folder: Folder of the run.
 
     Raises:
-        InputError: Another run has locked the folder, or nothing can be written to it.
+        InputError: Another run has locked the folder, or it cannot be written to.
     """
     descriptor = problem = None
     try:
@@ -65,15 +65,15 @@ def locked(accelerator: Accelerator, folder: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> int | None:
-    """Locks a file, with the holder's name in it; returns its descriptor, or None where there are no locks.
+    """Locks a file and writes the holder's name to it; returns its descriptor, or None if locks are not supported.
 
-    The locks are not `filelock`'s: a loader's workers inherit those, and keep them a while after the run was killed.
+    `filelock` uses locks that data loader workers inherit, and hold for a while after the run was killed.
     """
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as e:
-            raise InputError(f'output is {path.parent}: cannot be written to ({e.strerror or e}).') from None
+            raise InputError(f'output is {path.parent}: cannot be written to ({one_line(e)}).') from None
         try:
             if os.name == 'nt':
                 os.lseek(descriptor, FAR, os.SEEK_SET)
@@ -85,20 +85,20 @@ def _lock(path: Path) -> int | None:
             os.close(descriptor)
             if isinstance(e, (BlockingIOError, PermissionError)):
                 raise InputError(
-                    f'{path.parent} is in use by another run{holder and f" ({holder})"}: wait until that ends, or'
+                    f'{path.parent} is in use by another run{holder and f" ({holder})"}: wait until it ends, or'
                     ' choose another --output.'
                 ) from None
-            print(f'{path}: cannot be locked ({e.strerror or e}); start no other run there.', file=sys.stderr)
+            print(f'{path}: cannot be locked ({one_line(e)}); start no other run there.', file=sys.stderr)
             return None
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
-        os.close(descriptor)  # a run that ended has removed the file since it was opened
+        os.close(descriptor)  # a run that ended removed the file after it was opened
 
     host = socket.gethostname()
     if (holder := _read(descriptor)) and not holder.endswith(f' on {host}'):
         print(f'{path.parent}: an earlier run ({holder}) was killed; make sure that it has ended.', file=sys.stderr)
-    with suppress(OSError):  # a disk that is full: the lock holds without a name
+    with suppress(OSError):  # on a full disk, the lock holds without a name
         os.lseek(descriptor, 0, os.SEEK_SET)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps({'pid': os.getpid(), 'host': host}).encode())
@@ -106,7 +106,7 @@ def _lock(path: Path) -> int | None:
 
 
 def _read(descriptor: int) -> str:
-    """Reads whose a lock is, '' where that is not written. To open the file anew would end this process's lock."""
+    """Returns the holder of a lock, or ''. It reads the descriptor: opening the file again would release the lock."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         os.lseek(descriptor, 0, os.SEEK_SET)
         holder = json.loads(os.read(descriptor, 1000))
@@ -115,7 +115,7 @@ def _read(descriptor: int) -> str:
 
 
 def _release(path: Path, descriptor: int) -> None:
-    if os.name == 'nt':  # which removes no file that is open
+    if os.name == 'nt':  # Windows removes no open file
         os.close(descriptor)
     with suppress(OSError):
         path.unlink()
@@ -124,12 +124,12 @@ def _release(path: Path, descriptor: int) -> None:
 
 
 def stop_with_launcher(stop: StopRequest) -> None:
-    """Stops the run when the launcher that started this process dies; does nothing where none did.
+    """Stops the run when the launcher that started this process dies; does nothing without a launcher.
 
-    The run is saved as on SIGTERM. Where it does not get there, for another process has died, the process ends.
+    The run is saved as on SIGTERM. If it cannot be, because another process has died, this process ends.
 
     Args:
-        stop: Request that is made then.
+        stop: Request to stop the run.
     """
     launcher = _launcher()
     if launcher is not None:
@@ -147,11 +147,11 @@ def _launcher() -> psutil.Process | None:
 
 
 def _watch(launcher: psutil.Process, stop: StopRequest) -> None:
-    # Windows keeps the parent's number when it is gone; elsewhere that changes at once, even before it is waited for.
+    # On Windows the parent's number stays when it has ended; elsewhere it changes at once.
     while os.getppid() == launcher.pid and launcher.is_running():
         time.sleep(0.5)
     stop.received = signal.SIGTERM
-    with suppress(OSError):  # standard error may have ended with it
-        tqdm.write(f'the launcher (process {launcher.pid}) has ended: the run stops.', file=sys.stderr)
+    with suppress(OSError):  # standard error may have been the launcher's
+        tqdm.write(f'the launcher (process {launcher.pid}) has ended; the run stops.', file=sys.stderr)
     time.sleep(GRACE)
     os._exit(1)

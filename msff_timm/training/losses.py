@@ -1,4 +1,4 @@
-"""The losses of training: each gives the loss of every entry (B, K), so that masked labels can be left out."""
+"""The losses of training. Each returns the loss of every entry (B, K), so that masked labels can be left out."""
 
 from collections.abc import Callable
 
@@ -21,16 +21,16 @@ LossFn = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def make_loss(optim: OptimConfig, counts: LabelCounts | None = None) -> nn.Module:
-    """Makes the loss: from logits and targets (B, K) to the loss of each entry (B, K).
+    """Creates the loss: a module from logits and targets (B, K) to the loss of each entry (B, K).
 
-    All are timm's. Its `twoway` and `zlpr` are not offered: they compare the labels of an image with one another, so
-    that a masked one cannot be left out.
+    All losses are timm's. Its `twoway` and `zlpr` compare the labels of an image with each other, so that a masked
+    label cannot be left out.
 
     Args:
-        optim: Settings of the optimisation.
-        counts: Entries of each label in the training split, for `db` and a balanced `pos_weight`.
+        optim: Settings of the optimization.
+        counts: Label counts of the training split, for `db` and a balanced `pos_weight`.
     """
-    # timm's smoothing is the way to 0.5, of which label_smoothing is the half that is gone.
+    # A smoothing s of timm moves the targets by s / 2.
     smoothing = {'smoothing': 2 * optim.label_smoothing, 'reduction': 'none'}
     weights = pos_weights(optim, counts)
     if optim.loss == 'bce':
@@ -41,7 +41,7 @@ def make_loss(optim: OptimConfig, counts: LabelCounts | None = None) -> nn.Modul
         return PolyBinaryCrossEntropy(epsilon=optim.poly_epsilon, **smoothing)
     if optim.loss == 'db':
         annotated = counts.positives + counts.negatives
-        # As many as there would be if all entries were annotated: timm takes one number of images for all labels.
+        # Scaled to fully annotated labels: timm takes one number of images for all labels.
         positives = counts.num_images * counts.positives / np.maximum(annotated, 1)
         return DistributionBalancedLoss(positives, counts.num_images, **smoothing)
     return AsymmetricLossMultiLabel(
@@ -50,10 +50,10 @@ def make_loss(optim: OptimConfig, counts: LabelCounts | None = None) -> nn.Modul
 
 
 def pos_weights(optim: OptimConfig, counts: LabelCounts | None) -> torch.Tensor | None:
-    """Makes the weights of the loss of present labels: of all (), of each label (K,), or None.
+    """Returns the weights of present labels in the loss: one () or one for each label (K,); None without weights.
 
-    Balanced, a label's is the number of its absent entries for each present one, at most `pos_weight_max`; 1 where it
-    lacks either.
+    A balanced weight is the ratio of absent to present entries of the label, at most `pos_weight_max`; 1 if either is
+    missing.
     """
     if optim.pos_weight is None:
         return None
@@ -64,7 +64,7 @@ def pos_weights(optim: OptimConfig, counts: LabelCounts | None) -> torch.Tensor 
 
 
 def describe_pos_weight(weights: torch.Tensor, counts: LabelCounts, most: float) -> str:
-    """Puts balanced weights into one line: their range, and how many of them are at their most."""
+    """Describes balanced weights on one line: their range, and the number of labels at `pos_weight_max`."""
     low, high = int(weights.argmin()), int(weights.argmax())
     line = f'optim.pos_weight balanced: from {weights[low]:.3g} ({counts.names[low]}) to {weights[high]:.3g}'
     line += f' ({counts.names[high]})'
@@ -73,11 +73,11 @@ def describe_pos_weight(weights: torch.Tensor, counts: LabelCounts, most: float)
 
 
 def known_sum(loss_fn: LossFn, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Sums a loss over the labels that are annotated.
+    """Returns the sum of the loss over the labels that are not masked.
 
     Args:
-        loss_fn: Loss as `make_loss` gives it.
+        loss_fn: Loss of `make_loss`.
         logits: Logits (B, K).
-        target: Targets (B, K): 1 present, 0 absent, in between where images are mixed, -1 masked.
+        target: Targets (B, K): 1 present, 0 absent, in between for mixed images, -1 masked.
     """
     return torch.where(target >= 0, loss_fn(logits, target.clamp(min=0)), 0).sum()

@@ -61,8 +61,9 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
             ) from None
     if not {'-h', '--help'}.isdisjoint(argv):
         parser = ArgumentParser(prog=Path(sys.argv[0]).name)
-        parser.add_argument('--config', help=f'YAML file of settings, or name of a recipe (default: {default_file})')
-        parser.add_argument(PRINT, action='store_true', help='print all settings as YAML and exit')
+        default = default_file and default_file.relative_to(CONFIGS).with_suffix('').as_posix()
+        parser.add_argument('--config', default=default, help='Name of a recipe, or YAML file of settings.')
+        parser.add_argument(PRINT, action='store_true', help='Print all settings as YAML and exit.')
         parser.add_class_arguments(config_class)
         parser.parse_args(['--help'])
     kinds = dict(_kinds(config_class))
@@ -118,7 +119,7 @@ def find_settings(name: str, key: str = '--config') -> Path:
         InputError: There is no such file or recipe.
     """
     recipe = CONFIGS / f'{name}.yaml'
-    if not os.path.lexists(name) and os.path.isfile(recipe):
+    if not os.path.isfile(name) and os.path.isfile(recipe):
         return recipe
     if not os.path.lexists(name):
         recipes = sorted(path.relative_to(CONFIGS).with_suffix('').as_posix() for path in CONFIGS.rglob('*.yaml'))

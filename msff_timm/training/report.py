@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MOST_MISTAKES = 12  # of each kind
-PER_IMAGE = 2  # of them, so that one image does not fill the figure
+PER_IMAGE = 2  # of each kind: one image must not fill the figure
 MISTAKES = {
     'false_positives': 'Worst false positives: absent labels with the highest probability',
     'misses': 'Worst misses: present labels with the lowest probability',

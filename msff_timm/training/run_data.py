@@ -76,29 +76,17 @@ class RunData:
         self.data_config = data_config
         self.eval_samples = Samples(self.eval_set, eval_transform(data_config, as_bytes=True))
         self.eval_samples.targets = data.without_ignored(self.eval_samples.targets, self.label_names)
-        self.check_labels(self.eval_samples, data.eval_split, trains=False)
+        lines = [data.check_labels(self.eval_samples.targets, self.label_names, data.eval_split, 'data.eval_split')]
         self.fingerprints = {'eval': fingerprint(self.eval_samples.targets, self.eval_set['image_id'][:])}
         self.transform = train_transform(data_config, **data.augmentation)
         self.train_samples = None
         if not data.streaming:
             skip = data.unreadable == 'skip'
             self.train_samples = Samples(self.train_set, self.transform, skip, self.seed)
-            self.check_labels(self.train_samples, data.train_split, trains=True)
+            lines.append(data.check_labels(self.train_samples.targets, self.label_names, data.train_split))
             self.fingerprints['train'] = fingerprint(self.train_samples.targets, self.train_set['image_id'][:])
-
-    def check_labels(self, samples: Samples, split: str, trains: bool) -> None:
-        """Warns about the labels of a split that cannot be learnt, or are left out of mAP.
-
-        Raises:
-            InputError: No label of the evaluation split can be evaluated.
-        """
-        data, names = self.config, self.label_names
-        kept = data.kept_labels(names)
-        counts = LabelCounts.of(samples.targets[:, kept], [names[k] for k in kept], data.masking)
-        if not trains:
-            counts.check(f'{data.root or data.name}: {split}', 'data.eval_split')
-        if line := counts.warning(split, trains):
-            self.accelerator.print(f'warning: {line}')
+        for line in filter(None, lines):
+            self.accelerator.print(line)
 
     def make_loaders(self) -> None:
         """Creates the loaders with `data.workers` workers."""

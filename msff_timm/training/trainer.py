@@ -414,7 +414,7 @@ class Trainer:
         )
 
     def finish(self) -> None:
-        """Evaluates the model weights of the last epoch beside the EMA weights, and writes the report."""
+        """Evaluates the model weights of the last epoch, in addition to the EMA weights, and writes the report."""
         model, data, progress = nn.Sequential(self.normalize, self.prepared), self.data, self.progress
         scored = score(self.accelerator, model, data.eval_loader, self.stop)
         model_weights = pick_metrics(compute_metrics(scored, len(data.eval_set)))

@@ -48,7 +48,7 @@ def read_yaml(text: str | bytes) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that is a number in YAML 1.2, e.g. `1e5`, beside text that is one in YAML 1.1."""
+    """Quotes text that is a number in YAML 1.2, e.g. `1e5`, in addition to text that is one in YAML 1.1."""
 
 
 _Dumper.add_implicit_resolver('tag:yaml.org,2002:float', FLOAT_ALONE, list('-+.0123456789'))

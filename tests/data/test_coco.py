@@ -36,7 +36,7 @@ def annotation(image_id, category_id, area, iscrowd=0):
 
 @pytest.fixture
 def root(tmp_path):
-    """Three images of 20 x 10 in COCO 2014's layout; the second has no label."""
+    """Three images of 20 x 10 pixels in the layout of COCO 2014; the second has no labels."""
     return make(tmp_path / 'coco')
 
 
@@ -66,7 +66,7 @@ def edit(root, change):
     path.write_text(json.dumps(content))
 
 
-def test_labels_areas_and_gaps_in_the_ids(root):
+def test_load_coco_returns_labels_and_areas(root):
     dataset = msff_timm.data.load('coco2014', 'train', root)
     assert msff_timm.data.label_names(dataset) == ['person', 'stop sign', 'toothbrush']
     assert dataset['image_id'][:] == ['3', '5', '7']
@@ -76,24 +76,24 @@ def test_labels_areas_and_gaps_in_the_ids(root):
     assert [row['image'].getpixel((0, 0))[0] for row in dataset] == [3, 5, 7]
 
 
-def test_unlabelled_images_stay_in_training_and_leave_evaluation(root):
+def test_load_coco_drops_unlabelled_images_in_evaluation_only(root):
     assert len(msff_timm.data.load('coco2014', 'train', root)) == 3
     assert msff_timm.data.load('coco2014', 'validation', root)['image_id'][:] == ['3', '7']
 
 
-def test_size_takes_the_first_ones(root):
+def test_load_returns_first_images_with_size(root):
     assert msff_timm.data.load('coco2014', 'train', root, size=2)['image_id'][:] == ['3', '5']
     assert len(msff_timm.data.load('coco2014', 'train', root, size=99)) == 3
 
 
-def test_samples_hold_targets_and_row_numbers(root):
+def test_samples_return_targets_and_rows_of_coco(root):
     samples = Samples(msff_timm.data.load('coco2014', 'train', root), transform=lambda image: image.size)
     assert [samples[i]['target'].tolist() for i in range(3)] == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert [samples[i]['index'] for i in range(3)] == [0, 1, 2]
     assert samples[0]['image'] == (20, 10)
 
 
-def test_an_unreadable_photo_is_named(root):
+def test_samples_name_unreadable_image(root):
     (root / 'train2014' / 'COCO_000000000005.png').write_bytes(b'not an image')
     samples = Samples(msff_timm.data.load('coco2014', 'train', root), transform=lambda image: image)
     with pytest.raises(InputError, match=r'COCO_000000000005.png: cannot be read as an image'):
@@ -111,29 +111,29 @@ NO_ID = (None, [1], ' ', 'a\nb', True, 1.5, float('nan'), float('inf'))
         (lambda c: c['images'][0].update(file_name='val2014/../../x'), r'images\[0\]: .* is not inside .*train2014'),
         (lambda c: c['images'][0].update(file_name='val2014/a/../../x'), r'images\[0\]: .* is not inside .*val2014'),
         (lambda c: c['images'][0].update(file_name='/etc/passwd'), r"images\[0\]: '/etc/passwd' is not inside"),
-        (lambda c: c['images'][0].update(file_name='a\nb'), r"images\[0\] has file_name 'a\\nb', not text on one line"),
-        (lambda c: c['images'][0].update(file_name='\ud800'), r"images\[0\] has file_name '\\ud800', not text"),
-        (lambda c: c['images'][0].pop('file_name'), r'images\[0\] has file_name None, not text'),
+        (lambda c: c['images'][0].update(file_name='a\nb'), r"images\[0\] has file_name 'a\\nb': must be text"),
+        (lambda c: c['images'][0].update(file_name='\ud800'), r"images\[0\] has file_name '\\ud800': must be text"),
+        (lambda c: c['images'][0].pop('file_name'), r'images\[0\] has file_name None: must be text'),
         (lambda c: c['images'][1].update(id=7), r'images\[1\] has id 7, which an earlier image has'),
         (lambda c: c['images'][1].update(id='7'), r"images\[1\] has id '7', which an earlier image has"),
-        (lambda c: c['images'][1].pop('id'), r"images\[1\] .*'id' is missing"),
-        (lambda c: c['images'].insert(1, None), r'images\[1\] .*it is None, not an object'),
-        *((lambda c, v=v: c['images'][1].update(id=v), r'images\[1\] has id .*, neither a whole') for v in NO_ID),
+        (lambda c: c['images'][1].pop('id'), r"images\[1\]: 'id' is missing"),
+        (lambda c: c['images'].insert(1, None), r'images\[1\] is None: must be an object'),
+        *((lambda c, v=v: c['images'][1].update(id=v), r'images\[1\] has id .*: must be a whole') for v in NO_ID),
         (lambda c: c['categories'][1].update(id=90.0), r'categories\[1\] has id 90.0, which an earlier category has'),
-        (lambda c: c['categories'][1].update(id=True), r'categories\[1\] has id True, neither a whole number'),
-        (lambda c: c['categories'][2].update(name=' '), r"categories\[2\] has name ' ', not text"),
-        (lambda c: c.update(categories=[], annotations=[]), r'holds no category'),
-        (lambda c: c['annotations'].insert(2, [1]), r'annotations\[2\] .*it is \[1\], not an object'),
+        (lambda c: c['categories'][1].update(id=True), r'categories\[1\] has id True: must be a whole number'),
+        (lambda c: c['categories'][2].update(name=' '), r"categories\[2\] has name ' ': must be text"),
+        (lambda c: c.update(categories=[], annotations=[]), r'contains no categories'),
+        (lambda c: c['annotations'].insert(2, [1]), r'annotations\[2\] is \[1\]: must be an object'),
         (lambda c: [a.update(image_id=9) for a in c['annotations']], r'no image or category: 4 of 4 .*has image_id 9 '),
         (lambda c: [a.pop('category_id') for a in c['annotations']], r'no image or category: 4 of 4 .*_id None'),
         (lambda c: [i.update(file_name=f'{i["id"]}.gif') for i in c['images']], r"not in .*: 3 of 3 .*names '7.gif'\)"),
-        (lambda c: c.pop('categories'), r"the file is not as .*'categories' is missing"),
-        (lambda c: c.pop('annotations'), r"the file is not as .*'annotations' is missing"),
-        (lambda c: c.update(images={}), r"the file is not as .*'images' is \{\}, not a list"),
-        (lambda c: c.update(images=[], annotations=[]), r'holds no image'),
+        (lambda c: c.pop('categories'), r"json: 'categories' is missing"),
+        (lambda c: c.pop('annotations'), r"json: 'annotations' is missing"),
+        (lambda c: c.update(images={}), r"json: 'images' is \{\}: must be a list"),
+        (lambda c: c.update(images=[], annotations=[]), r'contains no images'),
     ],
 )  # fmt: skip
-def test_wrong_annotations_are_named(root, change, message):
+def test_load_coco_refuses_invalid_annotations(root, change, message):
     edit(root, change)
     with pytest.raises(InputError, match=message) as caught:
         msff_timm.data.load('coco2014', 'train', root)
@@ -150,48 +150,48 @@ def assert_one_line(error, name='instances_train2014.json'):
     [
         (b'{"images": [', 'is not valid JSON'),
         (b'', 'is not valid JSON'),
-        (b'[]', r'it holds \[\], not an object'),
-        (b'{"images": "\xff"}', 'is not utf-8 .*; save it as UTF-8'),
-        (b'\xff\xfe{\x00\x00', 'is not utf-16 .*; save it as UTF-8'),
+        (b'[]', r'contains \[\]: must be an object'),
+        (b'{"images": "\xff"}', 'is not utf-8 .*: save it as UTF-8'),
+        (b'\xff\xfe{\x00\x00', 'is not utf-16 .*: save it as UTF-8'),
         (b'[' * 200_000, 'is nested too deeply'),
         (b'{"a":' * 200_000, 'is nested too deeply'),
         (b'{"images": ' + b'1' * 5000 + b'}', 'is not valid JSON'),
     ],
 )
-def test_what_is_not_cocos_json_is_named(root, content, message):
+def test_load_coco_refuses_invalid_json(root, content, message):
     (root / 'annotations' / 'instances_train2014.json').write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
         msff_timm.data.load('coco2014', 'train', root)
     assert_one_line(caught.value)
 
 
-def test_a_folder_in_the_place_of_the_file_or_a_file_in_that_of_the_folder(root):
+def test_load_coco_refuses_folder_as_file_and_file_as_folder(root):
     path = root / 'annotations' / 'instances_train2014.json'
     path.unlink()
     path.mkdir()
-    with pytest.raises(InputError, match=r'instances_train2014.json is not what it should be'):
+    with pytest.raises(InputError, match=r'instances_train2014.json is not a file'):
         msff_timm.data.load('coco2014', 'train', root)
     shutil.rmtree(root / 'val2014')
     (root / 'val2014').touch()
-    with pytest.raises(InputError, match=r'val2014 is not what it should be'):
+    with pytest.raises(InputError, match=r'val2014 is not a folder'):
         msff_timm.data.load('coco2014', 'validation', root)
 
 
-def load_with_note(root, split='train', **arguments):
-    """Loads a split and gives its rows and the one warning, on one line; None for none."""
+def load_with_warning(root, split='train', **arguments):
+    """Returns a split and the text of its only warning, or None."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         dataset = msff_timm.data.load('coco2014', split, root, **arguments)
     assert len(caught) <= 1
-    note = str(caught[0].message) if caught else None
-    assert note is None or (note.isprintable() and note.startswith(str(root)))
-    return dataset, note
+    warning = str(caught[0].message) if caught else None
+    assert warning is None or (warning.isprintable() and warning.startswith(str(root)))
+    return dataset, warning
 
 
-def test_areas_of_nothing_count_and_are_reported_once(root):
+def test_load_coco_warns_of_areas_of_zero(root):
     edit(root, lambda c: [a.update(bbox=[1, 2, 3.5, 0.0], area=0.0) for a in c['annotations'][1:3]])
-    dataset, note = load_with_note(root)
-    assert '2 of 4 annotations have no area (annotations[1], e.g.)' in note
+    dataset, warning = load_with_warning(root)
+    assert 'the area of 2 of 4 annotations is 0 (e.g. annotations[1])' in warning
     assert dataset['labels'][0] == [0, 2] and dataset['area'][0] == [0.0, 10 / 200]
 
 
@@ -217,32 +217,34 @@ NAN = float('nan')
         (lambda a: (a.pop('area'), a.pop('bbox')), NAN),
     ],
 )
-def test_the_area_is_that_of_the_box_or_else_unknown(root, change, area):
+def test_load_coco_takes_area_from_box_or_leaves_it_unknown(root, change, area):
     edit(root, lambda c: (c['annotations'][3].update(bbox=[0, 0, 3, 4]), change(c['annotations'][3])))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['labels'][:] == [[0, 2], [], [1]]
     assert dataset['area'][:] == [[30 / 200, 50 / 200], [], [] if area != area else [area]]
-    assert (note is None) == (area == area) and (note is None or 'unknown of 1 of 4 annotations' in note)
+    assert (warning is None) == (area == area) and (
+        warning is None or 'the area of 1 of 4 annotations is unknown' in warning
+    )
 
 
-def test_one_unknown_area_leaves_those_of_other_labels(root):
+def test_load_coco_keeps_areas_beside_an_unknown_one(root):
     edit(root, lambda c: c['annotations'][0].update(area=None, bbox=None))  # the smaller of two toothbrushes
-    dataset, _ = load_with_note(root)
+    dataset, _ = load_with_warning(root)
     first, second = dataset['area'][0]
     assert first == 30 / 200 and second != second
     np.testing.assert_equal(Samples(dataset, None).areas, [[30 / 200, NAN, NAN], [NAN] * 3, [NAN, 1, NAN]])
     edit(root, lambda c: [image.pop('width') for image in c['images']])
-    dataset, _ = load_with_note(root)
+    dataset, _ = load_with_warning(root)
     assert dataset['labels'][:] == [[0, 2], [], [1]] and dataset['area'][:] == [[], [], []]
     assert Samples(dataset, None).areas is None
 
 
 @pytest.mark.parametrize('size', [None, 0, -1, 'wide', [20], NAN, 10**400, True])
-def test_areas_are_unknown_where_the_size_is(root, size):
+def test_load_coco_leaves_areas_unknown_without_image_size(root, size):
     edit(root, lambda c: c['images'][0].update(width=size))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['labels'][:] == [[0, 2], [], [1]]
-    assert dataset['area'][:] == [[30 / 200, 50 / 200], [], []] and 'unknown of 1 of 4' in note
+    assert dataset['area'][:] == [[30 / 200, 50 / 200], [], []] and '1 of 4 annotations is unknown' in warning
 
 
 @pytest.mark.parametrize(
@@ -257,7 +259,7 @@ def test_areas_are_unknown_where_the_size_is(root, size):
         ('é{}'.format, ' {}'.format, None, ['é3', 'é5', 'é7']),
     ],
 )
-def test_ids_may_be_numbers_or_text(root, of_images, of_categories, of_annotations, image_ids):
+def test_load_coco_accepts_ids_as_numbers_and_text(root, of_images, of_categories, of_annotations, image_ids):
     def change(content):
         for image in content['images']:
             image['id'] = of_images(image['id'])
@@ -268,16 +270,16 @@ def test_ids_may_be_numbers_or_text(root, of_images, of_categories, of_annotatio
             annotation['category_id'] = (of_annotations or of_categories)(annotation['category_id'])
 
     edit(root, change)
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     names = msff_timm.data.label_names(dataset)
-    assert sorted(names) == ['person', 'stop sign', 'toothbrush'] and note is None
+    assert sorted(names) == ['person', 'stop sign', 'toothbrush'] and warning is None
     assert [sorted(names[k] for k in row) for row in dataset['labels']] == [
         ['person', 'toothbrush'], [], ['stop sign']
     ]  # fmt: skip
     assert dataset['image_id'][:] == image_ids
 
 
-def test_labels_are_in_the_order_of_numbers_then_of_text(root):
+def test_load_coco_sorts_labels_by_numbers_then_text(root):
     ids = ['10', 2, 'b', 'a', '9', -1]
     edit(root, lambda c: c['categories'].extend({'id': i, 'name': f'of {i}'} for i in ids))
     assert msff_timm.data.label_names(msff_timm.data.load('coco2014', 'train', root)) == [
@@ -285,18 +287,18 @@ def test_labels_are_in_the_order_of_numbers_then_of_text(root):
     ]  # fmt: skip
 
 
-def test_names_that_are_numbers_are_read_as_text(root):
+def test_load_coco_reads_numeric_names_as_text(root):
     edit(root, lambda c: [category.update(name=category['id']) for category in c['categories']])
     assert msff_timm.data.label_names(msff_timm.data.load('coco2014', 'train', root)) == ['1', '13', '90']
 
 
-def test_categories_of_one_name_are_one_label(root):
-    # Roboflow's export has the group as category 0, which may have the name of a label.
+def test_load_coco_merges_categories_of_one_name(root):
+    # Exports of Roboflow have their group as category 0, which may repeat the name of a label.
     edit(root, lambda c: c['categories'].append({'id': 0, 'name': 'toothbrush', 'supercategory': 'none'}))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert msff_timm.data.label_names(dataset) == ['toothbrush', 'person', 'stop sign']
     assert dataset['labels'][:] == [[0, 1], [], [2]]
-    assert "categories[3] has the name 'toothbrush' again and is one label" in note
+    assert "categories[3] repeats the name 'toothbrush' and counts as the same label" in warning
 
 
 @pytest.mark.parametrize(
@@ -313,7 +315,7 @@ def test_categories_of_one_name_are_one_label(root):
         ('val2014', lambda i: i.update(coco_url=f'http://c.org/val2014/{i.pop("file_name")}')),
     ],
 )
-def test_files_are_found_under_the_names_that_tools_write(root, folder, change):
+def test_load_coco_finds_files_by_names_of_tools(root, folder, change):
     shutil.rmtree(root / 'val2014')
     (root / 'train2014').rename(root / 'all')
     (root / 'train2014').mkdir()
@@ -321,12 +323,12 @@ def test_files_are_found_under_the_names_that_tools_write(root, folder, change):
     shutil.rmtree(root / folder, ignore_errors=True)
     (root / 'all').rename(root / folder)
     edit(root, lambda c: [change(image) for image in c['images']])
-    dataset, note = load_with_note(root)
-    assert [row['image'].getpixel((0, 0))[0] for row in dataset] == [3, 5, 7] and note is None
+    dataset, warning = load_with_warning(root)
+    assert [row['image'].getpixel((0, 0))[0] for row in dataset] == [3, 5, 7] and warning is None
     assert dataset['labels'][:] == [[0, 2], [], [1]]
 
 
-def test_a_file_of_the_very_name_goes_before_backslashes_as_slashes(root):
+def test_load_coco_prefers_exact_file_names(root):
     Image.new('RGB', (20, 10), (99, 0, 0)).save(root / 'train2014' / 'a\\b.png')
     (root / 'train2014' / 'a').mkdir()
     Image.new('RGB', (20, 10)).save(root / 'train2014' / 'a' / 'b.png')
@@ -334,7 +336,7 @@ def test_a_file_of_the_very_name_goes_before_backslashes_as_slashes(root):
     assert msff_timm.data.load('coco2014', 'train', root)[2]['image'].getpixel((0, 0))[0] == 99
 
 
-LOST = {
+MISSING = {
     'image': (lambda c: c['images'].insert(0, {'id': 1, 'file_name': 'gone'}), r"1 of 4 \(images\[0\] names 'gone'"),
     'its annotations': (
         lambda c: (c['images'].insert(0, {'id': 1, 'file_name': 'a'}), c['annotations'].append(annotation(1, 1, 1))),
@@ -346,14 +348,14 @@ LOST = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(('change', 'message'), LOST.values(), ids=LOST)
-def test_what_is_missing_is_left_out_in_training_and_ends_evaluation(root, change, message):
+@pytest.mark.parametrize(('change', 'message'), MISSING.values(), ids=MISSING)
+def test_load_coco_skips_missing_content_in_training_only(root, change, message):
     edit(root, change)
     shutil.copy(root / 'annotations' / 'instances_train2014.json', root / 'annotations' / 'instances_val2014.json')
     for split, missing in (('train', None), ('train', 'skip'), ('validation', 'skip')):
         for _ in range(2):  # once from the cache
-            dataset, note = load_with_note(root, split, missing=missing)
-            assert re.search(message, note)
+            dataset, warning = load_with_warning(root, split, missing=missing)
+            assert re.search(message, warning)
             assert dataset['image_id'][:] == (['3', '5', '7'] if split == 'train' else ['3', '7'])
             assert dataset['labels'][0] == [0, 2] and dataset['labels'][-1] == [1]
     for split, missing in (('train', 'error'), ('validation', None), ('validation', 'error')):
@@ -364,7 +366,7 @@ def test_what_is_missing_is_left_out_in_training_and_ends_evaluation(root, chang
         msff_timm.data.load('coco2014', 'train', root, missing='skp')
 
 
-def test_the_setting_reaches_the_reader_from_training_and_from_the_command(root, tmp_path, capsys):
+def test_missing_reaches_reader_from_training_and_command(root, tmp_path, capsys):
     edit(root, lambda c: c['images'].insert(0, {'id': 1, 'file_name': 'gone.png'}))
     with pytest.raises(InputError, match='1 of 4'):
         DataConfig(root=str(root), missing='error').load('train', None, 32)
@@ -375,32 +377,32 @@ def test_the_setting_reaches_the_reader_from_training_and_from_the_command(root,
     assert 'set missing to skip' in capsys.readouterr().err
 
 
-def test_an_image_that_comes_later_is_not_left_out_any_more(root):
+def test_load_coco_finds_images_added_later(root):
     (root / 'train2014' / 'COCO_000000000003.png').rename(root / 'away.png')
-    assert load_with_note(root)[0]['image_id'][:] == ['5', '7']
+    assert load_with_warning(root)[0]['image_id'][:] == ['5', '7']
     (root / 'away.png').rename(root / 'train2014' / 'COCO_000000000003.png')
-    dataset, note = load_with_note(root)
-    assert dataset['image_id'][:] == ['3', '5', '7'] and note is None
+    dataset, warning = load_with_warning(root)
+    assert dataset['image_id'][:] == ['3', '5', '7'] and warning is None
 
 
 @pytest.mark.parametrize(
     'file_name', ['COCO_000000000003.png', './COCO_000000000003.png', 'train2014/COCO_000000000003.png']
 )
-def test_entries_of_one_file_are_one_row_with_the_labels_of_all(root, file_name):
+def test_load_coco_merges_entries_of_one_file(root, file_name):
     edit(root, lambda c: c['images'][0].update(file_name=file_name))
-    dataset, note = load_with_note(root, missing='error')
+    dataset, warning = load_with_warning(root, missing='error')
     assert dataset['image_id'][:] == ['5', '7']
     assert dataset['labels'][1] == [0, 1, 2] and dataset['area'][1] == [30 / 200, 1.0, 50 / 200]
-    assert 'images whose file an earlier one names: 1 (images[1] names' in note
+    assert 'images that repeat the file of an earlier one: 1 (images[1] names' in warning
 
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be', 'utf-32'])
-def test_encodings_that_json_may_have_are_read(root, encoding):
+def test_load_coco_reads_encodings_of_json(root, encoding):
     path = root / 'annotations' / 'instances_train2014.json'
     content = path.read_text().replace('person', 'persón')
     path.write_bytes(content.encode(encoding))
-    dataset, note = load_with_note(root)
-    assert msff_timm.data.label_names(dataset)[0] == 'persón' and len(dataset) == 3 and note is None
+    dataset, warning = load_with_warning(root)
+    assert msff_timm.data.label_names(dataset)[0] == 'persón' and len(dataset) == 3 and warning is None
 
 
 FAULTS = {
@@ -414,7 +416,7 @@ FAULTS = {
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_nothing_but_ids_and_names_decides_the_labels(root, data):
+def test_load_coco_needs_only_ids_and_names_for_labels(root, data):
     path = root / 'annotations' / 'instances_train2014.json'
     original = path.read_text()
     content = json.loads(original)
@@ -426,7 +428,7 @@ def test_nothing_but_ids_and_names_decides_the_labels(root, data):
                 node[key] = data.draw(FAULTS[key])
     try:
         path.write_text(json.dumps(content))
-        dataset, _ = load_with_note(root)
+        dataset, _ = load_with_warning(root)
     finally:
         path.write_text(original)
     assert dataset['labels'][:] == [[0, 2], [], [1]]
@@ -434,7 +436,7 @@ def test_nothing_but_ids_and_names_decides_the_labels(root, data):
         assert len(areas) in (0, len(labels)) and all(0 <= area <= 1 or area != area for area in areas)
 
 
-def test_the_cases_load_with_the_labels_of_the_plain_one(cases):
+def test_load_coco_reads_cases(cases):
     folders = sorted(path for path in (cases / 'coco_variants').iterdir() if path.is_dir())
     for folder in folders:
         if folder.name == 'no_annotations_key':
@@ -447,7 +449,7 @@ def test_the_cases_load_with_the_labels_of_the_plain_one(cases):
         names = msff_timm.data.label_names(dataset)
         assert names[:3] == ['cat', 'dog', 'cow'], folder
         assert dataset['labels'][:] == [[0, 1], [1], [2], []], folder
-        assert len(caught) == (folder.name in TOLD), folder
+        assert len(caught) == (folder.name in WITH_WARNING), folder
         expected = [] if folder.name in ('no_bbox_no_area', 'no_size', 'size_zero') else [100 / 1920]
         assert dataset['area'][1] == expected, folder
         if folder.name in ('orphan', 'missing_picture'):
@@ -456,24 +458,24 @@ def test_the_cases_load_with_the_labels_of_the_plain_one(cases):
     assert len(folders) >= 30
 
 
-TOLD = ('missing_picture', 'no_bbox_no_area', 'no_size', 'orphan', 'same_file_twice', 'size_zero')
+WITH_WARNING = ('missing_picture', 'no_bbox_no_area', 'no_size', 'orphan', 'same_file_twice', 'size_zero')
 
 
-def test_an_area_a_rounding_above_the_whole_image_is_the_whole(root):
+def test_load_coco_clips_areas_to_image(root):
     edit(root, lambda c: c['annotations'][3].update(area=200.01))
     assert msff_timm.data.load('coco2014', 'train', root)['area'][2] == [1.0]
 
 
-def test_coco2017_has_folders_of_its_own(tmp_path):
+def test_load_coco2017_reads_its_own_folders(tmp_path):
     root = make(tmp_path / 'coco', '2017')
     assert msff_timm.data.load('coco2017', 'val', root)['image_id'][:] == ['3', '7']
     with pytest.raises(InputError, match=r'annotations/instances_train2014.json is missing'):
         msff_timm.data.load('coco2014', 'train', root)
-    with pytest.raises(InputError, match=r'coco2017 needs data.root: the folder that holds train2017/'):
+    with pytest.raises(InputError, match=r'coco2017 needs data.root: set it to the folder that contains train2017/'):
         msff_timm.data.load('coco2017', 'train')
 
 
-def test_images_may_lie_in_folders_of_the_folder(root):
+def test_load_coco_finds_images_in_subfolders(root):
     folder = root / 'train2014' / 'more'
     folder.mkdir()
     (root / 'train2014' / 'COCO_000000000003.png').rename(folder / 'a.png')
@@ -481,7 +483,7 @@ def test_images_may_lie_in_folders_of_the_folder(root):
     assert msff_timm.data.load('coco2014', 'train', root)[0]['image'].size == (20, 10)
 
 
-def test_the_same_content_is_not_parsed_again(root, monkeypatch):
+def test_load_coco_caches_parsed_content(root, monkeypatch):
     first = msff_timm.data.load('coco2014', 'train', root)
     parse = json.load
     monkeypatch.setattr(coco.json, 'load', lambda *args, **kwargs: pytest.fail('parsed again'))
@@ -495,12 +497,12 @@ def test_the_same_content_is_not_parsed_again(root, monkeypatch):
     assert msff_timm.data.load('coco2014', 'train', root)['labels'][0] == [2]
 
 
-def test_settings_have_rows_of_their_own(root):
+def test_load_coco_caches_by_settings(root):
     kept = [len(msff_timm.data.load('coco2014', 'train', root, keep_unlabelled=keep)) for keep in (True, False, None)]
     assert kept == [3, 2, 3]
 
 
-def test_an_interrupted_writer_leaves_no_half_file(root, cache, monkeypatch):
+def test_cached_leaves_no_partial_file_when_interrupted(root, cache, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -513,7 +515,7 @@ def test_an_interrupted_writer_leaves_no_half_file(root, cache, monkeypatch):
     assert [path.suffix for path in cache.iterdir()] == ['.arrow']
 
 
-def test_a_killed_writer_is_no_hindrance(root, cache):
+def test_cached_recovers_from_killed_writer(root, cache):
     code = (
         'import os, sys, datasets, msff_timm.data.coco as coco, msff_timm.data.records as records\n'
         'datasets.config.HF_DATASETS_CACHE = sys.argv[1]\n'
@@ -536,13 +538,13 @@ FUZZ = settings(
 
 
 def places(node):
-    """Gives each place below a node of JSON: what holds it and the key."""
+    """Yields container and key of each value below a JSON node."""
     for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
         yield node, key
         yield from places(node[key])
 
 
-def loads_or_is_named(root):
+def check_loads_or_is_refused(root):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
@@ -556,7 +558,7 @@ def loads_or_is_named(root):
 
 @FUZZ
 @given(data=st.data())
-def test_any_change_of_the_json_loads_or_is_named(root, data):
+def test_load_coco_reads_or_refuses_any_change_of_json(root, data):
     path = root / 'annotations' / 'instances_train2014.json'
     original = path.read_text()
     content = json.loads(original)
@@ -568,27 +570,27 @@ def test_any_change_of_the_json_loads_or_is_named(root, data):
             del holder[key]
     try:
         path.write_text(json.dumps(content))
-        loads_or_is_named(root)
+        check_loads_or_is_refused(root)
     finally:
         path.write_text(original)
 
 
 @FUZZ
 @given(data=st.data())
-def test_any_bytes_load_or_are_named(root, data):
+def test_load_coco_reads_or_refuses_any_bytes(root, data):
     path = root / 'annotations' / 'instances_train2014.json'
     original = path.read_bytes()
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(original))] * 2)))
     try:
         path.write_bytes(original[:start] + data.draw(st.binary(max_size=8)) + original[stop:])
-        loads_or_is_named(root)
+        check_loads_or_is_refused(root)
         path.write_bytes(original[:start])
-        loads_or_is_named(root)
+        check_loads_or_is_refused(root)
     finally:
         path.write_bytes(original)
 
 
-def test_a_root_that_is_not_cocos_is_refused_with_what_was_found(tmp_path):
+def test_load_coco_refuses_other_roots(tmp_path):
     (tmp_path / 'photos').mkdir()
     with pytest.raises(InputError, match=r'annotations/instances_train2014.json is missing \(found: photos\)'):
         msff_timm.data.load('coco2014', 'train', tmp_path)
@@ -606,14 +608,14 @@ def test_a_root_that_is_not_cocos_is_refused_with_what_was_found(tmp_path):
         (('scenes', 'train', None, 0), 'data size is 0: must be at least 1.'),
     ],
 )
-def test_the_door_names_what_is_wrong(arguments, message):
+def test_load_refuses_invalid_arguments(arguments, message):
     with pytest.raises(InputError) as caught:
         msff_timm.data.load(*arguments)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(('split', 'name'), [('train', 'train2014'), ('validation', 'val2014')])
-def test_real_photos_have_the_labels_that_an_independent_count_gives(coco_root, split, name):
+def test_load_coco_returns_labels_of_real_photos(coco_root, split, name):
     content = json.loads((coco_root / 'annotations' / f'instances_{name}.json').read_text())
     names = {c['id']: c['name'] for c in content['categories']}
     expected = defaultdict(set)

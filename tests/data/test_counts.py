@@ -11,7 +11,7 @@ SETTINGS = 'if -1 or blank means absent in the data, set data.minus_one or data.
 
 
 def counts_of(*columns, data='table'):
-    """Counts of columns of +, - and ? for masked."""
+    """Counts the entries of columns of + (present), - (absent) and ? (masked)."""
     marks = np.array([list(column) for column in columns]).T
     targets = np.select([marks == '+', marks == '-'], [1, 0], -1)
     return LabelCounts.of(targets, [f'l{k}' for k in range(len(columns))], data)
@@ -19,8 +19,8 @@ def counts_of(*columns, data='table'):
 
 @given(st.integers(1, 6).flatmap(lambda n: st.lists(st.text('+-?', min_size=n, max_size=n), min_size=1, max_size=4)))
 @settings(max_examples=100, deadline=None)
-def test_a_label_counts_where_it_can_be_ranked_wrongly(columns):
-    """That is where some scores give an AP below 1 and others 1."""
+def test_counted_labels_can_be_ranked_wrongly(columns):
+    """A label counts if its AP is below 1 for some scores and 1 for others."""
     for counts, column in zip(counts_of(*columns).counted, columns, strict=True):
         targets = [mark == '+' for mark in column if mark != '?']
         found = set()
@@ -40,7 +40,7 @@ def test_a_label_counts_where_it_can_be_ranked_wrongly(columns):
             '0 without an absent entry, 1 masked throughout [l0], 1 without a positive [l1]',
             SETTINGS,
         ),
-        # Neither setting would make a label count: nothing is masked, or what is would at most be absent.
+        # Neither setting would help: nothing is masked, or masked entries would at most be absent.
         (['+++'], 'table', '1 without an absent entry [l0], 0 without a positive', None),
         (['-?-'], 'table', '0 without an absent entry, 1 without a positive [l0]', None),
         (['++?'], 'coco2014', '1 without an absent entry [l0], 0 without a positive', None),
@@ -52,13 +52,13 @@ def test_a_label_counts_where_it_can_be_ranked_wrongly(columns):
         ),
     ],
 )
-def test_nothing_to_evaluate_on_is_one_line_with_the_setting_that_helps(columns, data, kinds, fix):
+def test_check_refuses_splits_without_counted_labels(columns, data, kinds, fix):
     counts = counts_of(*columns, data=data)
     with pytest.raises(InputError) as refused:
         counts.check('photos: validation', 'data.eval_split')
     assert str(refused.value) == (
         'photos: validation: there is nothing to evaluate on, as no label has both a positive and an absent entry among'
-        f' the 3 images ({kinds}): {fix or "choose another data.eval_split, or more images by data.eval_size."}'
+        f' the 3 images ({kinds}): {fix or "choose another data.eval_split, or a larger data.eval_size."}'
     )
     what = 'are left out of mAP and of fitted thresholds, which leaves nothing to evaluate on'
     of = f'{len(columns)} of {len(columns)} labels'
@@ -67,7 +67,7 @@ def test_nothing_to_evaluate_on_is_one_line_with_the_setting_that_helps(columns,
     assert counts.warning('train', trains=True) == f'train: {of} cannot be learnt: {kinds}{end}'
 
 
-def test_labels_that_do_not_count_are_named_and_counted():
+def test_warning_lists_labels_that_do_not_count():
     counts = counts_of('+-', *['++'] * 7, '+?', '--')
     counts.check('photos: validation', 'data.eval_split')
     assert counts.warning('validation', trains=False) == (

@@ -1,4 +1,4 @@
-"""What drawings of labels have in common: their fonts."""
+"""Fonts of figures."""
 
 import io
 import warnings
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from msff_timm.data import figures
 
-NOWHERE = '\U0010fffd'  # for private use: no font has it
+NOWHERE = '\U0010fffd'  # a private character without any font
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def nothing_reported(monkeypatch):
 
 
 def figure_with(*names):
-    """Makes a figure with the names in all places where drawings have them."""
+    """Returns a figure with names as tick labels, title, text and legend."""
     figure = Figure(layout='constrained')
     axes = figure.subplots()
     axes.barh(range(len(names)), range(len(names)), label=names[0])
@@ -30,7 +30,7 @@ def figure_with(*names):
 
 
 def saved(figure):
-    """Saves a figure, and gives the warnings on the way and those of matplotlib when it is drawn once more."""
+    """Returns the warnings of `save_figure`, and those of matplotlib when it saves the figure again."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         figures.save_figure(figure, io.BytesIO(), format='png')
@@ -40,25 +40,25 @@ def saved(figure):
     return [str(w.message) for w in caught], [str(w.message) for w in again]
 
 
-def test_save_figure_takes_another_font_for_what_the_first_lacks():
+def test_save_figure_uses_other_font_for_missing_characters():
     with matplotlib.rc_context({'font.family': 'cmr10', 'axes.formatter.use_mathtext': True}):
         assert saved(figure_with('кот', 'plain')) == ([], [])
 
 
-def test_save_figure_reports_characters_without_a_font_once():
+def test_save_figure_warns_once_of_characters_without_font():
     (message,), again = saved(figure_with(f'cat {NOWHERE}', 'é'))
     assert f'boxes for {NOWHERE}: no installed font' in message and '\n' not in message and again
     assert saved(figure_with(f'{NOWHERE} dog'))[0] == []
 
 
-def test_save_figure_draws_chinese_or_reports_it():
+def test_save_figure_draws_chinese_or_warns():
     reported, missing = saved(figure_with('猫', 'a 犬'))
     assert (len(reported), bool(missing)) in ((0, False), (1, True))
     if reported:
         assert 'boxes for 犬 猫: no' in reported[0]
 
 
-def test_save_figure_leaves_figures_that_need_no_font_alone():
+def test_save_figure_keeps_fonts_that_suffice():
     figure = figure_with('naïve', 'a\tb\u200d', '…')
     families = {tuple(text.get_fontfamily()) for text in figure.findobj(matplotlib.text.Text)}
     assert saved(figure)[0] == []

@@ -35,7 +35,7 @@ def images(count):
 
 
 def write(folder, columns, schema=None, split='train', shards=1):
-    """Writes Parquet files with the images in them."""
+    """Writes Parquet files that contain the images."""
     count = len(next(iter(columns.values())))
     columns = {'image': images(count), **columns}
     features = Features({'image': Image(), **schema}) if schema else None
@@ -66,7 +66,7 @@ def fails(root, *parts, split='train', **arguments):
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
-    """A Hub with two data sets, and the home of those who use it."""
+    """A Hub server with data sets, and a home folder for its clients."""
     root = tmp_path_factory.mktemp('hub')
     schema = {'labels': List(ClassLabel(names=NAMES)), 'image_id': Value('string')}
     columns = {'labels': LABELS, 'image_id': [f'p{number}' for number in range(len(LABELS))]}
@@ -83,7 +83,7 @@ def served(tmp_path_factory):
 
 
 def client(code, environment, **more):
-    """Runs code in a process of its own, since the Hub's address is read at import; returns the JSON that it prints."""
+    """Runs code in a new process, as the address of the Hub is read at import; returns the JSON that it prints."""
     prelude = """
         import json, sys
         from msff_timm.data import load
@@ -108,7 +108,7 @@ def client(code, environment, **more):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_data_set_of_the_hub(served):
+def test_load_hub_fetches_and_streams(served):
     server, home = served
     got = client(
         """
@@ -152,7 +152,7 @@ def test_a_data_set_of_the_hub(served):
     assert 'old' in revision
 
 
-def test_offline_has_what_was_fetched(served):
+def test_load_hub_offline_reads_fetched_data(served):
     server, home = served
     before = server.requests.total()
     code = """
@@ -166,10 +166,10 @@ def test_offline_has_what_was_fetched(served):
     assert len(message.splitlines()) == 1 and 'org/closed' in message and 'HF_HUB_OFFLINE' in message
 
 
-def test_a_hub_that_is_not_there(served, tmp_path):
+def test_load_hub_reports_unreachable_hub(served, tmp_path):
     server, _ = served
     environment = {**server.environment(tmp_path), 'HF_ENDPOINT': 'http://localhost:9'}
-    # Tries are 23 seconds apart in all.
+    # The waits between retries add up to 23 seconds.
     code = "import time; time.sleep = lambda seconds: None; print(json.dumps(error('train', 'org/two')))"
     message = client(code, environment)
     assert len(message.splitlines()) == 1
@@ -202,7 +202,7 @@ def test_a_hub_that_is_not_there(served, tmp_path):
     ],
     ids=['one class', 'lists of text', 'text', 'columns'],
 )
-def test_every_form_of_labels(tmp_path, columns, schema, labels, ignore, streaming):
+def test_load_hub_reads_forms_of_labels(tmp_path, columns, schema, labels, ignore, streaming):
     write(tmp_path, columns, schema)
     for names in (NAMES, NAMES[::-1]):
         dataset = load('hub', 'train', str(tmp_path), label_names=names, streaming=streaming)
@@ -215,7 +215,7 @@ def test_every_form_of_labels(tmp_path, columns, schema, labels, ignore, streami
         assert [row['image'].getpixel((0, 0))[0] for row in rows] == [0, 10, 20]
 
 
-def test_text_labels_have_the_same_numbers_in_all_splits(tmp_path):
+def test_load_hub_numbers_text_labels_over_all_splits(tmp_path):
     write(tmp_path, {'labels': [['dog'], ['cat']]})
     write(tmp_path, {'labels': [['ant'], []]}, {'labels': List(Value('string'))}, split='validation')
     assert label_names(load('hub', 'train', str(tmp_path))) == ['ant', 'cat', 'dog']
@@ -223,7 +223,7 @@ def test_text_labels_have_the_same_numbers_in_all_splits(tmp_path):
     fails(tmp_path, 'data.label_names', streaming=True)
 
 
-def test_a_split_may_be_named_val(tmp_path):
+def test_load_hub_finds_split_named_val(tmp_path):
     write(tmp_path / 'data', {'x': [1]})
     configs = '---\nconfigs:\n- config_name: default\n  data_files:\n  - split: val\n    path: data/*\n---\n'
     (tmp_path / 'README.md').write_text(configs)
@@ -231,7 +231,7 @@ def test_a_split_may_be_named_val(tmp_path):
     fails(tmp_path, "unknown split 'train'", 'val')
 
 
-def test_columns_that_are_named(tmp_path):
+def test_load_hub_uses_named_columns(tmp_path):
     columns = {'photo': images(2), 'tags': ['cat;dog', ''], 'note': ['a', 'b'], 'x': [0, 1], 'id': [7, 9]}
     text, number = Value('string'), Value('int64')
     schema = {'photo': Image(), 'tags': text, 'note': text, 'x': number, 'id': number}
@@ -263,14 +263,14 @@ def test_columns_that_are_named(tmp_path):
     ],
     ids=['unknown', 'twice', 'no class', 'a number', 'no state'],
 )
-def test_bad_rows(tmp_path, columns, schema, part, streaming):
+def test_load_hub_refuses_invalid_rows(tmp_path, columns, schema, part, streaming):
     write(tmp_path, columns, schema)
     with pytest.raises(InputError) as caught:
         list(load('hub', 'train', str(tmp_path), label_names=NAMES, streaming=streaming))
     assert part in str(caught.value) and len(str(caught.value).splitlines()) == 1
 
 
-def test_bad_roots(tmp_path):
+def test_load_hub_refuses_invalid_roots(tmp_path):
     with pytest.raises(InputError, match='hub needs data.root'):
         load('hub', 'train')
     fails(tmp_path, 'cannot be read as a data set')
@@ -280,7 +280,7 @@ def test_bad_roots(tmp_path):
     fails(tmp_path / 'train.parquet', 'neither a folder nor the id')
 
 
-def test_images_without_the_metadata_of_datasets(tmp_path):
+def test_load_hub_finds_images_without_metadata_of_datasets(tmp_path):
     write(tmp_path, {'x': [1, 0]})
     path = next(tmp_path.glob('*.parquet'))
     table = pq.read_table(path).replace_schema_metadata(None)
@@ -293,7 +293,7 @@ def test_images_without_the_metadata_of_datasets(tmp_path):
         assert [row['image'].getpixel((0, 0))[0] for row in dataset] == [0, 10]
 
 
-def test_nodes_share_a_stream_whose_shards_do_not_divide(tmp_path):
+def test_load_hub_streams_uneven_shards_to_nodes(tmp_path):
     write(tmp_path, {'labels': LABELS}, {'labels': List(ClassLabel(names=NAMES))}, shards=3)
     stream = load('hub', 'train', str(tmp_path), streaming=True)
     assert stream.num_shards == 3
@@ -301,7 +301,7 @@ def test_nodes_share_a_stream_whose_shards_do_not_divide(tmp_path):
     assert sorted(rows) == [10 * number for number in range(len(LABELS))]
 
 
-def test_images_are_not_decoded_while_labels_are_mapped(tmp_path, monkeypatch):
+def test_load_hub_does_not_decode_images(tmp_path, monkeypatch):
     write(tmp_path, {'labels': LABELS}, {'labels': List(ClassLabel(names=NAMES))})
     monkeypatch.setattr(Image, 'decode_example', lambda *_, **__: pytest.fail('decoded'))
     dataset = load('hub', 'train', str(tmp_path))
@@ -310,14 +310,14 @@ def test_images_are_not_decoded_while_labels_are_mapped(tmp_path, monkeypatch):
 
 
 def configure(folder, names, default=None):
-    """Gives a data set one configuration for each folder."""
+    """Adds one configuration per folder to a data set."""
     lines = [f'- config_name: {name}\n  data_files: {name}/*.parquet\n' for name in names]
     (folder / 'README.md').write_text(f'---\nconfigs:\n{"".join(lines)}---\n')
 
 
 @pytest.fixture(scope='module')
 def fetched(tmp_path_factory):
-    """What is fetched in parts from a Hub, what there is of it offline, and the paths that were asked for."""
+    """Results of loading parts of data sets from a Hub server, the same offline, and the requested paths."""
     root = tmp_path_factory.mktemp('more')
     folder = root / 'datasets' / 'org'
     binary = {'cat': [1, 0], 'dog': [-1, 1], 'fold': [0, 1]}
@@ -366,7 +366,7 @@ def fetched(tmp_path_factory):
     return online, offline, gets
 
 
-def test_only_the_split_that_is_needed_is_fetched(fetched):
+def test_load_hub_fetches_only_the_split(fetched):
     found, _, gets = fetched
     note = 'labels: 2 columns (cat, dog); not labels: fold'
     assert found['columns'] == [['cat', 'dog'], [['cat'], ['dog']], [[], []], [0, 10], [note]]
@@ -379,7 +379,7 @@ def test_only_the_split_that_is_needed_is_fetched(fetched):
     assert "delimited by ','" in found['names found'][4][0]
 
 
-def test_a_metadata_file_above_the_splits_of_the_hub(fetched):
+def test_load_hub_reads_metadata_above_splits(fetched):
     found, _, gets = fetched
     names = sorted(f'{split} {number}' for split in ('train', 'validation', 'test') for number in range(2))
     assert found['above'][:4] == [names, [['test 0'], ['test 1']], [[], []], [0, 10]]
@@ -387,19 +387,19 @@ def test_a_metadata_file_above_the_splits_of_the_hub(fetched):
     assert {'/'.join(path.split('/')[-2:]) for path in images} == {'test/0.png', 'test/1.png'}
 
 
-def test_what_was_fetched_in_parts_is_there_offline(fetched):
+def test_load_hub_offline_reads_data_fetched_in_parts(fetched):
     online, offline, _ = fetched
     assert {**offline, 'error': None} == {**online, 'error': None}
 
 
-def test_configurations_are_named_and_one_is_chosen(fetched):
+def test_load_hub_lists_and_selects_configurations(fetched):
     found, _, _ = fetched
     assert 'large, small' in found['error'] and 'data.root org/configs:large' in found['error']
     assert len(found['error'].splitlines()) == 1
     assert found['small'][1] == [['x'], []]
 
 
-def test_configurations_of_a_folder_are_named(tmp_path):
+def test_load_hub_lists_configurations_of_folder(tmp_path):
     for name in ('large', 'small'):
         write(tmp_path / name, {'x': [1, 0]})
     configure(tmp_path, ['large', 'small'])
@@ -407,7 +407,7 @@ def test_configurations_of_a_folder_are_named(tmp_path):
 
 
 @pytest.mark.parametrize('streaming', [False, True])
-def test_what_minus_one_and_blank_mean(tmp_path, streaming):
+def test_load_hub_interprets_minus_one_and_blank(tmp_path, streaming):
     schema = {'cat': Value('int8'), 'dog': Value('float32')}
     write(tmp_path, {'cat': [1, 0, -1], 'dog': [-1.0, None, float('nan')]}, schema)
     for minus_one in ('unannotated', 'absent'):
@@ -435,34 +435,34 @@ def test_what_minus_one_and_blank_mean(tmp_path, streaming):
     ],
     ids=['lists', 'lists without quotes', 'commas', 'spaces', 'given', 'vectors in text', 'vectors'],
 )
-def test_labels_in_text(tmp_path, cells, settings, streaming):
+def test_load_hub_reads_labels_in_text(tmp_path, cells, settings, streaming):
     schema = List(Value('int64')) if isinstance(cells[0], list) else Value('string')
     write(tmp_path, {'labels': cells}, {'labels': schema})
     is_stream_of_text = streaming and cells[0] == '[1, 1, 0]'
     if is_stream_of_text:
-        return  # whether they are vectors shows in all of them only
+        return  # only all cells together show that they are vectors
     dataset = load('hub', 'train', str(tmp_path), label_names=NAMES, streaming=streaming, **settings)
     assert [sorted(row) for row in named(dataset)] == [['cat', 'dog'], ['fish'], [], ['dog']]
 
 
-def test_vectors_without_names_are_refused(tmp_path):
+def test_load_hub_refuses_vectors_without_names(tmp_path):
     write(tmp_path, {'labels': [[1, 0], [1, 1]]}, {'labels': List(Value('int64'))})
     fails(tmp_path, "'labels' holds vectors of 2 numbers", 'data.label_names')
     fails(tmp_path, "'labels' holds vectors of 2 numbers", label_names=NAMES)
 
 
-def test_text_that_can_be_read_in_two_ways_is_refused(tmp_path):
+def test_load_hub_refuses_ambiguous_text(tmp_path):
     write(tmp_path, {'labels': ['red apple', 'green apple', 'pear']}, {'labels': Value('string')})
     fails(tmp_path, "'labels': 'green apple' may be one label or several", 'data.label_delimiter')
     assert named(load('hub', 'train', str(tmp_path), label_delimiter='none'))[2] == ['pear']
 
 
-@pytest.mark.parametrize(('there', 'asked'), [('dev', 'validation'), ('eval', 'test'), ('training', 'train')])
-def test_splits_have_the_names_that_datasets_knows(tmp_path, there, asked):
+@pytest.mark.parametrize(('existing', 'split'), [('dev', 'validation'), ('eval', 'test'), ('training', 'train')])
+def test_load_hub_accepts_split_names_of_datasets(tmp_path, existing, split):
     write(tmp_path / 'data', {'x': [1]})
-    configs = f'---\nconfigs:\n- config_name: default\n  data_files:\n  - split: {there}\n    path: data/*\n---\n'
+    configs = f'---\nconfigs:\n- config_name: default\n  data_files:\n  - split: {existing}\n    path: data/*\n---\n'
     (tmp_path / 'README.md').write_text(configs)
-    assert named(load('hub', asked, str(tmp_path))) == named(load('hub', there, str(tmp_path))) == [['x']]
+    assert named(load('hub', split, str(tmp_path))) == named(load('hub', existing, str(tmp_path))) == [['x']]
     (tmp_path / 'README.md').write_text(
         '---\nconfigs:\n- config_name: default\n  data_files:\n  - split: val\n    path: data/*\n'
         '  - split: dev\n    path: data/*\n---\n'
@@ -470,7 +470,7 @@ def test_splits_have_the_names_that_datasets_knows(tmp_path, there, asked):
     fails(tmp_path, 'both val and dev', split='validation')
 
 
-def test_folders_of_splits_are_no_labels(tmp_path):
+def test_load_hub_refuses_folders_of_splits_as_labels(tmp_path):
     for split in ('train', 'test'):
         (tmp_path / split).mkdir()
         images(1)[0].save(tmp_path / split / '0.png')
@@ -480,7 +480,7 @@ def test_folders_of_splits_are_no_labels(tmp_path):
     fails(tmp_path, 'metadata file above the splits', streaming=True)
 
 
-def test_folders_are_labels_as_datasets_has_them(tmp_path):
+def test_load_hub_reads_label_folders_as_datasets(tmp_path):
     for split, label in (('train', 'cat'), ('train', 'dog'), ('test', 'dog')):
         (tmp_path / split / label).mkdir(parents=True)
         images(1)[0].save(tmp_path / split / label / '0.png')
@@ -492,8 +492,8 @@ def test_folders_are_labels_as_datasets_has_them(tmp_path):
 
 @pytest.mark.parametrize('folder', ['', 'data'])
 @pytest.mark.parametrize('is_folder', [False, True])
-def test_splits_in_capital_letters(tmp_path, is_folder, folder):
-    """`datasets` takes them all for training, or leaves some out."""
+def test_load_hub_finds_capitalised_splits(tmp_path, is_folder, folder):
+    """`datasets` assigns all of them to training, or skips some."""
     for first in ('Train', 'train'):
         root = tmp_path / first
         for number, split in enumerate((first, 'Valid', 'TEST')):
@@ -505,7 +505,7 @@ def test_splits_in_capital_letters(tmp_path, is_folder, folder):
         assert named(load('hub', 'test', str(root))) == [[]]
 
 
-def test_folders_of_images_in_capital_letters(tmp_path):
+def test_load_hub_finds_capitalised_image_folders(tmp_path):
     for split, label in (('Train', 'cat'), ('Train', 'dog'), ('Val', 'cat'), ('Val', 'dog'), ('Val', 'cow')):
         (tmp_path / split / label).mkdir(parents=True)
         images(1)[0].save(tmp_path / split / label / '0.png')
@@ -514,7 +514,7 @@ def test_folders_of_images_in_capital_letters(tmp_path):
     assert sorted(named(dataset)) == [['cat'], ['cow'], ['dog']] and label_names(dataset) == ['cat', 'cow', 'dog']
 
 
-def test_the_sizes_that_a_readme_states_are_checked_for_the_split_that_is_read(tmp_path):
+def test_load_hub_checks_sizes_of_readme_for_the_split(tmp_path):
     for split in ('train', 'test'):
         write(tmp_path, {'x': [1, 0]}, split=split)
     sizes = '---\ndataset_info:\n  features:\n  - {name: image, dtype: image}\n  - {name: x, dtype: int64}\n  splits:\n'

@@ -35,7 +35,7 @@ def encoded(image, kind, **settings):
 
 
 def png(width, height, depth, colour, samples):
-    """Encodes a PNG of one row after another by hand: Pillow writes no 16-bit colour."""
+    """Encodes a PNG by hand, since Pillow does not write 16-bit colour."""
     chunks = [
         (b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, 0)),
         (b'IDAT', zlib.compress(samples)),
@@ -47,15 +47,15 @@ def png(width, height, depth, colour, samples):
 
 
 def tiff(values, order='<', planar=1, photometric=None, entries=(), data=None):
-    """Encodes a TIFF by hand: Pillow writes few of the kinds that there are.
+    """Encodes a TIFF by hand, since Pillow writes only some kinds.
 
     Args:
         values: Samples (H, W) or (H, W, C).
-        order: Order of bytes, as `struct` has it.
-        planar: 2 to store channels apart.
-        photometric: 0 for least is white, 1 for a gray, 2 for RGB, 5 for CMYK, 6 for YCbCr.
-        entries: More tags, as (tag, type, numbers); a type of `struct`.
-        data: Encoded samples, in place of the values.
+        order: Byte order as in `struct`.
+        planar: Planar configuration, 2 to store the channels separately.
+        photometric: Photometric interpretation: 0 min is white, 1 gray, 2 RGB, 5 CMYK, 6 YCbCr.
+        entries: Further tags as (tag, type of `struct`, numbers).
+        data: Encoded samples that replace the values.
     """
     values = np.atleast_3d(values)
     height, width, channels = values.shape
@@ -95,19 +95,19 @@ def tiff(values, order='<', planar=1, photometric=None, entries=(), data=None):
 
 
 def ramp(low, high, dtype):
-    """Values (48, 64) from low to high."""
+    """Returns values (48, 64) from low to high."""
     return np.linspace(low, high, 48 * 64).astype(dtype).reshape(48, 64)
 
 
-def shown(content):
-    """Opens what must be gray, and returns one channel as integers."""
+def gray_pixels(content):
+    """Opens a gray image and returns one channel as integers."""
     pixels = np.asarray(open_image(content)).astype(int)
     assert (pixels == pixels[..., :1]).all()
     return pixels[..., 0]
 
 
 def scaled(values, black, white):
-    """The definition, by hand."""
+    """Scales values as defined."""
     return np.clip(np.round((values.astype(float) - black) * 255 / (white - black)), 0, 255)
 
 
@@ -117,7 +117,7 @@ def exif(orientation):
     return tags
 
 
-# How rows and columns of the stored image make the upright one, from the standard's words, not Pillow's code.
+# Maps of stored to upright pixels, from the text of the standard, not the code of Pillow.
 UPRIGHT = {
     1: lambda p: p,
     2: lambda p: p[:, ::-1],
@@ -131,13 +131,13 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize('orientation', UPRIGHT)
-def test_photos_are_opened_upright(photo, orientation):
+def test_open_image_applies_orientation(photo, orientation):
     pixels = UPRIGHT[orientation](np.asarray(photo))
     np.testing.assert_array_equal(open_image(encoded(photo, 'png', exif=exif(orientation))), pixels)
 
 
 @pytest.mark.parametrize('orientation', UPRIGHT)
-def test_reduced_decoding_keeps_the_wanted_size_upright(orientation):
+def test_at_least_applies_to_upright_size(orientation):
     sideways = orientation >= 5
     content = encoded(Image.new('RGB', (640, 480)), 'jpeg', exif=exif(orientation))
 
@@ -151,7 +151,7 @@ def test_reduced_decoding_keeps_the_wanted_size_upright(orientation):
     assert size(120, 160) == (160, 120) and size(60, 80) == size(1, 1) == (80, 60)
 
 
-def test_reduced_decoding_is_never_smaller_than_wanted():
+def test_at_least_is_lower_bound():
     generator = np.random.default_rng(0)
     for _ in range(50):
         stored, wanted = generator.integers(1, 700, 2), generator.integers(1, 300, 2)
@@ -160,7 +160,7 @@ def test_reduced_decoding_is_never_smaller_than_wanted():
         assert (size >= np.minimum(stored, wanted)).all() and (size <= stored).all()
 
 
-def test_reduced_decoding_differs_as_little_as_two_good_filters_do(coco_root):
+def test_at_least_changes_pixels_as_little_as_filters_do(coco_root):
     differences, biases, filters, skips = [], [], [], []
     for path in sorted((coco_root / 'val2014').iterdir())[:32]:
         full, reduced = open_image(path), open_image(path, at_least=(112, 112))
@@ -173,26 +173,26 @@ def test_reduced_decoding_differs_as_little_as_two_good_filters_do(coco_root):
         biases.append((small(reduced) - small(full)).mean())
         filters.append(np.abs(small(full) - small(full, Image.Resampling.BICUBIC)).mean())
         skips.append(np.abs(small(full) - small(full, Image.Resampling.NEAREST)).mean())
-    # The measure is the choice between bilinear and bicubic, which timm's training leaves to chance; a resizing that
-    # skips pixels, which is what a bug here would amount to, is several times further away.
+    # The yardstick is the difference between bilinear and bicubic, between which training in timm chooses at random. A
+    # resizing that skips pixels, the effect of a bug here, differs several times as much.
     assert np.mean(differences) < 1.25 * np.mean(filters) and np.mean(skips) > 4 * np.mean(filters)
     assert (np.array(differences) < np.array(skips)).all()
     assert np.abs(np.mean(biases)) < 0.1
 
 
-def test_reduced_decoding_leaves_other_formats_alone(photo):
+def test_at_least_is_ignored_for_png(photo):
     assert open_image(encoded(photo, 'png'), at_least=(5, 5)).size == photo.size
 
 
 @pytest.mark.parametrize('kind', ['png', 'tiff'])
-def test_sixteen_bits_are_scaled_to_eight(kind):
+def test_open_image_scales_sixteen_bits(kind):
     values = np.array([[0, 128, 129, 257, 32896], [255, 256, 21845, 65279, 65535]], dtype=np.uint16)
     expected = [[0, 0, 1, 1, 128], [1, 1, 85, 254, 255]]
     pixels = np.asarray(open_image(encoded(Image.fromarray(values), kind)))
     np.testing.assert_array_equal(pixels, np.repeat(np.array(expected)[:, :, None], 3, axis=2))
 
 
-def test_other_deep_pictures_are_scaled():
+def test_open_image_scales_other_deep_images():
     graymap = b'P5 3 1 65535\n' + struct.pack('>3H', 0, 32896, 65535)
     assert [open_image(graymap).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
     for white in (1, 255):
@@ -203,53 +203,53 @@ def test_other_deep_pictures_are_scaled():
     assert np.asarray(open_image(rgb)).tolist() == [[[128, 255, 0], [1, 255, 2]]]
 
 
-def test_what_is_transparent_shows_white():
+def test_open_image_shows_transparent_pixels_white():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 4), dtype=np.uint8)
     alpha = pixels[..., 3:] / 255
     for mode, channels in (('RGBA', [0, 1, 2, 3]), ('LA', [0, 3])):
         stored = np.ascontiguousarray(pixels[..., channels])
         expected = stored[..., :-1] * alpha + 255 * (1 - alpha)
-        shown = np.asarray(open_image(encoded(Image.fromarray(stored, mode), 'png')), dtype=float)
-        assert np.abs(shown - expected).max() <= 1
+        opened = np.asarray(open_image(encoded(Image.fromarray(stored, mode), 'png')), dtype=float)
+        assert np.abs(opened - expected).max() <= 1
     assert np.asarray(open_image(encoded(Image.new('RGBA', (1, 1), (9, 9, 9, 0)), 'png'))).tolist() == [[[255] * 3]]
 
 
-def test_palettes_with_and_without_transparency():
-    picture = Image.new('P', (3, 1))
-    picture.putpalette([250, 10, 20, 30, 240, 40, 50, 60, 230])
-    picture.putdata([0, 1, 2])
+def test_open_image_reads_palettes():
+    image = Image.new('P', (3, 1))
+    image.putpalette([250, 10, 20, 30, 240, 40, 50, 60, 230])
+    image.putdata([0, 1, 2])
     opaque = [[[250, 10, 20], [30, 240, 40], [50, 60, 230]]]
-    assert np.asarray(open_image(encoded(picture, 'png'))).tolist() == opaque
-    for transparency in (1, bytes([255, 0, 255])):  # one colour, and an alpha for each
+    assert np.asarray(open_image(encoded(image, 'png'))).tolist() == opaque
+    for transparency in (1, bytes([255, 0, 255])):  # one colour, and one alpha per colour
         with warnings.catch_warnings():
             warnings.simplefilter('error')
-            shown = np.asarray(open_image(encoded(picture, 'png', transparency=transparency))).tolist()
-        assert shown == [[opaque[0][0], [255, 255, 255], opaque[0][2]]]
+            opened = np.asarray(open_image(encoded(image, 'png', transparency=transparency))).tolist()
+        assert opened == [[opaque[0][0], [255, 255, 255], opaque[0][2]]]
 
 
-def test_one_colour_of_a_picture_without_alpha_may_be_transparent():
+def test_open_image_reads_transparent_colour():
     for mode, colour, other in (('RGB', (1, 2, 3), (4, 5, 6)), ('L', 7, 8)):
-        picture = Image.new(mode, (2, 1), colour)
-        picture.putpixel((1, 0), other)
-        shown = open_image(encoded(picture, 'png', transparency=colour))
-        assert shown.getpixel((0, 0)) == (255, 255, 255)
-        assert shown.getpixel((1, 0)) == (other if mode == 'RGB' else (other,) * 3)
+        image = Image.new(mode, (2, 1), colour)
+        image.putpixel((1, 0), other)
+        opened = open_image(encoded(image, 'png', transparency=colour))
+        assert opened.getpixel((0, 0)) == (255, 255, 255)
+        assert opened.getpixel((1, 0)) == (other if mode == 'RGB' else (other,) * 3)
 
 
-def test_cmyk_and_one_bit_are_not_inverted():
-    picture = Image.new('CMYK', (16, 8), (0, 255, 255, 0))
-    picture.paste((0, 0, 0, 255), (8, 0, 16, 8))
-    for content in (encoded(picture, 'jpeg', quality=100), encoded(picture, 'tiff')):
+def test_open_image_does_not_invert_cmyk_and_one_bit():
+    image = Image.new('CMYK', (16, 8), (0, 255, 255, 0))
+    image.paste((0, 0, 0, 255), (8, 0, 16, 8))
+    for content in (encoded(image, 'jpeg', quality=100), encoded(image, 'tiff')):
         red, black = (np.array(open_image(content).getpixel((x, 4)), dtype=int) for x in (2, 13))
         assert np.abs(red - (255, 0, 0)).max() <= 3 and black.max() <= 3
-    assert b'Adobe' in encoded(picture, 'jpeg')  # whose inks are stored inverted
+    assert b'Adobe' in encoded(image, 'jpeg')  # Adobe stores inverted inks
     bits = Image.new('1', (2, 1))
     bits.putpixel((1, 0), 1)
     assert np.asarray(open_image(encoded(bits, 'png'))).tolist() == [[[0] * 3, [255] * 3]]
 
 
 @pytest.mark.parametrize('kind', ['gif', 'tiff', 'webp'])
-def test_the_first_frame_counts(kind):
+def test_open_image_returns_first_frame(kind):
     frames = [Image.new('RGB', (8, 8), colour) for colour in ('red', 'blue')]
     content = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     red, _, blue = open_image(content).getpixel((4, 4))
@@ -257,7 +257,7 @@ def test_the_first_frame_counts(kind):
 
 
 @pytest.mark.parametrize('pixels', [89_478_486, 100_000_000, 400_000_000])
-def test_bombs_are_refused_without_being_decoded(pixels):
+def test_open_image_refuses_bombs(pixels):
     bomb = png(pixels // 2, 2, 8, 0, b'')
     with warnings.catch_warnings(), pytest.raises(InputError, match='^bomb.png: cannot be read.* pixels') as e:
         warnings.simplefilter('error')
@@ -265,7 +265,7 @@ def test_bombs_are_refused_without_being_decoded(pixels):
     assert '\n' not in str(e.value)
 
 
-def test_the_limit_counts_pixels(monkeypatch, photo):
+def test_max_pixels_counts_pixels(monkeypatch, photo):
     monkeypatch.setattr(images, 'MAX_PIXELS', 60 * 40)
     assert open_image(encoded(photo, 'png')).size == (60, 40)
     monkeypatch.setattr(images, 'MAX_PIXELS', 60 * 40 - 1)
@@ -274,7 +274,7 @@ def test_the_limit_counts_pixels(monkeypatch, photo):
             open_image(encoded(photo, kind), at_least=(5, 5))
 
 
-def test_what_is_not_a_photo_is_named(tmp_path, photo):
+def test_open_image_names_invalid_files(tmp_path, photo):
     photo.save(tmp_path / 'whole.jpg')
     photo.save(tmp_path / 'whole.png')
     for kind in ('jpg', 'png'):
@@ -284,16 +284,16 @@ def test_what_is_not_a_photo_is_named(tmp_path, photo):
     (tmp_path / 'folder.jpg').mkdir()
     for name in ('half.jpg', 'half.png', 'text.jpg', 'empty.jpg', 'folder.jpg'):
         for at_least in (None, (8, 8)):
-            with pytest.raises(InputError, match=f'{name}: cannot be read as a image') as e:
+            with pytest.raises(InputError, match=f'{name}: cannot be read as an image') as e:
                 open_image(tmp_path / name, at_least=at_least)
             assert str(e.value).startswith(str(tmp_path)) and '\n' not in str(e.value)
     with pytest.raises(InputError, match='gone.jpg: there is no such file'):
         open_image(tmp_path / 'gone.jpg')
-    with pytest.raises(InputError, match='^row 7: cannot be read as a image'):
+    with pytest.raises(InputError, match='^row 7: cannot be read as an image'):
         open_image(b'no image', 'row 7')
 
 
-def test_damaged_bytes_end_in_the_one_error(photo):
+def test_open_image_raises_input_error_for_damaged_bytes(photo):
     generator = np.random.default_rng(0)
     for kind in ('png', 'jpeg', 'gif', 'tiff', 'bmp', 'webp'):
         content = np.frombuffer(encoded(photo, kind), dtype=np.uint8)
@@ -342,7 +342,7 @@ def test_open_image_scales_gray_by_its_values(dtype, low, high, black, white, or
     if (dtype, order) == ('u4', '>'):
         pytest.skip('Pillow reads no unsigned integers of 32 bits in this order')
     values = ramp(low, high, dtype)
-    np.testing.assert_array_equal(shown(tiff(values, order)), scaled(values, black, white))
+    np.testing.assert_array_equal(gray_pixels(tiff(values, order)), scaled(values, black, white))
 
 
 @settings(deadline=None, max_examples=150)
@@ -352,13 +352,13 @@ def test_open_image_scales_gray_by_its_values(dtype, low, high, black, white, or
     dtype=st.sampled_from(['u2', 'i2', 'i4', 'f4']),
     hot=st.booleans(),
 )
-def test_open_image_makes_no_gradient_black_or_white(high, share, dtype, hot):
+def test_open_image_keeps_gradients(high, share, dtype, hot):
     if dtype != 'f4':
         high = 64 + high % (np.iinfo(dtype).max - 64)
     values = ramp(0 if dtype == 'u2' else -share * high, high, dtype)
     if hot:
         values[5, 7] = 65535 if dtype == 'u2' else 32767
-    pixels = shown(tiff(values))
+    pixels = gray_pixels(tiff(values))
     assert 30 < pixels.mean() < 225 and pixels.max() - pixels.min() > 60
     kept = np.delete(pixels.ravel(), 5 * 64 + 7)
     assert (np.diff(kept) >= 0).all()
@@ -383,36 +383,36 @@ STATED = {
 
 
 @pytest.mark.parametrize('kind', STATED)
-def test_open_image_takes_the_range_that_a_tiff_states(kind):
+def test_open_image_uses_range_of_tiff(kind):
     values, entries, black, white = STATED[kind]
-    np.testing.assert_array_equal(shown(tiff(values, entries=entries)), scaled(values, black, white))
+    np.testing.assert_array_equal(gray_pixels(tiff(values, entries=entries)), scaled(values, black, white))
 
 
-def test_open_image_takes_twelve_bits_that_a_tiff_states():
+def test_open_image_reads_twelve_bits_of_tiff():
     values = ramp(0, 500, 'u2')
     bits = ''.join(f'{value:012b}' for value in values.ravel())
     packed = int(bits, 2).to_bytes(len(bits) // 8, 'big')
     content = tiff(values, entries=[(258, 'H', [12])], data=packed)
-    np.testing.assert_array_equal(shown(content), scaled(values, 0, 4095))
+    np.testing.assert_array_equal(gray_pixels(content), scaled(values, 0, 4095))
 
 
 @pytest.mark.parametrize(
     ('bits', 'high', 'white'), [(12, 900, 4095), (16, 900, 65535), (12, 9000, 65535), (8, 255, 255)]
 )
-def test_open_image_takes_the_significant_bits_of_a_png(bits, high, white):
+def test_open_image_uses_significant_bits_of_png(bits, high, white):
     values = ramp(0, high, 'u2')
     content = deep_png(values, sbit=[bits])
-    np.testing.assert_array_equal(shown(content), scaled(values, 0, white))
+    np.testing.assert_array_equal(gray_pixels(content), scaled(values, 0, white))
 
 
-def test_open_image_takes_the_depth_of_a_graymap():
+def test_open_image_uses_depth_of_graymap():
     values = ramp(0, 900, 'u2')
     content = b'P5 64 48 4095\n' + values.astype('>u2').tobytes()
-    assert np.abs(shown(content) - scaled(values, 0, 4095)).max() <= 1
+    assert np.abs(gray_pixels(content) - scaled(values, 0, 4095)).max() <= 1
 
 
 def deep_png(values, sbit=None, clear=None):
-    """Encodes samples of 16 bits (H, W) or (H, W, C), filtered as Pillow's encoder would not."""
+    """Encodes 16-bit samples (H, W) or (H, W, C) with a filter that Pillow does not use."""
     values = np.atleast_3d(values)
     height, width, channels = values.shape
     rows = values.astype('>u2').tobytes()
@@ -464,7 +464,7 @@ def test_open_image_scales_colours_of_sixteen_bits(high, white):
 @pytest.mark.parametrize('order', '<>')
 @pytest.mark.parametrize('planar', [1, 2])
 @pytest.mark.parametrize('is_deflated', [False, True])
-def test_open_image_reads_every_layout_of_a_tiff(dtype, order, planar, channels, is_deflated):
+def test_open_image_reads_layouts_of_tiff(dtype, order, planar, channels, is_deflated):
     low, high, black, white = {
         'u1': (0, 255, 0, 255),
         'u2': (0, 1000, 0, 1023),
@@ -485,54 +485,54 @@ def test_open_image_reads_every_layout_of_a_tiff(dtype, order, planar, channels,
 
 
 @pytest.mark.parametrize('high', [4095, 65535])
-def test_open_image_takes_no_depth_from_sixteen_bits(high):
+def test_open_image_ignores_depth_of_sixteen_bits(high):
     values = ramp(0, high, 'u2')
     jpeg2000 = encoded(Image.fromarray(values), 'jpeg2000', irreversible=False)
     graymap = b'P5 64 48 65535\n' + values.astype('>u2').tobytes()
     plain = b'P2 64 48 65535\n' + ' '.join(map(str, values.ravel())).encode()
     for content in (jpeg2000, graymap, plain, encoded(Image.fromarray(values), 'png')):
-        np.testing.assert_array_equal(shown(content), scaled(values, 0, high))
+        np.testing.assert_array_equal(gray_pixels(content), scaled(values, 0, high))
 
 
-def test_open_image_shows_transparent_values_of_sixteen_bits_white():
+def test_open_image_shows_transparent_sixteen_bits_white():
     gray = ramp(0, 4095, 'u2')
     expected = scaled(gray, 0, 4095)
     expected[gray == gray[20, 30]] = 255
-    np.testing.assert_array_equal(shown(deep_png(gray, clear=[gray[20, 30]])), expected)
+    np.testing.assert_array_equal(gray_pixels(deep_png(gray, clear=[gray[20, 30]])), expected)
     colour = np.stack([gray, gray // 2, gray // 3], -1)
     pixels = np.asarray(open_image(deep_png(colour * 16, clear=(colour[20, 30] * 16).tolist())))
     assert pixels[20, 30].tolist() == [255] * 3 and pixels[20, 29].tolist() == scaled(colour[20, 29], 0, 4095).tolist()
 
 
-def test_open_image_inverts_where_the_least_value_is_white():
+def test_open_image_inverts_min_is_white():
     values = ramp(0, 4095, 'u2')
-    np.testing.assert_array_equal(shown(tiff(values, photometric=0)), 255 - scaled(values, 0, 4095))
+    np.testing.assert_array_equal(gray_pixels(tiff(values, photometric=0)), 255 - scaled(values, 0, 4095))
 
 
 @pytest.mark.parametrize('fill', [np.nan, np.inf, -np.inf, np.finfo('f4').max, np.finfo('f4').min, -9999])
-def test_open_image_leaves_out_floats_that_are_no_measurement(fill):
+def test_open_image_ignores_fill_values(fill):
     values = ramp(0, 1, 'f4')
     expected = scaled(values, 0, 1)
     values[:20] = fill
     expected[:20] = 255 if fill > 1 else 0
-    np.testing.assert_array_equal(shown(tiff(values)), expected)
+    np.testing.assert_array_equal(gray_pixels(tiff(values)), expected)
 
 
-def test_open_image_leaves_out_what_gdal_calls_missing():
+def test_open_image_ignores_missing_value_of_gdal():
     values = ramp(0, 1, 'f4')
     expected = scaled(values, 0, 1)
     values[:20], expected[:20] = 32767, 0
-    np.testing.assert_array_equal(shown(tiff(values, entries=[(42113, 's', b'32767\0')])), expected)
+    np.testing.assert_array_equal(gray_pixels(tiff(values, entries=[(42113, 's', b'32767\0')])), expected)
 
 
 @pytest.mark.parametrize('value', [0, 1, 1000, -1000, 65535])
-def test_open_image_takes_images_of_one_value(value):
+def test_open_image_reads_constant_images(value):
     for dtype in ('i4', 'f4'):
-        assert len(np.unique(shown(tiff(np.full((4, 5), value, dtype))))) == 1
-    assert shown(tiff(np.full((4, 5), np.nan, 'f4'))).max() == 0
+        assert len(np.unique(gray_pixels(tiff(np.full((4, 5), value, dtype))))) == 1
+    assert gray_pixels(tiff(np.full((4, 5), np.nan, 'f4'))).max() == 0
 
 
-def test_decode_reports_values_and_range():
+def test_decode_returns_range_of_values():
     values = decode(tiff(ramp(-1000, 1000, 'i4'))).values
     assert values == ValueRange(-1000, 1000, -1024, 1023, False)
     assert decode(deep_png(ramp(0, 900, 'u2'), sbit=[12])).values == ValueRange(0, 900, 0, 4095, True)
@@ -548,7 +548,7 @@ def test_open_image_reads_uncompressed_ycc(photo):
     assert np.abs(np.asarray(open_image(content)) - expected).max() <= 3
 
 
-def test_open_image_opens_the_deep_cases(cases):
+def test_open_image_reads_deep_cases(cases):
     ramps = 'full16 twelve ten eight_in_16 float01 float255 float4095 floatneg int32_255 int32_65535 int32_ct rgb'
     for path in sorted((cases / 'deep_images').iterdir()):
         if path.name == 'README' or path.name.startswith('anim_'):
@@ -559,7 +559,7 @@ def test_open_image_opens_the_deep_cases(cases):
             assert pixels.min() <= 3 and pixels.max() >= 252 and 120 < pixels.mean() < 135, path.name
 
 
-def test_open_image_opens_the_cases_of_odd_metadata(cases):
+def test_open_image_reads_cases_of_odd_metadata(cases):
     paths = sorted(path for path in (cases / 'odd_exif').iterdir() if path.name != 'README')
     if not HAS_AVIF:
         paths = [path for path in paths if path.suffix != '.avif']
@@ -588,7 +588,7 @@ ODD = st.dictionaries(
 
 @settings(deadline=None, max_examples=150)
 @given(odd=ODD, order=st.sampled_from('<>'), kind=st.sampled_from(['jpeg', 'png', 'webp']), rest=st.binary(max_size=60))
-def test_open_image_turns_by_exif_whatever_else_it_holds(odd, order, kind, rest):
+def test_open_image_applies_orientation_beside_invalid_exif(odd, order, kind, rest):
     tags = {tag: struct.pack(f'{order}HHL', tag, *value[:2]) + value[2] for tag, value in odd.items()}
     tags[0x112] = struct.pack(f'{order}HHLHH', 0x112, 3, 1, 6, 0)
     block = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}LH', 8, len(tags))
@@ -600,7 +600,7 @@ def test_open_image_turns_by_exif_whatever_else_it_holds(odd, order, kind, rest)
 
 @settings(deadline=None, max_examples=150)
 @given(odd=ODD, order=st.sampled_from('<>'))
-def test_open_image_reads_tiffs_whatever_else_they_hold(odd, order):
+def test_open_image_reads_tiff_with_invalid_tags(odd, order):
     values = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     content = tiff(values, order, entries=[(274, 'H', [6]), *((tag, 'L', [0]) for tag in odd)])
     for place in range(10, 10 + 12 * struct.unpack_from(f'{order}H', content, 8)[0], 12):
@@ -620,7 +620,7 @@ def test_open_image_reads_tiffs_whatever_else_they_hold(odd, order):
     is_first=st.booleans(),
     is_sound=st.booleans(),
 )
-def test_open_image_reads_pngs_whatever_else_they_hold(kind, data, is_first, is_sound):
+def test_open_image_reads_png_with_invalid_chunks(kind, data, is_first, is_sound):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     content = encoded(Image.fromarray(pixels), 'png')
     chunk = (
@@ -649,13 +649,13 @@ def test_open_image_reads_pngs_whatever_else_they_hold(kind, data, is_first, is_
     ),
     data=st.binary(max_size=40),
 )
-def test_open_image_reads_jpegs_whatever_else_they_hold(marker, head, data):
+def test_open_image_reads_jpeg_with_invalid_segments(marker, head, data):
     content = encoded(Image.new('RGB', (7, 5), 'teal'), 'jpeg')
     segment = bytes([255, marker]) + struct.pack('>H', 2 + len(head + data)) + head + data
     assert open_image(content[:2] + segment + content[2:]).size == (7, 5)
 
 
-def test_open_image_takes_a_jpeg_without_its_end_only_where_it_is_whole(coco_root):
+def test_open_image_completes_only_complete_jpegs(coco_root):
     for path in sorted((coco_root / 'val2014').iterdir())[:3]:
         content, expected = path.read_bytes(), np.asarray(open_image(path))
         assert content.endswith(b'\xff\xd9')
@@ -666,8 +666,8 @@ def test_open_image_takes_a_jpeg_without_its_end_only_where_it_is_whole(coco_roo
 
 
 @pytest.mark.parametrize('kind', ['ico', 'icns'])
-def test_open_image_refuses_icons_before_they_are_decoded(kind):
-    bomb = png(10_000, 9_000, 8, 2, b'')  # without pixels: to decode it would be another error
+def test_open_image_refuses_icons_before_decoding(kind):
+    bomb = png(10_000, 9_000, 8, 2, b'')  # without pixels: decoding it would raise another error
     if kind == 'ico':
         content = struct.pack('<3H4B2H2L', 0, 1, 1, 16, 16, 0, 0, 1, 32, len(bomb), 22) + bomb
     else:
@@ -676,7 +676,7 @@ def test_open_image_refuses_icons_before_they_are_decoded(kind):
         open_image(content)
 
 
-def test_open_image_refuses_what_is_no_file_without_waiting(tmp_path):
+def test_open_image_refuses_devices_without_waiting(tmp_path):
     os.mkfifo(tmp_path / 'fifo.jpg')
     (tmp_path / 'link.jpg').symlink_to(tmp_path / 'fifo.jpg')
     with socket.socket(socket.AF_UNIX) as listener:
@@ -685,17 +685,17 @@ def test_open_image_refuses_what_is_no_file_without_waiting(tmp_path):
     signal.alarm(20)
     try:
         for path in (*sorted(tmp_path.iterdir()), '/dev/zero', '/dev/null'):
-            with pytest.raises(InputError, match=f'^{path}: cannot be read as a image .*not a file') as e:
+            with pytest.raises(InputError, match=f'^{path}: cannot be read as an image .*not a file') as e:
                 open_image(path)
             assert '\n' not in str(e.value)
     finally:
         signal.alarm(0)
 
 
-def test_open_image_needs_little_memory_for_deep_images(tmp_path):
+def test_open_image_limits_memory_of_deep_images(tmp_path):
     side = 4096
     rows = zlib.compress((b'\0' + np.linspace(0, 4095, side).astype('>u2').tobytes()) * side)
-    deep = png(side, side, 16, 0, b'').replace(b'x\x9c\x03\0\0\0\0\x01', rows)  # an empty stream becomes the rows
+    deep = png(side, side, 16, 0, b'').replace(b'x\x9c\x03\0\0\0\0\x01', rows)  # replaces the empty stream
     head, tail = deep[:33], deep[-12:]
     deep = head + struct.pack('>I', len(rows)) + b'IDAT' + rows + struct.pack('>I', zlib.crc32(b'IDAT' + rows)) + tail
     (tmp_path / 'deep.png').write_bytes(deep)
@@ -706,11 +706,11 @@ def test_open_image_needs_little_memory_for_deep_images(tmp_path):
     )
     command = [sys.executable, '-c', code, str(tmp_path / 'deep.png')]
     width, kilobytes = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    # Pillow holds 2 bytes of each pixel as it is in the file, 1 in gray and 4 in RGB.
+    # Pillow needs 2 bytes per pixel as stored, 1 in gray and 4 in RGB.
     assert width == side and kilobytes * 1024 < 12 * side**2
 
 
-def test_inspect_reports_the_values_of_deep_images(tmp_path, capsys):
+def test_inspect_reports_values_of_deep_images(tmp_path, capsys):
     contents = {
         'a.tif': tiff(ramp(5, 4000, 'u2')),
         'b.tif': tiff(ramp(0, 3000, 'u2')),
@@ -730,7 +730,7 @@ def test_inspect_reports_the_values_of_deep_images(tmp_path, capsys):
         '  0 and 1,023, by their values: 1',
         '  0 and 65,535, as the file states: 1',
     ]
-    assert lines[start + 4].startswith('  To give them one scale, state it in the files')
+    assert lines[start + 4].startswith('  For a common scale, store it in the files')
     split = json.loads((tmp_path / 'out' / 'inspect.json').read_text())['splits']['train']
     assert split['values'] == [0, 4000] and sum(split['scales'].values()) == 4
     assert split['modes'] == {'I;16': 4, 'RGB': 1}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from msff_timm.data import inspect as module
+from msff_timm.data import inspect as inspect_package
 from msff_timm.data import scenes
-from msff_timm.data.inspect import draw, inspect
+from msff_timm.data.inspect import draw, files, inspect
 from msff_timm.data.records import features
 from msff_timm.errors import InputError
 from msff_timm_cli import commands as cli
@@ -31,7 +31,7 @@ def make(images, labels, ignore, ids):
 
 @pytest.fixture
 def splits(tmp_path):
-    """Two splits: an image that is in both under two names, one that is gone, one broken, one empty."""
+    """Two splits: one image is in both under two names, one file is missing, one broken, one empty."""
     paths = [tmp_path / f'{n}.png' for n in range(8)]
     for n in range(8):
         image(paths[n], 10 * n, (30 + n, 20), 'L' if n == 1 else 'RGB')
@@ -43,7 +43,7 @@ def splits(tmp_path):
     return {'train': train, 'validation': make(paths[4:], [[0], [2], [2], []], [[]] * 4, list('xaby'))}
 
 
-def test_counts_are_those_of_the_rows(splits):
+def test_inspect_counts_rows(splits):
     report = inspect(splits)
     train, validation = report.splits.values()
     assert (train.num_images, train.num_unlabelled, validation.num_unlabelled) == (4, 1, 1)
@@ -54,8 +54,8 @@ def test_counts_are_those_of_the_rows(splits):
     assert report.shared_ids == {('train', 'validation'): ['a', 'b']}
 
 
-def test_counts_of_many_rows_agree_with_plain_loops(monkeypatch):
-    monkeypatch.setattr(module, 'BLOCK', 7)
+def test_inspect_counts_many_rows_in_blocks(monkeypatch):
+    monkeypatch.setattr(inspect_package, 'BLOCK', 7)
     dataset = scenes.load('train', 50, 32).select(range(40, 3, -1))
     expected = np.zeros((12, 12), int)
     for labels in dataset['labels']:
@@ -66,17 +66,17 @@ def test_counts_of_many_rows_agree_with_plain_loops(monkeypatch):
     assert report.splits['train'].positives == expected.diagonal().tolist()
 
 
-def test_files_that_are_missing_empty_or_the_same_are_found_without_decoding(splits, tmp_path):
+def test_inspect_finds_missing_empty_and_duplicate_files(splits, tmp_path):
     report = inspect(splits)
     train, validation = report.splits.values()
     assert train.missing == [str(tmp_path / '2.png')] and not train.unreadable and not train.num_read
-    assert validation.unreadable == [f'{tmp_path / "7.png"}: is empty.'] and not report.is_whole
+    assert validation.unreadable == [f'{tmp_path / "7.png"}: is empty.'] and not report.is_complete
     assert report.duplicates == [[('train', str(tmp_path / '0.png')), ('validation', str(tmp_path / '5.png'))]]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_check_reads_every_image(splits, workers, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, 'CHUNK', 1)
+def test_inspect_check_decodes_every_image(splits, workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, 'CHUNK', 1)
     train, validation = inspect(splits, check=True, workers=workers).splits.values()
     assert (train.num_read, train.modes, train.widths) == (3, {'RGB': 2, 'L': 1}, [30, 31, 33])
     assert (validation.num_read, validation.heights) == (2, [20, 20, 20])
@@ -85,7 +85,7 @@ def test_check_reads_every_image(splits, workers, tmp_path, monkeypatch):
     ]
 
 
-def test_images_within_rows_are_compared_and_read(splits, tmp_path):
+def test_inspect_reads_images_within_rows(splits, tmp_path):
     held = []
     for path in ('0.png', '1.png', '5.png'):
         held.append({'bytes': (tmp_path / path).read_bytes(), 'path': None})
@@ -97,14 +97,14 @@ def test_images_within_rows_are_compared_and_read(splits, tmp_path):
     assert report.splits['test'].modes == {'RGB': 2, 'L': 1}
 
 
-def test_files_of_one_size_and_one_end_are_not_yet_the_same(tmp_path):
+def test_inspect_compares_whole_files(tmp_path):
     paths = [tmp_path / 'a.png', tmp_path / 'b.png']
     for number, path in enumerate(paths):
         path.write_bytes(bytes([number]) + b'\0' * 10_000)
     assert inspect({'train': make(paths, [[]] * 2, [[]] * 2, list('ab'))}).duplicates == []
 
 
-def test_drawings_are_the_same_each_time(splits, tmp_path):
+def test_draw_is_deterministic(splits, tmp_path):
     report = inspect(splits)
     first, second = (draw(report, splits, tmp_path / name) for name in ('one', 'two'))
     assert [path.name for path in first] == ['classes.png', 'co_occurrence.png', 'samples.png', 'inspect.json']
@@ -118,7 +118,7 @@ def test_drawings_are_the_same_each_time(splits, tmp_path):
     }
 
 
-def test_a_thousand_labels_are_cut(tmp_path):
+def test_draw_limits_labels(tmp_path):
     names = [f'label number {n} $x' for n in range(1000)]
     columns = {'image': [None] * 50, 'labels': [[n, n + 100] for n in range(50)], 'ignore': [[]] * 50}
     columns |= {'area': [[]] * 50, 'image_id': list(map(str, range(50)))}
@@ -129,25 +129,26 @@ def test_a_thousand_labels_are_cut(tmp_path):
         assert max(Image.open(path).size) < 3000
 
 
-def test_splits_with_other_labels_are_refused(splits):
+def test_inspect_refuses_splits_with_different_labels(splits):
     splits['test'] = scenes.load('test', 2, 32)
-    with pytest.raises(InputError, match='the labels of test are not those of train'):
+    with pytest.raises(InputError, match='the labels of test differ from those of train'):
         inspect(splits)
 
 
-def test_ctrl_c_ends_all_processes_without_a_traceback(tmp_path):
+def test_command_ends_all_processes_on_ctrl_c(tmp_path):
     script = tmp_path / 'run.py'
     script.write_text(f"""
 import signal, sys, time
 from msff_timm_cli import commands as cli
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
-from msff_timm.data import inspect as module
-def check(*args):
-    module.decode = lambda *args: time.sleep(60)  # in the forked processes, too
-    task = [[('image.jpg', 'image.jpg')]] * 2
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
+from msff_timm.data import inspect
+from msff_timm.data.inspect import files
+def decode_images(*args):
+    files.decode = lambda *args: time.sleep(60)  # in the forked processes too
+    tasks = [[('image.jpg', 'image.jpg')]] * 2
     print('ready', flush=True)
-    list(module._spread(iter(task), 2))
-module._check = check
+    list(files._decode_in_processes(iter(tasks), 2))
+inspect.decode_images = decode_images
 sys.exit(cli.main(['data', 'scenes', '--size', '2', '--check', '-o', {str(tmp_path)!r}]))
 """)
     streams = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -158,7 +159,7 @@ sys.exit(cli.main(['data', 'scenes', '--size', '2', '--check', '-o', {str(tmp_pa
     assert process.communicate(timeout=20)[1] == '' and process.returncode == 130
 
 
-def test_labels_that_do_not_count_are_warned_of_for_each_split():
+def test_inspect_warns_of_labels_that_do_not_count():
     columns = {'image': [None] * 3, 'area': [[]] * 3, 'image_id': list('abc')}
     train = {'labels': [[0, 1], [0, 1], [0]], 'ignore': [[3], [3], [1, 3]]}
     validation = {'labels': [[0, 1], [1], []], 'ignore': [[2], [3], []]}
@@ -180,7 +181,7 @@ def test_labels_that_do_not_count_are_warned_of_for_each_split():
 
 
 @pytest.mark.parametrize('case', ['celeba', 'blank'])
-def test_command_warns_of_a_table_without_an_absent_entry(case, cases, tmp_path, capsys, monkeypatch):
+def test_command_warns_of_tables_without_absent_entries(case, cases, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     arguments = ['--root', str(cases / 'minus_one_is_absent' / case), '-o', str(tmp_path)]
     arguments += ['--image-column', 'image_id'] if case == 'celeba' else []
@@ -191,8 +192,8 @@ def test_command_warns_of_a_table_without_an_absent_entry(case, cases, tmp_path,
         assert 'set data.minus_one or data.blank to absent' in line
 
 
-def test_command_names_no_setting_that_does_not_help(tmp_path, capsys, monkeypatch):
-    """The column `ignore` masks the only entry that could be absent, whatever -1 and blank mean."""
+def test_command_suggests_only_settings_that_help(tmp_path, capsys, monkeypatch):
+    """The column `ignore` masks the only entry that could be absent, regardless of -1 and blank."""
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     for name in 'ab':
         Image.new('RGB', (8, 8)).save(tmp_path / f'{name}.png')
@@ -204,7 +205,7 @@ def test_command_names_no_setting_that_does_not_help(tmp_path, capsys, monkeypat
         assert '[cat, dog]' in line and ('data.minus_one' in line) == helps
 
 
-def test_command_prints_and_draws(tmp_path, capsys):
+def test_command_prints_and_draws_report(tmp_path, capsys):
     assert cli.main(['data', 'scenes', '--size', '30', '--image-size', '48', '-o', str(tmp_path / 'out')]) == 0
     printed = capsys.readouterr().out
     counts = np.bincount(np.concatenate(scenes.load('train', 30, 48)['labels'][:]), minlength=12)
@@ -213,13 +214,13 @@ def test_command_prints_and_draws(tmp_path, capsys):
     assert printed.endswith(f'{tmp_path / "out" / "inspect.json"}\n')
 
 
-def test_command_tells_by_its_exit_code_that_files_are_missing(splits, tmp_path, monkeypatch, capsys):
+def test_command_returns_one_for_missing_files(splits, tmp_path, monkeypatch, capsys):
     def load(name, split, **arguments):
         if split not in splits:
             raise InputError(f'no split {split}.')
         return splits[split]
 
-    monkeypatch.setattr(module, 'load', load)
+    monkeypatch.setattr(inspect_package, 'load', load)
     output = ['-o', str(tmp_path / 'out')]
     assert cli.main(['data', 'table', *output]) == 1
     assert 'missing in train: 1 images' in capsys.readouterr().out

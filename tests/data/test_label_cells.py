@@ -1,4 +1,4 @@
-"""What cells mean, against Python's, NumPy's, pandas' and JSON's own writing and reading."""
+"""Cells of label columns, as Python, NumPy, pandas and JSON write them."""
 
 import ast
 import json
@@ -35,7 +35,7 @@ def read(text, delimiter='|'):
 
 @quick
 @given(names)
-def test_split_labels_reads_lists_as_tools_write_them(labels):
+def test_split_labels_reads_lists_of_tools(labels):
     assert read(repr(labels)) == read(repr(tuple(labels))) == labels
     assert read(json.dumps(labels)) == read(json.dumps(labels, ensure_ascii=False)) == labels
     assert sorted(read(repr(set(labels)))) == sorted(read(repr(frozenset(labels)))) == sorted(labels)
@@ -47,7 +47,7 @@ def test_split_labels_reads_lists_as_tools_write_them(labels):
 
 @quick
 @given(names)
-def test_split_labels_reads_what_pandas_writes(labels):
+def test_split_labels_reads_lists_of_pandas(labels):
     frame = pd.DataFrame({'labels': [labels, [], None]})
     from_csv = pd.read_csv(pd.io.common.StringIO(frame.to_csv(index=False)), keep_default_na=False)['labels']
     assert [read(text) for text in from_csv] == [labels, [], []]
@@ -72,7 +72,7 @@ def test_split_labels_reads_what_pandas_writes(labels):
         ("['cat', nan, None]", ['cat']),
         ("['cat',]", ['cat']),
         *((text, []) for text in ('[]', '()', '{}', 'set()', '[ ]', "['']", 'nan', 'NaN', 'None', '<NA>', '[nan]')),
-        # names, not lists
+        # not lists
         ('(unknown)', ['(unknown)']),
         ('dog (small)', ['dog (small)']),
         ('a [b]', ['a [b]']),
@@ -85,7 +85,7 @@ def test_split_labels_of_one_cell(text, labels):
 
 
 @pytest.mark.parametrize('text', ["{'cat': 1}", "[['a'], ['b']]", "['a' ... 'b']", '[1, [2]]', "['a', f(1)]", "['a'"])
-def test_split_labels_refuses_what_is_no_list_of_labels(text):
+def test_split_labels_refuses_other_lists(text):
     if text == "['a'":
         assert read(text) == [text]
         return
@@ -102,7 +102,7 @@ def test_split_labels_evaluates_no_code():
 
 @settings(deadline=None, max_examples=300)
 @given(st.text('[](){}\'", ab\\nx:.1=', max_size=14))
-def test_split_labels_agrees_with_python_where_both_read_a_list(text):
+def test_split_labels_agrees_with_python(text):
     try:
         labels = read(text)
     except InputError as e:
@@ -110,7 +110,7 @@ def test_split_labels_agrees_with_python_where_both_read_a_list(text):
         return
     assert all(label == label.strip() and label for label in labels)
     if not re.fullmatch(r'\[.*\]', text.strip()) or re.search(r'[\'"]\s*[\'"]', text):
-        return  # Python joins neighbouring strings, NumPy does not
+        return  # Python joins adjacent strings, NumPy does not
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
@@ -122,7 +122,7 @@ def test_split_labels_agrees_with_python_where_both_read_a_list(text):
 
 
 @pytest.mark.parametrize('delimiter', ['|', ';', ',', ', ', ' ', '/', '+', '#', '\t', ' | ', '&', '、'])
-def test_find_delimiter_where_labels_stand_alone_too(delimiter):
+def test_find_delimiter_between_labels_that_also_occur_alone(delimiter):
     rows = [['scab', 'rust'], ['scab'], ['rust', 'complex'], ['complex', 'scab', 'rust'], ['rust'], ['complex']]
     texts = [delimiter.join(row) for row in rows]
     found, note = find_delimiter(texts, None, 'table')
@@ -130,8 +130,8 @@ def test_find_delimiter_where_labels_stand_alone_too(delimiter):
     assert 'data.label_delimiter' in note and 'scab' in note
 
 
-def test_find_delimiter_in_many_combinations_that_never_stand_alone():
-    """As Planet's Amazon data set: weather and land use, alone only where it is cloudy."""
+def test_find_delimiter_between_labels_in_many_combinations():
+    """As in the Amazon data set of Planet: weather and land use; only `cloudy` occurs alone."""
     generator = np.random.default_rng(0)
     weather, use = ['clear', 'haze', 'partly_cloudy'], ['agriculture', 'bare_ground', 'habitation', 'road', 'water']
     texts = ['cloudy']
@@ -145,7 +145,7 @@ def test_find_delimiter_in_many_combinations_that_never_stand_alone():
     'texts',
     [
         ['traffic light', 'car', 'fire hydrant'],
-        # COCO's names of several words
+        # names of several words in COCO
         ['hot dog', 'dog', 'teddy bear', 'bear', 'fire hydrant', 'wine glass', 'cell phone', 'hair drier', 'tv'],
         ['C', 'C++', 'C#'],
         ['HER2+', 'HER2-'],
@@ -153,7 +153,7 @@ def test_find_delimiter_in_many_combinations_that_never_stand_alone():
         ['On/Off', 'R&B'],
     ],
 )
-def test_find_delimiter_leaves_names_alone(texts):
+def test_find_delimiter_keeps_names_of_several_words(texts):
     assert find_delimiter(texts, None, 'table')[0] == 'none'
 
 
@@ -169,28 +169,28 @@ def test_find_delimiter_leaves_names_alone(texts):
         ['a, b;c', 'a, b', 'a;b', 'b', 'a'],
     ],
 )
-def test_find_delimiter_refuses_what_can_be_read_in_two_ways(texts):
+def test_find_delimiter_refuses_ambiguous_texts(texts):
     with pytest.raises(InputError, match='^table: .* may be one label or several: set data.label_delimiter') as caught:
         find_delimiter(texts, None, 'table')
     assert any(repr(text) in str(caught.value) for text in texts)
 
 
-def test_find_delimiter_takes_names_that_are_known_for_evidence():
+def test_find_delimiter_uses_label_names():
     assert find_delimiter(['cat dog', 'bird'], ['bird', 'cat', 'dog'], 'table')[0] == ' '
     assert find_delimiter(['cat dog', 'bird'], ['bird', 'cat dog'], 'table')[0] == 'none'
     assert find_delimiter(['cat-dog'], ['cat', 'dog'], 'table')[0] == '-'
-    assert find_delimiter(['cat,dgo', 'dog'], ['cat', 'dog'], 'table')[0] == ','  # the typing error is then named
+    assert find_delimiter(['cat,dgo', 'dog'], ['cat', 'dog'], 'table')[0] == ','  # the typo is reported later
     with pytest.raises(InputError, match="'NA' of data.label_names"):
         find_delimiter(['cat'], ['cat', 'NA'], 'table')
 
 
-def test_texts_of_leaves_out_lists_and_missing():
+def test_texts_of_skips_lists_and_missing_cells():
     assert list(texts_of(['a b', "['c d']", 'nan', None, 3.0, ['e f'], "{'a': 1}"])) == ['a b']
 
 
 @pytest.mark.parametrize('minus_one', ['unannotated', 'absent'])
 @pytest.mark.parametrize('blank', ['unannotated', 'absent'])
-def test_read_state(minus_one, blank):
+def test_read_state_interprets_minus_one_and_blank(minus_one, blank):
     of_minus_one, of_blank = (-1 if meaning == 'unannotated' else 0 for meaning in (minus_one, blank))
     states = {'1': 1, '0': 0, '-1': of_minus_one, '1.0': 1, '-1.00': of_minus_one, '0,0': 0, ' TRUE ': 1, 'False': 0}
     states |= {'1e+00': 1, '': of_blank, 'nan': of_blank, 'NaN': of_blank, 'None': of_blank, '<NA>': of_blank}
@@ -205,7 +205,7 @@ def test_read_state(minus_one, blank):
             read_state(value, 'cell', minus_one, blank)
 
 
-def test_is_label():
+def test_is_label_refuses_columns_of_tools():
     for name in (
         'is_valid',
         'fold',
@@ -224,7 +224,7 @@ def test_is_label():
         assert is_label(name, None)
 
 
-def test_standard_split_has_the_names_of_datasets():
+def test_standard_split_accepts_names_of_datasets():
     for split, keywords in SPLIT_KEYWORDS.items():
         for keyword in keywords:
             for name in (keyword, keyword.upper(), f' {keyword.title()} '):
@@ -232,7 +232,7 @@ def test_standard_split_has_the_names_of_datasets():
     assert standard_split('trane') is standard_split(None) is standard_split(1) is None
 
 
-def test_name_vectors():
+def test_name_vectors_returns_labels_of_vectors():
     rows = ['[0, 1, 1]', '[1. 0. 0.]', [0, 0, 0], 'tensor([1, 1, 1])', '[True, False, False]']
     assert name_vectors(rows, ['a', 'b', 'c'], '') == [['b', 'c'], ['a'], [], ['a', 'b', 'c'], ['a']]
     with pytest.raises(InputError, match='data.label_names'):

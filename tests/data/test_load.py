@@ -1,4 +1,7 @@
-"""The settings of tables on their way from a command to the reader."""
+"""Settings of tables from the command line to the reader."""
+
+import doctest
+from importlib import import_module
 
 import datasets
 import pytest
@@ -23,7 +26,7 @@ def root(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['table', 'folder', 'hub'])
-def test_definition_records_what_cells_mean_where_it_is_not_the_default(name):
+def test_definition_records_settings_of_cells(name):
     assert SourceConfig(name=name, root='x').definition('train') == {'name': name, 'split': 'train', 'root': 'x'}
     definition = SourceConfig(name=name, root='x', minus_one='absent', blank='absent').definition('train')
     assert definition == {'name': name, 'split': 'train', 'root': 'x', 'minus_one': 'absent', 'blank': 'absent'}
@@ -40,13 +43,13 @@ def test_definition_records_what_cells_mean_where_it_is_not_the_default(name):
         ('--data.label_delimiter=', 'data.label_delimiter is empty'),
     ],
 )
-def test_wrong_settings_are_named(argument, message):
+def test_parse_refuses_invalid_column_settings(argument, message):
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, ['--output=x', '--data.name=table', '--data.root=x', argument])
     assert message in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_settings_of_training_reach_the_reader(root):
+def test_training_settings_reach_reader(root):
     for minus_one, ignore in (('unannotated', [[1], [0], [0]]), ('absent', [[], [0], []])):
         arguments = ['--output=x', '--data.name=table', f'--data.root={root}', f'--data.minus-one={minus_one}']
         data = parse(TrainConfig, [*arguments, '--data.label_delimiter=none']).data
@@ -56,11 +59,11 @@ def test_settings_of_training_reach_the_reader(root):
         assert notes(train_set) == ['labels: 2 columns (x, y); not labels: fold']
 
 
-def test_the_delimiter_is_found_by_default():
+def test_label_delimiter_is_found_by_default():
     assert DataConfig().label_delimiter is SourceConfig().label_delimiter is None
 
 
-def test_settings_of_the_command_reach_the_reader(root, tmp_path, capsys):
+def test_command_settings_reach_reader(root, tmp_path, capsys):
     command = ['data', 'table', '--root', root, '-o', str(tmp_path / 'out')]
     assert cli.main([*command, '--minus-one', 'absent', '--blank', 'absent']) == 0
     printed = capsys.readouterr().out
@@ -71,3 +74,9 @@ def test_settings_of_the_command_reach_the_reader(root, tmp_path, capsys):
     assert capsys.readouterr().err == "msff-timm: error: unknown data.blank 'absnt': did you mean absent?\n"
     assert cli.main([*command, '--label-columns', 'fold']) == 0
     assert 'labels: 1 column (fold); not labels: x, y' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('module', ['data', 'data.counts', 'data.inspect', 'data.scenes'])
+def test_docstrings_have_examples_that_run(module):
+    results = doctest.testmod(import_module(f'msff_timm.{module}'))
+    assert results.attempted and not results.failed

@@ -31,7 +31,7 @@ def noisy(image):
 
 
 def make(folder, broken=()):
-    """Four images, each of its own colour, with three labels; a number of them broken."""
+    """Returns a data set of four images of different colours with three labels; some are broken."""
     paths = []
     for number, colour in enumerate(COLOURS):
         paths.append(folder / f'{number}.png')
@@ -48,7 +48,7 @@ def make(folder, broken=()):
     return datasets.Dataset.from_dict(columns, features=features(['cat', 'dog', 'owl']))
 
 
-def test_a_sample_has_its_three_valued_target_and_row_number(tmp_path):
+def test_samples_return_targets_and_rows(tmp_path):
     samples = Samples(make(tmp_path), to_tensor)
     batch = collate([samples[i] for i in range(4)])
     expected = [[1, -1, 1], [0, 0, -1], [0, 1, 0], [1, -1, -1]]
@@ -57,7 +57,7 @@ def test_a_sample_has_its_three_valued_target_and_row_number(tmp_path):
     assert samples.targets.tolist() == expected
 
 
-def test_areas_are_those_of_the_present_labels_where_a_row_has_any(tmp_path):
+def test_samples_return_areas_of_present_labels(tmp_path):
     nan = np.nan
     expected = [[0.005, nan, 0.5], [nan] * 3, [nan] * 3, [0.02, nan, nan]]
     np.testing.assert_array_equal(Samples(make(tmp_path), to_tensor).areas, expected)
@@ -65,12 +65,12 @@ def test_areas_are_those_of_the_present_labels_where_a_row_has_any(tmp_path):
     assert Samples(without, to_tensor).areas is None
 
 
-def test_after_select_rows_are_those_selected(tmp_path):
+def test_samples_follow_selected_rows(tmp_path):
     samples = Samples(make(tmp_path).select([3, 2]), to_tensor)
     assert samples.targets.tolist() == [[1, -1, -1], [0, 1, 0]] and samples[0]['image'].item() == 40
 
 
-def test_an_image_that_cannot_be_read_gives_its_place_to_the_next_or_is_an_error(tmp_path):
+def test_samples_replace_or_refuse_unreadable_images(tmp_path):
     dataset = make(tmp_path, broken=(1, 2))
     samples = Samples(dataset, to_tensor, skip_unreadable=True)
     sample = samples[1]
@@ -83,7 +83,7 @@ def test_an_image_that_cannot_be_read_gives_its_place_to_the_next_or_is_an_error
         Samples(make(tmp_path, broken=range(4)), to_tensor, skip_unreadable=True)[2]
 
 
-def test_images_that_a_parquet_file_holds_are_opened_as_files_are(tmp_path):
+def test_samples_open_bytes_upright(tmp_path):
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -95,8 +95,8 @@ def test_images_that_a_parquet_file_holds_are_opened_as_files_are(tmp_path):
     assert Samples(dataset, lambda image: image.size)[0]['image'] == (4, 6)  # upright
 
 
-def test_a_stream_never_ends_and_passes_over_what_cannot_be_read(tmp_path):
-    stream = make(tmp_path, broken=(1,)).to_iterable_dataset()  # of one shard, or their order would change
+def test_stream_restarts_and_skips_unreadable_images(tmp_path):
+    stream = make(tmp_path, broken=(1,)).to_iterable_dataset()  # a single shard keeps the order
     samples = iter(StreamedSamples(stream, to_tensor, skip_unreadable=True))
     seen = [next(samples) for _ in range(7)]
     assert [sample['image'].item() for sample in seen] == [10, 30, 40] * 2 + [10]
@@ -108,7 +108,7 @@ def test_a_stream_never_ends_and_passes_over_what_cannot_be_read(tmp_path):
         next(iter(StreamedSamples(nothing, to_tensor, skip_unreadable=True)))
 
 
-def test_augmentation_depends_on_seed_epoch_and_row_alone(tmp_path):
+def test_samples_augment_by_seed_epoch_and_row(tmp_path):
     samples = Samples(make(tmp_path), noisy, seed=5)
     keys = [2, 0, 6, 4, 10]  # rows 2, 0, 2, 0, 2 of epochs 0, 0, 1, 1, 2
     random.seed(1)
@@ -128,7 +128,7 @@ def test_augmentation_depends_on_seed_epoch_and_row_alone(tmp_path):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_a_stream_goes_on_where_it_was(tmp_path, workers):
+def test_stream_resumes_at_start(tmp_path, workers):
     paths = []
     for number in range(12):
         paths.append(str(tmp_path / f'{number}.png'))
@@ -144,7 +144,7 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
 
     whole = batches(1, 0)
     assert len(whole) == 12 and set(range(12)) == set(whole[:6, :, 0].flatten().tolist())
-    for start in (2, 4, 10):  # the last is in the second pass through the data
+    for start in (2, 4, 10):  # the last is beyond the end of the data
         assert torch.equal(batches(1, start), whole[start:])
     other = batches(2, 0)
     assert not torch.equal(other[..., 0], whole[..., 0])
@@ -152,7 +152,7 @@ def test_a_stream_goes_on_where_it_was(tmp_path, workers):
     assert len(drawn.unique()) == len(drawn)  # each image of each epoch has its own augmentation
 
 
-def test_too_many_unreadable_images_end_the_run(capsys):
+def test_unreadable_ends_run_with_too_many_images(capsys):
     unreadable = Unreadable(200, [])
     unreadable.add(['a.png: broken'])
     unreadable.add(['a.png: broken', 'b.png: broken'])
@@ -161,8 +161,8 @@ def test_too_many_unreadable_images_end_the_run(capsys):
         unreadable.add(['c.png: broken'])
 
 
-def test_the_loss_of_a_label_that_is_not_known_is_left_out():
-    """Worked by hand: with zero gammas the loss is the cross entropy, -log p or -log (1 - p)."""
+def test_known_sum_excludes_masked_labels():
+    """Calculated by hand: with zero gammas, the loss is the cross entropy, -log p or -log(1 - p)."""
     loss_fn = AsymmetricLossMultiLabel(0, 0, clip=None, reduction='none')
     p = torch.tensor([[0.8, 0.3], [0.6, 0.9]], dtype=torch.float64)
     logits = p.logit().float().requires_grad_()
@@ -176,18 +176,18 @@ def test_the_loss_of_a_label_that_is_not_known_is_left_out():
     assert known_sum(loss_fn, logits, torch.full((2, 2), -1.0)).item() == 0
 
 
-def test_without_unknown_labels_the_loss_is_timms_mean():
+def test_known_sum_equals_timm_without_masked_labels():
     torch.manual_seed(0)
     logits, target = torch.randn(6, 5), (torch.rand(6, 5) < 0.4).float()
     ours = known_sum(AsymmetricLossMultiLabel(4, 0, clip=None, reduction='none'), logits, target) / 30
     torch.testing.assert_close(ours, AsymmetricLossMultiLabel(4, 0, clip=None, reduction='mean')(logits, target))
 
 
-def test_vocs_difficult_label_changes_loss_and_ap_as_it_must():
-    """One class, four images of probability 0.9, 0.8, 0.7, 0.6: present, difficult, absent, present."""
+def test_difficult_labels_change_loss_and_ap():
+    """One label, four images of probability 0.9, 0.8, 0.7, 0.6: present, difficult, absent, present."""
     scores = np.array([[0.9], [0.8], [0.7], [0.6]])
     log = np.log
-    expected = {  # positives' precisions at their ranks, and the cross entropy of each image
+    expected = {  # AP from the precision at each positive, and mean cross entropy
         -1: ((1 / 1 + 2 / 3) / 2, -(log(0.9) + log(0.3) + log(0.6)) / 3),
         0: ((1 / 1 + 2 / 4) / 2, -(log(0.9) + log(0.2) + log(0.3) + log(0.6)) / 4),
         1: ((1 / 1 + 2 / 2 + 3 / 4) / 3, -(log(0.9) + log(0.8) + log(0.3) + log(0.6)) / 4),
@@ -204,7 +204,7 @@ def test_vocs_difficult_label_changes_loss_and_ap_as_it_must():
         assert mean.item() == pytest.approx(loss, abs=1e-6)
 
 
-def test_scenes_have_the_columns_of_all_data_sets():
+def test_load_scenes_returns_columns_of_all_data_sets():
     dataset = msff_timm.data.load('scenes', 'train', size=3)
     assert dataset.column_names == list(features(['x'])) and dataset['image_id'][:] == ['train-0', 'train-1', 'train-2']
     assert dataset['ignore'][:] == [[], [], []]

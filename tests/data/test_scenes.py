@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from msff_timm.data import scenes
 
 LAYOUTS = 4000
-PUBLISHED_LAYOUTS = '9fa090407ee14a47'  # another value means another data set, and results that no longer compare
+PUBLISHED_LAYOUTS = '9fa090407ee14a47'  # results are comparable only with the same value
 
 
 @pytest.fixture(scope='module')
@@ -36,11 +36,11 @@ print(hashlib.sha256(content).hexdigest())
 
 
 def present(layouts):
-    """Which labels (layouts, classes) are in each layout."""
+    """Returns which labels (layouts, K) are in each layout."""
     return np.array([[k in {o.label for o in objects} for k in range(len(scenes.LABEL_NAMES))] for objects in layouts])
 
 
-def test_a_second_process_draws_the_same_bytes(capsys):
+def test_draw_is_same_in_other_process(capsys):
     root = Path(scenes.__file__).parents[2]
     result = subprocess.run(
         [sys.executable, '-c', DIGEST.format(0)], cwd=root, capture_output=True, text=True, check=True
@@ -51,24 +51,24 @@ def test_a_second_process_draws_the_same_bytes(capsys):
     assert capsys.readouterr().out != result.stdout
 
 
-def test_layouts_are_those_of_published_results():
+def test_layout_matches_published_results():
     content = repr([scenes.layout(0, index, split) for split in scenes.SPLITS for index in range(100)])
     assert hashlib.sha256(content.encode()).hexdigest()[:16] == PUBLISHED_LAYOUTS
 
 
-def test_index_split_and_seed_each_change_the_scene():
+def test_draw_depends_on_index_split_and_seed():
     keys = [(s, i, split) for s in (0, 1, 2**32) for i in range(20) for split in scenes.SPLITS]
     assert len({repr(scenes.layout(*key)) for key in keys}) == len(keys)
     assert len({scenes.draw(s, i, 32, split).tobytes() for s, i, split in keys}) == len(keys)
 
 
-def test_a_scene_is_the_same_at_every_image_size():
+def test_draw_is_same_at_every_image_size():
     for index in range(20):
         small, large = (scenes.draw(0, index, size).resize((32, 32), Image.Resampling.BOX) for size in (64, 192))
         assert np.abs(np.asarray(small).astype(int) - np.asarray(large)).mean() < 12
 
 
-def test_counts_sizes_colours_and_places_are_as_promised(layouts):
+def test_layout_has_expected_counts_sizes_and_angles(layouts):
     assert len(scenes.LABEL_NAMES) >= 12 and len(set(scenes.LABEL_NAMES)) == len(scenes.LABEL_NAMES)
     counts = Counter(len(objects) for objects in layouts)
     assert sorted(counts) == [1, 2, 3, 4, 5, 6] and min(counts.values()) > 0.12 * LAYOUTS
@@ -82,7 +82,7 @@ def test_counts_sizes_colours_and_places_are_as_promised(layouts):
     assert all(0 <= value <= 255 for o in objects for value in (*o.fill, *o.outline))
 
 
-def test_classes_are_equally_frequent_and_areas_fill_the_three_bands(layouts):
+def test_layout_balances_labels_and_areas(layouts):
     shares = present(layouts).mean(0)
     assert shares.min() > 0.2 and shares.max() < 0.3
     for k in range(len(scenes.LABEL_NAMES)):
@@ -91,7 +91,7 @@ def test_classes_are_equally_frequent_and_areas_fill_the_three_bands(layouts):
         assert bands.min() > 0.15, (scenes.LABEL_NAMES[k], bands)
 
 
-def test_some_labels_occur_together_more_often_than_chance(layouts):
+def test_layout_pairs_labels(layouts):
     there = present(layouts).astype(float)
     lift = (there.T @ there / LAYOUTS) / np.outer(there.mean(0), there.mean(0))
     pairs = [tuple(map(scenes.LABEL_NAMES.index, pair)) for pair in scenes.PAIRS]
@@ -101,23 +101,23 @@ def test_some_labels_occur_together_more_often_than_chance(layouts):
 
 
 @pytest.mark.parametrize('label', range(len(scenes.LABEL_NAMES)), ids=scenes.LABEL_NAMES)
-def test_the_area_is_that_of_the_pixels(monkeypatch, label):
+def test_area_matches_pixels(monkeypatch, label):
     for size, image_size in ((0.5, 256), (0.1, 1024)):
-        pictures = []
+        images = []
         for colour in ((0, 0, 0), (255, 255, 255)):
             area = scenes.AREA_PER_SIZE * size**2
             one = scenes.SceneObject(label, (0.5, 0.47), size, 0.3, colour, colour, area)
             monkeypatch.setattr(scenes, '_compose', lambda *_, one=one: ([one], 80))
-            pictures.append(np.asarray(scenes.draw(0, 0, image_size)).astype(int).mean(2))
-        assert (pictures[1] - pictures[0] > 127).mean() == pytest.approx(one.area, rel=0.03)
+            images.append(np.asarray(scenes.draw(0, 0, image_size)).astype(int).mean(2))
+        assert (images[1] - images[0] > 127).mean() == pytest.approx(one.area, rel=0.03)
 
 
-def test_the_areas_of_layouts_follow_their_sizes(layouts):
+def test_area_follows_size(layouts):
     areas, sizes = np.array([(o.area, o.size) for objects in layouts for o in objects]).T
     assert np.allclose(areas, scenes.AREA_PER_SIZE * sizes**2, rtol=1e-12, atol=0)
 
 
-def test_objects_stay_visible_and_inside():
+def test_layout_keeps_objects_visible_and_inside():
     image_size, seen, inside = 128, [], []
     for index in range(400):
         owner = np.full((image_size, image_size), -1)
@@ -131,34 +131,34 @@ def test_objects_stay_visible_and_inside():
             inside.append(masks[-1].sum() / (np.asarray(shape) > 127).sum())
         seen += [(owner[mask] == i).mean() for i, mask in enumerate(masks)]
     assert min(inside) > 0.85
-    assert np.mean(np.array(seen) < 1) > 0.15  # they do overlap
+    assert np.mean(np.array(seen) < 1) > 0.15  # some overlap
     assert min(seen) > 0.4 and np.quantile(seen, 0.01) > 0.55
 
 
-def test_colour_is_independent_of_class(layouts):
+def test_layout_draws_colours_independent_of_labels(layouts):
     objects = [o for objects in layouts for o in objects]
     labels = np.array([o.label for o in objects])
     colours = np.array([(*o.fill, *o.outline) for o in objects], dtype=float)
     error = colours.std(0)
     for k in range(len(scenes.LABEL_NAMES)):
-        of_class = colours[labels == k]
-        assert np.abs((of_class.mean(0) - colours.mean(0)) / error * len(of_class) ** 0.5).max() < 4
-        assert np.abs(of_class.std(0) / error - 1).max() < 0.1
+        of_label = colours[labels == k]
+        assert np.abs((of_label.mean(0) - colours.mean(0)) / error * len(of_label) ** 0.5).max() < 4
+        assert np.abs(of_label.std(0) / error - 1).max() < 0.1
 
 
-def colour_statistics(picture):
-    """Mean, standard deviation and a histogram of 64 colours, standing for all a linear model can know of colour."""
-    pixels = np.asarray(picture).reshape(-1, 3)
+def colour_statistics(image):
+    """Returns mean, standard deviation and a histogram of 64 colours, the colour information for a linear model."""
+    pixels = np.asarray(image).reshape(-1, 3)
     histogram = np.bincount((pixels >> 6) @ (16, 4, 1), minlength=64) / len(pixels)
     return np.concatenate([pixels.mean(0), pixels.std(0), histogram])
 
 
 def linear_gain():
-    """Average precision less prevalence, mean over the classes, of a linear model on colour statistics."""
+    """Returns average precision minus prevalence of a linear model on colour statistics, averaged over labels."""
     data = []
     for split, size in (('train', 1500), ('validation', 700)):
-        pictures = np.array([colour_statistics(scenes.draw(0, i, 48, split)) for i in range(size)])
-        data.append((pictures, present([scenes.layout(0, i, split) for i in range(size)])))
+        images = np.array([colour_statistics(scenes.draw(0, i, 48, split)) for i in range(size)])
+        data.append((images, present([scenes.layout(0, i, split) for i in range(size)])))
     (train_x, train_y), (test_x, test_y) = data
     gains = []
     for k in range(len(scenes.LABEL_NAMES)):
@@ -168,7 +168,7 @@ def linear_gain():
     return np.mean(gains)
 
 
-def test_a_linear_model_on_colour_stays_near_chance(monkeypatch):
+def test_colour_statistics_do_not_reveal_labels(monkeypatch):
     assert linear_gain() < 0.04
 
     compose = scenes._compose
@@ -183,7 +183,7 @@ def test_a_linear_model_on_colour_stays_near_chance(monkeypatch):
     assert linear_gain() > 0.2
 
 
-def test_load_gives_what_the_layouts_hold():
+def test_load_returns_layouts():
     data = scenes.load('validation', 50, image_size=48, seed=5)
     assert data.column_names == ['image', 'labels', 'ignore', 'area', 'image_id'] and len(data) == 50
     assert data.features['labels'].feature.names == list(scenes.LABEL_NAMES)
@@ -198,21 +198,21 @@ def test_load_gives_what_the_layouts_hold():
         assert row['area'] == pytest.approx(largest, rel=1e-12)
 
 
-def test_pictures_survive_what_datasets_does_with_rows(tmp_path):
+def test_load_returns_images_after_operations_of_datasets(tmp_path):
     data = scenes.load('train', 12, image_size=32)
-    pictures = [scenes.draw(0, index, 32) for index in range(12)]
-    assert data[2:5]['image'] == pictures[2:5] and data[-1]['image'] == pictures[-1]
-    assert data['image'][3] == pictures[3]
-    assert data.select([7, 1])[:]['image'] == [pictures[7], pictures[1]]
+    images = [scenes.draw(0, index, 32) for index in range(12)]
+    assert data[2:5]['image'] == images[2:5] and data[-1]['image'] == images[-1]
+    assert data['image'][3] == images[3]
+    assert data.select([7, 1])[:]['image'] == [images[7], images[1]]
     shuffled = data.shuffle(seed=0)
     assert shuffled['image_id'][:] != data['image_id'][:]
-    assert all(row['image'] == pictures[int(row['image_id'].removeprefix('train-'))] for row in shuffled)
+    assert all(row['image'] == images[int(row['image_id'].removeprefix('train-'))] for row in shuffled)
     assert data.with_transform(lambda rows: {'size': [i.size for i in rows['image']]})[4]['size'] == (32, 32)
     assert data.with_format('torch')[4]['image'].shape == (3, 32, 32)
-    assert pickle.loads(pickle.dumps(data))[4]['image'] == pictures[4]
+    assert pickle.loads(pickle.dumps(data))[4]['image'] == images[4]
     data.save_to_disk(tmp_path / 'scenes')
     again = datasets.load_from_disk(tmp_path / 'scenes')
-    assert again.features == data.features and again[4]['image'] == pictures[4]
+    assert again.features == data.features and again[4]['image'] == images[4]
 
 
 def to_arrays(rows):
@@ -220,7 +220,7 @@ def to_arrays(rows):
 
 
 @pytest.mark.parametrize(('method', 'workers'), [('fork', 2), ('spawn', 1)])
-def test_loader_workers_draw_the_same_pictures(method, workers):
+def test_load_draws_same_images_in_workers(method, workers):
     data = scenes.load('test', 6, image_size=32).with_transform(to_arrays)
     loader = DataLoader(data, batch_size=3, num_workers=workers, multiprocessing_context=method)
     batches = list(loader)
@@ -233,11 +233,11 @@ def test_loader_workers_draw_the_same_pictures(method, workers):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (('training', 5), "split must be one of train, validation, test, got 'training'"),
-        (('train', 0), 'size must be at least 1, got 0'),
+        (('training', 5), "unknown split of scenes 'training': did you mean train?"),
+        (('train', 0), 'size is 0: must be at least 1.'),
     ],
 )
-def test_load_refuses_what_it_cannot_make(arguments, message):
+def test_load_refuses_invalid_arguments(arguments, message):
     with pytest.raises(ValueError) as caught:
         scenes.load(*arguments)
     assert str(caught.value) == message

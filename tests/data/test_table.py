@@ -26,7 +26,7 @@ FORMATS = ('csv', 'tsv', 'jsonl', 'parquet')
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """A folder with images and no table."""
+    """A folder of images without a table."""
     root = tmp_path_factory.mktemp('images')
     for number, name in enumerate(IMAGES):
         Image.new('RGB', (4, 3), (40 * number, 0, 0)).save(root / name)
@@ -48,7 +48,7 @@ def root(folder, tmp_path):
 
 
 def write(path, rows):
-    """Writes dicts as the suffix says; lists become text with `|` where the format has none."""
+    """Writes dicts in the format of the suffix; CSV and TSV get lists as text with `|`."""
     suffix = path.suffix[1:]
     if suffix == 'jsonl':
         path.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
@@ -85,7 +85,7 @@ def fails(root, *parts, name='table', split='train', **arguments):
 
 
 @pytest.mark.parametrize('suffix', FORMATS)
-def test_lists_of_labels_in_every_format(root, suffix):
+def test_load_table_reads_lists_in_every_format(root, suffix):
     write(root / f'train.{suffix}', lists(ignore=[[], ['cat', 'bird'], [], []], image_id=['1', '2', '3', '4']))
     dataset = load('table', 'train', str(root))
     assert label_names(dataset) == ['bird', 'cat', 'dog']
@@ -97,7 +97,7 @@ def test_lists_of_labels_in_every_format(root, suffix):
 
 
 @pytest.mark.parametrize('suffix', FORMATS)
-def test_a_column_for_each_label_in_every_format(root, suffix):
+def test_load_table_reads_column_per_label_in_every_format(root, suffix):
     columns = {'dog': [1, 0, -1, None], 'cat': [True, False, True, False]}
     rows = [{'file_name': n, **{k: v[i] for k, v in columns.items()}} for i, n in enumerate(IMAGES)]
     write(root / f'train.{suffix}', rows)
@@ -108,7 +108,7 @@ def test_a_column_for_each_label_in_every_format(root, suffix):
     assert dataset['image_id'][:] == list(IMAGES)
 
 
-def test_what_pandas_writes_is_read(root):
+def test_load_table_reads_files_of_pandas(root):
     frame = pd.DataFrame({'path': IMAGES, 'x': [1.0, None, 0.0, -1.0], 'y': [1, 0, 0, 1]})
     frame.to_parquet(root / 'train.parquet')
     frame.to_csv(root / 'val.csv', index=False)
@@ -120,7 +120,7 @@ def test_what_pandas_writes_is_read(root):
     assert named(load('table', 'test', str(root))) == [['x', 'y'], [], [], ['y']]
 
 
-def test_labels_have_the_same_numbers_in_all_splits(root):
+def test_load_table_numbers_labels_over_all_splits(root):
     write(root / 'train.csv', lists()[:1])
     write(root / 'val.jsonl', lists()[1:3])
     write(root / 'test.parquet', lists()[3:])
@@ -130,7 +130,7 @@ def test_labels_have_the_same_numbers_in_all_splits(root):
     assert named(loaded['val']) == named(loaded['validation'])
 
 
-def test_columns_of_labels_have_the_order_of_the_first_split(root):
+def test_load_table_orders_columns_by_first_split(root):
     (root / 'train.csv').write_text('image,x,y\na.png,1,0\n')
     (root / 'val.csv').write_text('image,y,x\nb.png,1,0\n')
     dataset = load('table', 'val', str(root))
@@ -142,7 +142,7 @@ def test_columns_of_labels_have_the_order_of_the_first_split(root):
     assert named(load('table', 'train', str(root), label_names=['y', 'x'])) == [['x']]
 
 
-def test_one_file_with_a_column_of_splits(root):
+def test_load_table_splits_one_file_by_column(root):
     path = write(root / 'all.csv', lists(split=['train', 'val', ' validation', 'test']))
     assert label_names(load('table', 'train', str(path))) == ['bird', 'cat', 'dog']
     assert load('table', 'validation', str(path))['image_id'][:] == ['b.png', 'c.png']
@@ -155,7 +155,7 @@ def test_one_file_with_a_column_of_splits(root):
     fails(path, 'no column split', split='val')
 
 
-def test_label_names_give_the_order(root):
+def test_load_table_orders_labels_by_label_names(root):
     write(root / 'train.csv', lists())
     (root / 'val.csv').write_text('not a table')
     dataset = load('table', 'train', str(root), label_names=['dog', 'fish', 'cat', 'bird'])
@@ -166,14 +166,14 @@ def test_label_names_give_the_order(root):
     fails(root, 'data.label_names', 'line break', label_names=['dog\n'])
 
 
-def test_label_names_and_columns_are_the_same_set(root):
+def test_load_table_refuses_names_that_differ_from_columns(root):
     (root / 'train.csv').write_text('image,x,y\na.png,1,0\n')
     assert load('table', 'train', str(root), label_names=['y', 'x'])['labels'][:] == [[1]]
     fails(root, "unknown label column 'y'", label_names=['x', 'z'])
     fails(root, "no column for the label 'z'", label_names=['x', 'y', 'z'])
 
 
-def test_columns_that_are_named(root):
+def test_load_table_uses_named_columns(root):
     (root / 'train.csv').write_text('photo,tags,note,x,y\na.png,cat; dog,hello,1,0\nb.png,,,0,\n')
     dataset = load('table', 'train', str(root), image_column='photo', label_columns=['tags'], label_delimiter=';')
     assert named(dataset) == [['cat', 'dog'], []]
@@ -190,7 +190,7 @@ def test_columns_that_are_named(root):
     fails(root, 'data.label_delimiter', label_delimiter='')
 
 
-def test_images_lie_elsewhere_or_have_absolute_paths(folder, tmp_path):
+def test_load_table_finds_images_elsewhere(folder, tmp_path):
     (tmp_path / 'train.csv').write_text(f'image,x\na.png,1\n{folder / "b.png"},0\n')
     dataset = load('table', 'train', str(tmp_path), image_root=str(folder))
     assert dataset['image_id'][:] == ['a.png', str(folder / 'b.png')]
@@ -201,7 +201,7 @@ def test_images_lie_elsewhere_or_have_absolute_paths(folder, tmp_path):
     fails(tmp_path, 'line 2', 'is not inside')
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(root):
+def test_load_table_ignores_byte_order_mark(root):
     (root / 'train.csv').write_bytes(b'\xef\xbb\xbf' + 'image,häuser\na.png,1\n'.encode())
     assert label_names(load('table', 'train', str(root))) == ['häuser']
     (root / 'train.csv').unlink()
@@ -209,7 +209,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_name(root):
     assert named(load('table', 'train', str(root))) == [['x']]
 
 
-def test_lines_are_counted_as_an_editor_does(root):
+def test_load_table_counts_lines_as_editors(root):
     (root / 'train.csv').write_bytes(b'image,labels,note\r\na.png,x,"two\r\nlines"\r\n\r\nb.png,x|x,\r\n')
     fails(root, 'line 5', "'x' twice")
     (root / 'train.csv').write_bytes(b'image,labels\na.png, x | y |\nb.png,\n')
@@ -250,7 +250,7 @@ def test_lines_are_counted_as_an_editor_does(root):
     }.values(),
     ids=lambda value: value[0] if isinstance(value, list) else '',
 )
-def test_bad_csv(root, content, parts):
+def test_load_table_refuses_invalid_csv(root, content, parts):
     (root / 'train.csv').write_bytes(content)
     fails(root, 'train.csv', *parts)
 
@@ -276,12 +276,12 @@ def test_bad_csv(root, content, parts):
     ],
     ids=range(15),
 )
-def test_bad_json_lines(root, content, parts):
+def test_load_table_refuses_invalid_json_lines(root, content, parts):
     (root / 'train.jsonl').write_text(content, encoding='utf-8')
     fails(root, 'train.jsonl', *parts)
 
 
-def test_bad_parquet(root):
+def test_load_table_refuses_invalid_parquet(root):
     path = root / 'train.parquet'
     write(path, lists(labels=(['x'], ['x', 'x'], [], [])))
     fails(root, 'train.parquet', 'row 1', "'x' twice")
@@ -295,7 +295,7 @@ def test_bad_parquet(root):
     fails(root, 'train.parquet', "'x' is listed twice")
 
 
-def test_bad_roots(root):
+def test_load_table_refuses_invalid_roots(root):
     fails(root, 'contains no train.csv')
     fails(root / 'absent', 'is not a folder or a file', 'data.root')
     (root / 'table.xlsx').write_text('')
@@ -311,7 +311,7 @@ def test_bad_roots(root):
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'jsonl', 'parquet'])
-def test_a_folder_with_metadata(folder, tmp_path, suffix):
+def test_load_folder_reads_metadata_of_splits(folder, tmp_path, suffix):
     for split, names, labels in (('train', IMAGES[:2], ['cat', 'dog']), ('val', IMAGES[2:], ['cow', 'dog'])):
         (tmp_path / split / 'deep').mkdir(parents=True)
         rows = []
@@ -327,14 +327,14 @@ def test_a_folder_with_metadata(folder, tmp_path, suffix):
     fails(tmp_path, 'remove one', name='folder')
 
 
-def test_a_folder_of_one_split(root):
+def test_load_folder_reads_single_split(root):
     fails(root, 'metadata.csv', name='folder')
     write(root / 'metadata.csv', lists())
     fails(root, "no column 'file_name'", name='folder')
     assert len(load('folder', 'train', str(root), image_column='image', size=3)) == 3
 
 
-def test_lists_in_text_are_lists_in_every_format(root):
+def test_load_table_reads_lists_in_text_in_every_format(root):
     texts = ["['cat', 'dog']", '[]', '["dog"]', "{'bird'}"]
     for suffix in FORMATS:
         for other in root.glob('train.*'):
@@ -346,7 +346,7 @@ def test_lists_in_text_are_lists_in_every_format(root):
         assert named(dataset, 'ignore') == [['bird'], ['bird'], ['bird'], []]
 
 
-def test_a_delimiter_is_found_in_all_splits_together(root):
+def test_load_table_finds_delimiter_over_all_splits(root):
     (root / 'train.csv').write_text('image,labels\na.png,cat dog\nb.png,bird\n')
     (root / 'val.csv').write_text('image,labels,ignore\nc.png,cat,dog\n')
     dataset = load('table', 'train', str(root))
@@ -357,7 +357,7 @@ def test_a_delimiter_is_found_in_all_splits_together(root):
     assert named(dataset) == [['cat dog'], ['bird']] and notes(dataset) == ["labels: column 'labels'"]
 
 
-def test_text_that_can_be_read_in_two_ways_is_refused(root):
+def test_load_table_refuses_ambiguous_text(root):
     (root / 'train.csv').write_text('image,labels\na.png,red apple\nb.png,green apple\nc.png,pear\n')
     fails(root, "train.csv: 'labels': 'green apple' may be one label or several", 'data.label_delimiter')
     assert named(load('table', 'train', str(root), label_delimiter=' '))[0] == ['apple', 'red']
@@ -365,7 +365,7 @@ def test_text_that_can_be_read_in_two_ways_is_refused(root):
     assert named(dataset) == [['red apple'], ['green apple'], ['pear']]
 
 
-def test_lists_without_quotes(root):
+def test_load_table_reads_lists_without_quotes(root):
     (root / 'train.csv').write_text('image,labels\na.png,"[traffic light, car]"\nb.png,[traffic light]\nc.png,[]\n')
     assert named(load('table', 'train', str(root))) == [['car', 'traffic light'], ['traffic light'], []]
     (root / 'train.csv').write_text('image,labels\na.png,[cat dog]\nb.png,[cat]\n')
@@ -374,21 +374,21 @@ def test_lists_without_quotes(root):
     assert notes(dataset) == ["labels: column 'labels', lists separated by spaces, e.g. '[cat dog]'"]
 
 
-def test_words_that_mean_no_label_are_named(root):
+def test_load_table_notes_words_that_mean_no_label(root):
     (root / 'train.csv').write_text('image,labels,ignore\na.png,x|NA,None\nb.png,NA,\nc.png,nan,\n')
     dataset = load('table', 'train', str(root))
     assert named(dataset) == [['NA', 'x'], [], []]
     assert notes(dataset)[0].endswith(", 'NA' or 'None' means no label")
 
 
-def test_vectors_need_names(root):
+def test_load_table_needs_names_for_vectors(root):
     (root / 'train.csv').write_text('image,labels\na.png,"[0, 1]"\nb.png,[1 1]\n')
     fails(root, "'labels' holds vectors of 2 numbers", 'data.label_names')
     assert named(load('table', 'train', str(root), label_names=['x', 'y'])) == [['y'], ['x', 'y']]
     fails(root, "'labels' holds vectors of 2 numbers", label_names=['x', 'y', 'z'])
 
 
-def test_columns_that_are_no_labels_are_left_out_and_named(root):
+def test_load_table_skips_and_notes_other_columns(root):
     (root / 'train.csv').write_text('image,id,cat,fold,dog,Is_Crowd,url\na.png,7,1,0,0,1,http://x\nb.png,8,0,1,-1,0,\n')
     dataset = load('table', 'train', str(root))
     assert (label_names(dataset), named(dataset)) == (['cat', 'dog'], [['cat'], []])
@@ -403,7 +403,7 @@ def test_columns_that_are_no_labels_are_left_out_and_named(root):
 
 @pytest.mark.parametrize('index', [None, ['p', 'q', 'r', 's'], pd.MultiIndex.from_product([[0, 1], [0, 1]])])
 @pytest.mark.parametrize('suffix', ['csv', 'tsv', 'parquet'])
-def test_the_index_that_pandas_writes_is_no_label(root, index, suffix):
+def test_load_table_skips_index_of_pandas(root, index, suffix):
     frame = pd.DataFrame({'image': IMAGES, 'x': [1, 0, 1, 0]}, index=index)
     for written in (frame, frame.reset_index()):
         if suffix == 'parquet':
@@ -412,12 +412,12 @@ def test_the_index_that_pandas_writes_is_no_label(root, index, suffix):
             written.to_csv(root / f'train.{suffix}', sep='\t' if suffix == 'tsv' else ',')
         dataset = load('table', 'train', str(root))
         assert label_names(dataset) == ['x'] and named(dataset) == [['x'], [], ['x'], []]
-    again = pd.read_csv(root / 'train.csv') if suffix == 'csv' else frame  # its index is `Unnamed: 0` now
+    again = pd.read_csv(root / 'train.csv') if suffix == 'csv' else frame  # with its index as the column `Unnamed: 0`
     again.to_csv(root / 'validation.csv')
     assert label_names(load('table', 'validation', str(root), label_columns=['x'])) == ['x']
 
 
-def test_columns_without_a_name(root):
+def test_load_table_skips_empty_columns_without_name(root):
     (root / 'train.csv').write_text('image,x,,\na.png,1,,\nb.png,0, ,\n')
     assert label_names(load('table', 'train', str(root))) == ['x']
     (root / 'train.csv').write_text('image,x,,\na.png,1,,\nb.png,0,1,\n')
@@ -426,7 +426,7 @@ def test_columns_without_a_name(root):
 
 @pytest.mark.parametrize('delimiter', [';', '\t', '|'])
 @pytest.mark.parametrize('first', ['', 'sep={}\n', '"sep={}"\r\n'])
-def test_fields_delimited_as_excel_does_in_europe(root, delimiter, first):
+def test_load_table_reads_csv_of_european_excel(root, delimiter, first):
     rows = pd.DataFrame({'image': IMAGES, 'labels': ['cat,dog', '', 'dog', 'cat'], 'note': ['a;b', '', 'c', 'd|e']})
     text = rows.to_csv(index=False, sep=delimiter)
     (root / 'train.csv').write_text('\ufeff' + first.format(delimiter) + text, encoding='utf-8')
@@ -442,7 +442,7 @@ def test_fields_delimited_as_excel_does_in_europe(root, delimiter, first):
     fails(root, f'line {3 if first else 2}', "'x' is '2'")
 
 
-def test_fields_delimited_by_commas_may_hold_other_delimiters(root):
+def test_load_table_keeps_other_delimiters_within_fields(root):
     (root / 'train.csv').write_text('image,labels\na.png,cat;dog\nb.png,"bird;cat"\n')
     assert named(load('table', 'train', str(root))) == [['cat', 'dog'], ['bird', 'cat']]
     (root / 'train.csv').write_text('photo;1,labels\na.png,cat\n')
@@ -450,7 +450,7 @@ def test_fields_delimited_by_commas_may_hold_other_delimiters(root):
     fails(root, 'no column image', 'photo;1, labels')
 
 
-def test_what_minus_one_and_blank_mean(root):
+def test_load_table_interprets_minus_one_and_blank(root):
     (root / 'train.csv').write_text('image,x,y\na.png,1,-1\nb.png,,0\nc.png,-1.0,nan\n')
     for minus_one in ('unannotated', 'absent'):
         for blank in ('unannotated', 'absent'):
@@ -462,7 +462,7 @@ def test_what_minus_one_and_blank_mean(root):
     fails(root, "unknown data.blank '0'", 'absent', blank='0')
 
 
-def test_keys_that_a_row_lacks_are_null(root):
+def test_load_table_reads_missing_keys_as_null(root):
     (root / 'train.jsonl').write_text('{"image": "a.png", "x": 1}\n{"y": 0, "image": "b.png"}\n')
     dataset = load('table', 'train', str(root))
     assert (named(dataset), named(dataset, 'ignore')) == ([['x'], []], [['y'], ['x']])
@@ -481,7 +481,7 @@ ALIASES = [
 
 
 @pytest.mark.parametrize(('split', 'alias'), [(names[0], alias) for names in ALIASES for alias in names[1:]])
-def test_splits_have_the_names_that_datasets_knows(root, split, alias):
+def test_load_table_accepts_split_names_of_datasets(root, split, alias):
     text = 'file_name,labels\na.png,cat\n'
     (root / f'{alias}.csv').write_text(text)
     assert named(load('table', split, str(root))) == [['cat']]
@@ -500,7 +500,7 @@ def test_splits_have_the_names_that_datasets_knows(root, split, alias):
     fails(root, 'remove one', alias, other, split=split)
 
 
-def test_is_valid_is_the_split_of_a_single_table(root):
+def test_load_table_splits_single_table_by_is_valid(root):
     text = 'image,x,is_valid\na.png,1,False\nb.png,0,True\nc.png,1,False\n'
     (root / 'train.csv').write_text(text)
     for base in (root, root / 'train.csv'):
@@ -511,7 +511,7 @@ def test_is_valid_is_the_split_of_a_single_table(root):
         fails(base, 'no row of test', 'is_valid', split='test')
     (root / 'train.csv').write_text(text.replace('True', ''))
     fails(root, 'line 3', 'is_valid')
-    # Where each split has its table, the column must not say otherwise.
+    # In the table of one split, the column must not assign rows to another split.
     (root / 'train.csv').write_text(text)
     (root / 'val.csv').write_text('image,x,is_valid\nd.png,1,1\n')
     fails(root, 'train.csv: line 3', 'to validation', 'is_valid')
@@ -523,27 +523,27 @@ def test_is_valid_is_the_split_of_a_single_table(root):
 
 
 @pytest.mark.parametrize('column', ['Split', 'SPLIT', 'subset', 'Usage', 'partition'])
-def test_columns_of_splits_that_are_not_called_split(root, column):
+def test_load_table_finds_other_split_columns(root, column):
     path = root / 'all.csv'
     text = f'image,x,{column}\na.png,1,Training\nb.png,0,PublicTest\n'
     path.write_text(text.replace('PublicTest', 'valid'))
     assert load('table', 'validation', str(path))['image_id'][:] == ['b.png']
     assert load('table', 'train', str(path))['image_id'][:] == ['a.png']
-    path.write_text(text)  # other words
+    path.write_text(text)  # unknown names of splits
     if column.lower() == 'split':
         fails(path, 'line 3', "'PublicTest'")
     else:
         assert label_names(load('table', 'train', str(path))) == ['x'] and len(load('table', 'train', str(path))) == 2
 
 
-def test_the_column_split_parts_the_only_table_of_a_folder(root):
+def test_load_table_splits_only_table_of_folder(root):
     write(root / 'train.csv', lists(split=['train', 'val', 'val', 'test']))
     assert [len(load('table', split, str(root))) for split in ('train', 'validation', 'test')] == [1, 2, 1]
     assert label_names(load('table', 'test', str(root))) == ['bird', 'cat', 'dog']
 
 
 @pytest.mark.parametrize('suffix', ['csv', 'jsonl', 'parquet'])
-def test_a_metadata_file_above_the_splits(folder, tmp_path, suffix):
+def test_load_folder_reads_metadata_above_splits(folder, tmp_path, suffix):
     rows = []
     for name, split in zip(IMAGES, ('train', 'Valid', 'test', 'train'), strict=True):
         (tmp_path / split).mkdir(exist_ok=True)
@@ -556,7 +556,7 @@ def test_a_metadata_file_above_the_splits(folder, tmp_path, suffix):
             dataset = load(name, split, str(tmp_path))
             assert label_names(dataset) == ['of_a', 'of_b', 'of_c', 'of_d'] and named(dataset) == labels
             assert 'splits: by the folders of the images' in notes(dataset)
-    # As `datasets` parts the same images by its own rules, which are for small letters.
+    # `datasets` assigns the same images to splits by its own rules, which expect lower case.
     (tmp_path / 'Valid').rename(tmp_path / 'valid')
     theirs = datasets.load_dataset('imagefolder', data_dir=str(tmp_path), drop_metadata=True, drop_labels=True)
     assert {split: len(part) for split, part in theirs.items()} == {s: len(labels) for s, labels in expected.items()}
@@ -565,7 +565,7 @@ def test_a_metadata_file_above_the_splits(folder, tmp_path, suffix):
     fails(tmp_path, "'a.png' is not in the folder of a split", name='folder')
 
 
-def test_the_folders_of_images_part_one_table(folder, tmp_path):
+def test_load_table_splits_by_image_folders(folder, tmp_path):
     for number, name in enumerate(IMAGES):
         (tmp_path / 'images' / f'{("train", "val")[number % 2]}2017').mkdir(parents=True, exist_ok=True)
         (tmp_path / 'images' / f'{("train", "val")[number % 2]}2017' / name).symlink_to(folder / name)
@@ -573,12 +573,12 @@ def test_the_folders_of_images_part_one_table(folder, tmp_path):
     path = write(tmp_path / 'all.csv', [{'image': name, 'x': 1} for name in names])
     assert load('table', 'train', str(path))['image_id'][:] == names[::2]
     assert load('table', 'validation', str(path))['image_id'][:] == names[1::2]
-    write(path, [{'image': names[1], 'x': 1}])  # one folder parts nothing
+    write(path, [{'image': names[1], 'x': 1}])  # a single folder does not separate splits
     assert len(load('table', 'train', str(path))) == 1
 
 
-def test_many_columns_are_read_in_seconds(tmp_path):
-    """Each of 600 × 2,000 cells was looked up by the name of its column."""
+def test_load_table_reads_many_columns_in_seconds(tmp_path):
+    """Looking up each of 600 x 2,000 cells by the name of its column would be slow."""
     generator = np.random.default_rng(0)
     states = generator.integers(-1, 2, (2_000, 600))
     frame = pd.DataFrame(states, columns=[f'label {k}' for k in range(600)])
@@ -593,7 +593,7 @@ def test_many_columns_are_read_in_seconds(tmp_path):
         assert dataset[column][:] == [np.flatnonzero(row == value).tolist() for row in states]
 
 
-def test_the_same_content_is_read_once(root, monkeypatch):
+def test_load_table_caches_content(root, monkeypatch):
     reads = []
     monkeypatch.setattr(
         table, 'read_table', lambda path, names, read=table.read_table: reads.append(path.name) or read(path, names)
@@ -608,7 +608,7 @@ def test_the_same_content_is_read_once(root, monkeypatch):
     assert len(reads) == 6
 
 
-def test_timm_reads_what_we_write(root, tmp_path_factory):
+def test_load_table_exports_to_timm(root, tmp_path_factory):
     write(root / 'train.csv', lists())
     dataset = load('table', 'train', str(root))
     exported = tmp_path_factory.mktemp('exported')
@@ -631,7 +631,7 @@ quick = settings(deadline=None, max_examples=40, suppress_health_check=list(Heal
 @pytest.mark.parametrize('suffix', FORMATS)
 @quick
 @given(data=st.data())
-def test_what_is_written_is_read(folder, suffix, data):
+def test_load_table_reads_written_tables(folder, suffix, data):
     rows = data.draw(st.lists(st.lists(label, unique=True, max_size=4), min_size=1, max_size=4).filter(any))
     names = IMAGES[: len(rows)]
     for other in folder.glob('train.*'):
@@ -652,7 +652,7 @@ def test_what_is_written_is_read(folder, suffix, data):
 
 
 def mutated(data, whole):
-    """Whole bytes with a few cut out, doubled, changed or put in."""
+    """Returns bytes with a few removed, doubled, changed or inserted."""
     content = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(content)))
@@ -665,7 +665,7 @@ def mutated(data, whole):
 @pytest.mark.parametrize('suffix', FORMATS)
 @settings(quick, max_examples=100)
 @given(data=st.data())
-def test_any_bytes_load_or_are_refused_in_one_line(folder, suffix, data):
+def test_load_table_reads_or_refuses_any_bytes(folder, suffix, data):
     for other in folder.glob('train.*'):
         other.unlink()
     path = folder / f'train.{suffix}'
@@ -681,7 +681,7 @@ def test_any_bytes_load_or_are_refused_in_one_line(folder, suffix, data):
         assert len(dataset) and all(set(row) <= set(label_names(dataset)) for row in named(dataset))
 
 
-def test_a_large_table_is_read_in_seconds(tmp_path):
+def test_load_table_reads_many_rows_in_seconds(tmp_path):
     generator = random.Random(0)
     text = io.StringIO()
     for number in range(5_000):

@@ -1,4 +1,4 @@
-"""Tables as users of such tools have them, each with the outcome that its README states."""
+"""Tables of real users, with the outcome that their README states."""
 
 import datasets
 import pytest
@@ -20,7 +20,7 @@ def cache(tmp_path_factory):
 
 
 def rows(name, split, root, **settings):
-    """The labels of each row, and the data set."""
+    """Returns the labels of each row, and the data set."""
     dataset = load(name, split, str(root), **settings)
     names = label_names(dataset)
     return [sorted(names[label] for label in row) for row in dataset['labels']], dataset
@@ -31,7 +31,7 @@ def equal(found, expected):
 
 
 @pytest.mark.parametrize('name', ['crowd', 'fold'])
-def test_columns_that_are_no_labels(cases, name, tmp_path, capsys):
+def test_load_table_skips_columns_that_are_not_labels(cases, name, tmp_path, capsys):
     root = cases / 'columns_that_are_no_labels' / name
     found, dataset = rows('table', 'train', root)
     assert label_names(dataset) == ['cat', 'dog'] and equal(found, ANIMALS)
@@ -43,7 +43,7 @@ def test_columns_that_are_no_labels(cases, name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(('name', 'labels'), [('is_valid', ANIMALS), ('fastai', PLANTS)])
-def test_is_valid_is_the_split(cases, name, labels):
+def test_load_table_splits_by_is_valid(cases, name, labels):
     settings = {'image_column': 'fname'} if name == 'fastai' else {}
     root = cases / 'columns_that_are_no_labels' / name
     for base in (root, root / 'train.csv'):
@@ -53,7 +53,7 @@ def test_is_valid_is_the_split(cases, name, labels):
             assert 'splits: by the column is_valid' in notes(dataset)
 
 
-def test_is_valid_beside_the_tables_of_the_splits(cases):
+def test_load_table_accepts_is_valid_in_tables_of_one_split(cases):
     root = cases / 'columns_that_are_no_labels' / 'train_is_valid'
     for split, count in (('train', 16), ('validation', 8)):
         found, dataset = rows('table', split, root)
@@ -61,12 +61,12 @@ def test_is_valid_beside_the_tables_of_the_splits(cases):
 
 
 @pytest.mark.parametrize('name', ['json', 'numpy', 'parquetrepr', 'pyrepr', 'set', 'tuple'])
-def test_labels_as_lists(cases, name):
+def test_load_table_reads_lists_in_text(cases, name):
     found, dataset = rows('table', 'train', cases / 'labels_as_lists' / name)
     assert label_names(dataset) == ['complex', 'rust', 'scab'] and equal(found, PLANTS)
 
 
-def test_labels_as_lists_of_numbers_need_names(cases):
+def test_load_table_needs_names_for_vectors(cases):
     root = cases / 'labels_as_lists' / 'onehotrepr'
     with pytest.raises(InputError, match='data.label_names'):
         rows('table', 'train', root)
@@ -75,7 +75,7 @@ def test_labels_as_lists_of_numbers_need_names(cases):
 
 
 @pytest.mark.parametrize('name', ['comma', 'commaspace', 'hash', 'pipe', 'semicolon', 'slash', 'space'])
-def test_labels_delimited(cases, name):
+def test_load_table_finds_delimiter(cases, name):
     found, dataset = rows('table', 'train', cases / 'labels_delimited' / name)
     assert label_names(dataset) == ['complex', 'rust', 'scab'] and equal(found, PLANTS)
     (line,) = notes(dataset)
@@ -84,7 +84,7 @@ def test_labels_delimited(cases, name):
 
 @pytest.mark.parametrize('reader', ['folder', 'hub'])
 @pytest.mark.parametrize('name', ['root', 'rootcsv'])
-def test_metadata_above_splits(cases, name, reader):
+def test_load_reads_metadata_above_splits(cases, name, reader):
     root = cases / 'metadata_above_splits' / name
     expected = {'train': PLANTS[:6], 'validation': PLANTS[6:], 'test': PLANTS[:2]}
     for split, labels in expected.items():
@@ -100,7 +100,7 @@ def test_metadata_above_splits(cases, name, reader):
         ('blank', {}, {'blank': 'absent'}),
     ],
 )
-def test_minus_one_is_absent(cases, name, settings, absent):
+def test_load_table_reads_minus_one_and_blank_as_absent(cases, name, settings, absent):
     root = cases / 'minus_one_is_absent' / name
     for split in ('train', 'validation'):
         default, masked = rows('table', split, root, **settings)
@@ -109,7 +109,7 @@ def test_minus_one_is_absent(cases, name, settings, absent):
         assert [len(a) + len(b) for a, b in zip(masked['labels'], masked['ignore'], strict=True)] == [3] * len(found)
 
 
-def test_minus_one_and_blank_of_chexpert_are_unannotated(cases):
+def test_load_table_reads_minus_one_and_blank_of_chexpert_as_unannotated(cases):
     labels = ['No Finding', 'Edema', 'Pleural Effusion']
     found, dataset = rows(
         'table', 'train', cases / 'minus_one_is_absent' / 'chexpert', image_column='Path', label_columns=labels
@@ -126,7 +126,7 @@ OTHERS = {'Val': 'validation', 'valid': 'validation', 'dev': 'validation', 'eval
     [(f'{kind}_{name}', OTHERS[name]) for kind in ('files', 'column') for name in OTHERS]
     + [('folder_valid', 'validation')],
 )
-def test_split_names(cases, name, other):
+def test_load_accepts_split_names(cases, name, other):
     root = cases / 'split_names' / name
     reader = 'folder' if name.startswith('folder') else 'table'
     for split, labels in (('train', PLANTS[:6]), (other, PLANTS[6:])):

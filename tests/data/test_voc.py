@@ -19,7 +19,7 @@ from msff_timm.data.voc_files import VocBoxes, read_boxes
 from msff_timm.errors import InputError
 
 CAT, DOG, PERSON = (voc.LABEL_NAMES.index(name) for name in ('cat', 'dog', 'person'))
-# Of each image of 20 x 10: class, difficult, and the box's corners, counted from 1 and both counted in.
+# Label, difficult, and corners of the box (counted from 1, inclusive) of each object in images of 20 x 10 pixels
 OBJECTS = {
     '2008_000007': [('cat', 0, (1, 1, 10, 10)), ('cat', 0, (1, 1, 2, 2)), ('cat', 1, (1, 1, 20, 10))],
     '2008_000003': [('dog', 1, (11, 6, 20, 10)), ('dog', 1, (1, 1, 1, 1)), ('person', 0, (5, 5, 5, 5))],
@@ -44,7 +44,7 @@ def xml(objects, size='<size><width>20</width><height>10</height><depth>3</depth
 
 @pytest.fixture
 def root(tmp_path):
-    """The splits trainval and val of three images, and a test split of the same images without class files."""
+    """Three images in the splits trainval and val, and in a test split without class files."""
     base = tmp_path / 'VOCdevkit' / 'VOC2012'
     for folder in ('ImageSets/Main', 'JPEGImages', 'Annotations'):
         (base / folder).mkdir(parents=True)
@@ -81,7 +81,7 @@ def assert_one_line(error):
         ('positive', [[CAT], [DOG, PERSON], []], [[], [], []], [[0.5], [0.25, 1 / 200], []]),
     ],
 )
-def test_what_a_label_of_difficult_objects_alone_counts_as(root, difficult, labels, ignore, areas):
+def test_load_voc_interprets_difficult_labels(root, difficult, labels, ignore, areas):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         dataset = msff_timm.data.load('voc2012', 'trainval', root, difficult=difficult)
@@ -92,14 +92,14 @@ def test_what_a_label_of_difficult_objects_alone_counts_as(root, difficult, labe
     assert dataset[1]['image'].size == (20, 10)
 
 
-def test_each_difficult_has_rows_of_its_own_in_the_cache(root, monkeypatch):
+def test_load_voc_caches_by_difficult(root, monkeypatch):
     first = {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in DIFFICULT}
     monkeypatch.setattr(voc, 'read_objects', lambda *_: pytest.fail('parsed again'))
     assert first == {d: msff_timm.data.load('voc2012', 'val', root, difficult=d).to_list() for d in DIFFICULT}
     assert len({str(rows) for rows in first.values()}) == 3
 
 
-def test_changed_content_is_read_anew(root):
+def test_load_voc_reads_changed_content(root):
     msff_timm.data.load('voc2012', 'val', root)
     rewrite(root / 'Annotations' / '2008_000007.xml', '<xmax>10</xmax>', '<xmax>20</xmax>')
     assert msff_timm.data.load('voc2012', 'val', root)['area'][0] == [1.0]
@@ -109,34 +109,37 @@ def test_changed_content_is_read_anew(root):
     assert len(msff_timm.data.load('voc2012', 'val', root)) == 2
 
 
-def test_the_root_is_the_year_the_devkit_or_what_holds_it(root, tmp_path):
+def test_load_voc_accepts_year_devkit_or_parent_as_root(root, tmp_path):
     for folder in (root, root.parent, tmp_path):
         assert len(msff_timm.data.load('voc2012', 'trainval', folder)) == 3
-    with pytest.raises(InputError, match=r'not the root of VOC 2007: ImageSets/Main is neither .*\(found: Annotations'):
+    with pytest.raises(
+        InputError,
+        match=r'VOCdevkit/VOC2007 contains ImageSets/Main \(found: Annotations.*: set data.root to the root',
+    ):
         msff_timm.data.load('voc2007', 'trainval', root)
-    with pytest.raises(InputError, match=r'not the root of VOC 2012: .*\(found: no such folder\)'):
+    with pytest.raises(InputError, match=r'\(found: no such folder\): set data.root to the root of VOC 2012'):
         msff_timm.data.load('voc2012', 'trainval', tmp_path / 'nowhere')
-    with pytest.raises(InputError, match=r'voc2012 needs data.root: the folder VOC2012, or VOCdevkit'):
+    with pytest.raises(InputError, match=r'voc2012 needs data.root: set it to the folder VOC2012, or VOCdevkit'):
         msff_timm.data.load('voc2012', 'trainval')
     root.rename(root.parent / 'VOC2007')
     assert len(msff_timm.data.load('voc2007', 'trainval', tmp_path)) == 3
 
 
-def test_a_test_split_without_class_files_is_for_prediction(root):
+def test_load_voc_masks_test_split_without_class_files(root):
     shutil.rmtree(root / 'Annotations')
     dataset = msff_timm.data.load('voc2012', 'test', root)
     assert dataset['image_id'][:] == list(OBJECTS)
     assert dataset['labels'][:] == dataset['area'][:] == [[]] * 3 and dataset['ignore'][:] == [[*range(20)]] * 3
 
 
-def test_line_ends_of_windows_and_blank_lines_are_read(root):
+def test_load_voc_reads_line_ends_of_windows(root):
     expected = msff_timm.data.load('voc2012', 'val', root).to_list()
     for path in (root / 'ImageSets' / 'Main').iterdir():
         path.write_bytes(path.read_bytes().replace(b'\n', b'\r\n') + b'\r\n')
     assert msff_timm.data.load('voc2012', 'val', root).to_list() == expected
 
 
-def test_official_peculiarities_are_read(root):
+def test_load_voc_reads_peculiarities_of_official_files(root):
     path = root / 'Annotations' / '2008_000007.xml'
     objects = [('cat', 0, (0, 1, '10.700000762939453', 11)), ('unicorn', 0, (9, 9, 1, 1))]
     path.write_text(xml(objects).replace('<difficult>0</difficult>', ''))
@@ -146,13 +149,13 @@ def test_official_peculiarities_are_read(root):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda text: text.replace('<difficult>0', '<difficult>1'), r'7.xml do not agree on cat, as 1 labels in all'),
-        (lambda text: text.replace('<name>cat', '<name>dog', 1), r'7.xml do not agree on dog, as 1 labels in all'),
-        (lambda text: 'dog'.join(text.rsplit('cat', 1)), r'7.xml do not agree on dog, as 1 labels in all'),
+        (lambda text: text.replace('<difficult>0', '<difficult>1'), r'1 labels .* disagree, e.g. cat in .*7.xml'),
+        (lambda text: text.replace('<name>cat', '<name>dog', 1), r'1 labels .* disagree, e.g. dog in .*7.xml'),
+        (lambda text: 'dog'.join(text.rsplit('cat', 1)), r'1 labels .* disagree, e.g. dog in .*7.xml'),
     ],
     ids=['only difficult ones', 'one more class', 'one more class, difficult'],
 )
-def test_class_files_decide_where_the_xml_says_another_thing(root, change, message):
+def test_load_voc_prefers_class_files_to_xml(root, change, message):
     path = root / 'Annotations' / '2008_000007.xml'
     path.write_text(change(path.read_text()))
     with pytest.warns(UserWarning, match=message) as caught:
@@ -167,34 +170,34 @@ MAIN, XML = 'ImageSets/Main/', 'Annotations/2008_000007.xml'
 @pytest.mark.parametrize(
     ('file', 'old', 'new', 'message'),
     [
-        (MAIN + 'val.txt', '2008_000003', '2008_000007', r"val.txt: line 2 has '2008_000007' again, as in line 1"),
+        (MAIN + 'val.txt', '2008_000003', '2008_000007', r"val.txt: line 2 repeats '2008_000007' of line 1"),
         (MAIN + 'val.txt', '2008_000003', '2008_000004', r"_val.txt: line 2 has '2008_000003', which is not in"),
-        (MAIN + 'val.txt', '2008_000003', '../x', r"val.txt: line 2 has '../x', which leads to another folder"),
-        (MAIN + 'val.txt', '2008_000003', '/etc/x', r"val.txt: line 2 has '/etc/x', which leads to another folder"),
-        (MAIN + 'val.txt', '2008_000003', '2008_000003 1', r"val.txt: line 2 is '2008_000003 1', not one id"),
-        (MAIN + 'cat_val.txt', '07  1', '07  2', r"cat_val.txt: line 1 has '2', not 1, 0 or -1"),
-        (MAIN + 'cat_val.txt', '07  1', '07', r"cat_val.txt: line 1 is '2008_000007', not an id and"),
-        (MAIN + 'cat_val.txt', '2008_000003', '2008_000007', r"cat_val.txt: line 2 has '2008_000007' again"),
+        (MAIN + 'val.txt', '2008_000003', '../x', r"val.txt: line 2 has '../x': must not be a path"),
+        (MAIN + 'val.txt', '2008_000003', '/etc/x', r"val.txt: line 2 has '/etc/x': must not be a path"),
+        (MAIN + 'val.txt', '2008_000003', '2008_000003 1', r"val.txt: line 2 is '2008_000003 1': must be one image id"),
+        (MAIN + 'cat_val.txt', '07  1', '07  2', r"cat_val.txt: line 1 has '2': must be 1, 0 or -1"),
+        (MAIN + 'cat_val.txt', '07  1', '07', r"cat_val.txt: line 1 is '2008_000007': must be an image id and"),
+        (MAIN + 'cat_val.txt', '2008_000003', '2008_000007', r"cat_val.txt: line 2 repeats '2008_000007'"),
         (MAIN + 'cat_val.txt', '2008_000003', '2008_000004', r"cat_val.txt: line 2 has '2008_000004', which is not in"),
-        (MAIN + 'cat_val.txt', '2008_000003 -1\n', '', r"cat_val.txt: lacks '2008_000003', line 2 of .*val.txt"),
+        (MAIN + 'cat_val.txt', '2008_000003 -1\n', '', r"cat_val.txt: lacks '2008_000003' of line 2 of .*val.txt"),
     ],
 )  # fmt: skip
-def test_wrong_files_are_named_with_their_line(root, file, old, new, message):
+def test_load_voc_refuses_invalid_files(root, file, old, new, message):
     rewrite(root / file, old, new)
     with pytest.raises(InputError, match=message) as caught:
         msff_timm.data.load('voc2012', 'val', root)
     assert_one_line(caught.value)
 
 
-def load_with_note(root, split='val', name='voc2012', **arguments):
-    """Loads a split and gives its rows and the one warning, on one line; None for none."""
+def load_with_warning(root, split='val', name='voc2012', **arguments):
+    """Returns a split and the text of its only warning, or None."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         dataset = msff_timm.data.load(name, split, root, **arguments)
     assert len(caught) <= 1
-    note = str(caught[0].message) if caught else None
-    assert note is None or (note.isprintable() and note.startswith(str(root)))
-    return dataset, note
+    warning = str(caught[0].message) if caught else None
+    assert warning is None or (warning.isprintable() and warning.startswith(str(root)))
+    return dataset, warning
 
 
 @pytest.mark.parametrize(
@@ -217,56 +220,56 @@ def load_with_note(root, split='val', name='voc2012', **arguments):
         {'<annotation>': '<annotations>', '</annotation>': '</annotations>'},
     ],
 )
-def test_an_odd_xml_costs_no_more_than_areas(root, changes):
+def test_load_voc_loses_only_areas_by_invalid_xml(root, changes):
     for old, new in changes.items():
         rewrite(root / 'Annotations' / '2008_000007.xml', old, new)
     expected = {'labels': [[CAT], [PERSON], []], 'ignore': [[], [DOG], []], 'area': [[], [1 / 200], []]}
     for _ in range(2):  # once from the cache
-        dataset, note = load_with_note(root)
+        dataset, warning = load_with_warning(root)
         assert {key: dataset[key][:] for key in expected} == expected
-        assert "areas of labels are unknown in 1 of 3 images ('2008_000007', e.g.)" in note
+        assert "areas of labels are unknown in 1 of 3 images (e.g. '2008_000007')" in warning
     assert np.array_equal(np.argwhere(~np.isnan(Samples(dataset, None).areas)), [[1, PERSON]])
 
 
-def test_a_missing_or_unreadable_xml_costs_no_more_than_areas(root):
+def test_load_voc_loses_only_areas_by_missing_xml(root):
     (root / 'Annotations' / '2008_000007.xml').unlink()
     (root / 'Annotations' / '2008_000003.xml').write_bytes(b'')
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['labels'][:] == [[CAT], [PERSON], []] and dataset['area'][:] == [[], [], []]
-    assert 'unknown in 2 of 3 images' in note and '1 XML files cannot be read' in note
+    assert 'unknown in 2 of 3 images' in warning and '1 XML files cannot be read' in warning
     (root / 'Annotations' / '2008_000007.xml').write_text(xml(OBJECTS['2008_000007']))
-    assert load_with_note(root)[0]['area'][:] == [[0.5], [], []]
+    assert load_with_warning(root)[0]['area'][:] == [[0.5], [], []]
     shutil.rmtree(root / 'Annotations')
-    assert load_with_note(root)[0]['labels'][:] == [[CAT], [PERSON], []]
-    assert Samples(load_with_note(root)[0], None).areas is None
+    assert load_with_warning(root)[0]['labels'][:] == [[CAT], [PERSON], []]
+    assert Samples(load_with_warning(root)[0], None).areas is None
 
 
-def test_one_unknown_area_leaves_those_of_other_labels(root):
+def test_load_voc_keeps_areas_beside_an_unknown_one(root):
     rewrite(root / 'Annotations' / '2008_000003.xml', '<xmax>5<', '<xmax>4<')
-    dataset, _ = load_with_note(root, difficult='positive')
+    dataset, _ = load_with_warning(root, difficult='positive')
     dog, person = dataset['area'][1]
     assert dog == 0.25 and np.isnan(person)
 
 
 @pytest.mark.parametrize('state', ['1', '0'])
-def test_a_label_without_an_object_is_the_class_files(root, state):
+def test_load_voc_keeps_labels_without_objects(root, state):
     rewrite(root / 'ImageSets' / 'Main' / 'bus_val.txt', '07 -1', f'07  {state}')
-    dataset, note = load_with_note(root, difficult='positive')
+    dataset, warning = load_with_warning(root, difficult='positive')
     bus = voc.LABEL_NAMES.index('bus')
     assert dataset['labels'][0] == [bus, CAT] and np.isnan(dataset['area'][0][0]) and dataset['area'][0][1] == 0.5
-    assert 'bus_val.txt and' in note and 'do not agree on bus, as 1 labels in all' in note
+    assert '1 labels of class files and XML disagree, e.g. bus in bus_val.txt and' in warning
 
 
 @pytest.mark.parametrize('word', ['Unspecified', 'false', 'no', '', ' 0 ', None])
-def test_difficult_is_what_is_marked_so(root, word):
+def test_load_voc_reads_words_for_difficult(root, word):
     path = root / 'Annotations' / '2008_000007.xml'
     flag = '' if word is None else f'<difficult>{word}</difficult>'
     path.write_text(xml([('cat', 0, (1, 1, 10, 10))]).replace('<difficult>0</difficult>', flag))
-    dataset, note = load_with_note(root)
-    assert dataset['area'][0] == [0.5] and note is None
+    dataset, warning = load_with_warning(root)
+    assert dataset['area'][0] == [0.5] and warning is None
     for word in ('1', 'true', ' True ', 'yes'):
         path.write_text(xml([('cat', word, (1, 1, 10, 10))]))
-        assert 'do not agree on cat' in load_with_note(root)[1]
+        assert 'disagree, e.g. cat' in load_with_warning(root)[1]
 
 
 DECLARED = '<?xml version="1.0" encoding="{}"?>\n'
@@ -281,47 +284,47 @@ DECLARED = '<?xml version="1.0" encoding="{}"?>\n'
         ('utf-8', DECLARED + '<!DOCTYPE annotation SYSTEM "voc.dtd">'),
     ],
 )  # fmt: skip
-def test_xml_of_any_encoding_is_read(root, encoding, head):
+def test_load_voc_reads_encodings_of_xml(root, encoding, head):
     text = head.format(encoding) + xml(OBJECTS['2008_000007']).replace('VOC2012', '文件')
     (root / 'Annotations' / '2008_000007.xml').write_bytes(text.encode(encoding))
-    dataset, note = load_with_note(root)
-    assert dataset['area'][0] == [0.5] and note is None
+    dataset, warning = load_with_warning(root)
+    assert dataset['area'][0] == [0.5] and warning is None
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.JPG', '.jpeg', '.bmp', '.WebP', '.tif'])
-def test_images_have_any_suffix_that_pillow_reads(root, suffix):
+def test_load_voc_accepts_suffixes_of_pillow(root, suffix):
     for path in list((root / 'JPEGImages').iterdir()):
         Image.open(path).save(path.with_suffix('.new'), 'PNG')
         path.unlink()
         path.with_suffix('.new').rename(path.with_suffix(suffix))
     (root / 'JPEGImages' / '2008_000007.txt').touch()
-    dataset, note = load_with_note(root)
-    assert [row['image'].size for row in dataset] == [(20, 10)] * 3 and note is None
+    dataset, warning = load_with_warning(root)
+    assert [row['image'].size for row in dataset] == [(20, 10)] * 3 and warning is None
 
 
-def test_two_images_of_one_id(root):
+def test_load_voc_refuses_two_images_of_one_id(root):
     shutil.copy(root / 'JPEGImages' / '2008_000007.jpg', root / 'JPEGImages' / '2008_000007.JPEG')
-    assert load_with_note(root)[1] is None  # VOC's own name is taken
+    assert load_with_warning(root)[1] is None  # `.jpg` takes precedence
     (root / 'JPEGImages' / '2008_000007.jpg').rename(root / 'JPEGImages' / '2008_000007.png')
-    with pytest.raises(InputError, match=r"holds '2008_000007.JPEG' and '2008_000007.png'; remove one") as caught:
+    with pytest.raises(InputError, match=r"contains '2008_000007.JPEG' and '2008_000007.png': remove one") as caught:
         msff_timm.data.load('voc2012', 'val', root)
     assert_one_line(caught.value)
 
 
-def test_missing_images_are_left_out_in_training_and_end_evaluation(root):
+def test_load_voc_skips_missing_images_in_training_only(root):
     image = root / 'JPEGImages' / '2008_000003.jpg'
     image.rename(root / 'away.jpg')
     for split, missing in (('trainval', None), ('val', 'skip')):
         for _ in range(2):
-            dataset, note = load_with_note(root, split, missing=missing)
+            dataset, warning = load_with_warning(root, split, missing=missing)
             assert dataset['image_id'][:] == ['2008_000007', '2008_000005'] and dataset['labels'][:] == [[CAT], []]
-            assert 'skipped images that are not in' in note and "1 of 3 (line 2, '2008_000003')" in note
+            assert 'skipped images that are not in' in warning and "1 of 3 (line 2, '2008_000003')" in warning
     for split, missing in (('trainval', 'error'), ('val', None)):
         with pytest.raises(InputError, match='1 of 3 .line 2.*set missing to skip') as caught:
             msff_timm.data.load('voc2012', split, root, missing=missing)
         assert_one_line(caught.value)
     (root / 'away.jpg').rename(image)
-    assert len(load_with_note(root, 'trainval')[0]) == 3
+    assert len(load_with_warning(root, 'trainval')[0]) == 3
     for path in list((root / 'JPEGImages').iterdir()):
         path.unlink()
     with pytest.raises(InputError, match='not in .*JPEGImages: 3 of 3'):
@@ -338,26 +341,26 @@ def only_xml(root, names=None):
             path.write_text(path.read_text().replace(f'>{old}<', f'>{new}<'))
 
 
-def test_without_class_files_the_xml_decides(root):
-    expected = [load_with_note(root, difficult=d)[0].to_list() for d in DIFFICULT]
+def test_load_voc_uses_xml_without_class_files(root):
+    expected = [load_with_warning(root, difficult=d)[0].to_list() for d in DIFFICULT]
     only_xml(root)
     for difficult, rows in zip(DIFFICULT, expected, strict=True):
-        dataset, note = load_with_note(root, difficult=difficult)
-        assert dataset.to_list() == rows and "the XML decides: the labels are VOC's 20" in note
-    assert load_with_note(root, 'test')[0].to_list() == expected[0]
+        dataset, warning = load_with_warning(root, difficult=difficult)
+        assert dataset.to_list() == rows and 'the XML decides: the labels are the 20 of VOC' in warning
+    assert load_with_warning(root, 'test')[0].to_list() == expected[0]
     (root / 'Annotations' / '2008_000003.xml').unlink()
-    dataset, note = load_with_note(root, 'test')  # VOC2012's own has XML of some
+    dataset, warning = load_with_warning(root, 'test')  # as in VOC 2012, where some test images have XML
     assert dataset['ignore'][:] == [[*range(20)]] * 3
 
 
-def test_labels_of_your_own_come_from_the_xml_of_all_splits(root):
+def test_load_voc_finds_own_labels_in_xml(root):
     only_xml(root, {'cat': 'helmet', 'dog': 'vest', 'person': 'naïve 人'})
     (root / 'ImageSets' / 'Main' / 'train.txt').write_text('2008_000007\n')
     for split, labels in (('train', [[0]]), ('val', [[0], [1], []])):
-        dataset, note = load_with_note(root, split)
+        dataset, warning = load_with_warning(root, split)
         assert msff_timm.data.label_names(dataset) == ['helmet', 'naïve 人', 'vest'] and dataset['labels'][:] == labels
-        assert 'the labels are helmet, naïve 人, vest' in note
-    dataset, _ = load_with_note(root, label_names=['vest', 'helmet', 'naïve 人', 'glove'])
+        assert 'the labels are helmet, naïve 人, vest' in warning
+    dataset, _ = load_with_warning(root, label_names=['vest', 'helmet', 'naïve 人', 'glove'])
     assert dataset['labels'][:] == [[1], [2], []] and dataset['ignore'][:] == [[], [0], []]
     with pytest.raises(InputError, match=r"7.xml: unknown label 'helmet': choose from vest"):
         msff_timm.data.load('voc2012', 'val', root, label_names=['vest'])
@@ -365,7 +368,7 @@ def test_labels_of_your_own_come_from_the_xml_of_all_splits(root):
         msff_timm.data.load('voc2012', 'val', root, label_names=['vest', 'vest'])
 
 
-def test_labels_of_your_own_come_from_class_files(root):
+def test_load_voc_finds_own_labels_in_class_files(root):
     main = root / 'ImageSets' / 'Main'
     helmet = (main / 'cat_val.txt').read_text()
     for path in list(main.glob('*_*.txt')):
@@ -373,54 +376,52 @@ def test_labels_of_your_own_come_from_class_files(root):
     for split in ('val', 'trainval'):
         (main / f'helmet_{split}.txt').write_text(helmet)
         (main / f'safety vest_{split}.txt').write_text(helmet.replace('07  1', '07 -1').replace('05 -1', '05  0'))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert msff_timm.data.label_names(dataset) == ['helmet', 'safety vest']
     assert dataset['labels'][:] == [[0], [], []] and dataset['ignore'][:] == [[], [], [1]]
-    assert 'the labels are those of the class files, helmet, safety vest' in note
-    dataset, note = load_with_note(root, label_names=['safety vest', 'helmet'])
-    assert dataset['labels'][:] == [[1], [], []] and 'those of the class files' not in note
+    assert 'the labels are those of the class files: helmet, safety vest' in warning
+    dataset, warning = load_with_warning(root, label_names=['safety vest', 'helmet'])
+    assert dataset['labels'][:] == [[1], [], []] and 'those of the class files' not in warning
     (main / 'helmet_val.txt').unlink()
-    with pytest.raises(InputError, match=r'helmet_val.txt: is missing, as 1 of the 2 class files'):
+    with pytest.raises(InputError, match=r'helmet_val.txt: is missing, as are 1 of the 2 class files'):
         msff_timm.data.load('voc2012', 'val', root)
-    assert load_with_note(root, label_names=['safety vest'])[0]['ignore'][:] == [[], [], [0]]
+    assert load_with_warning(root, label_names=['safety vest'])[0]['ignore'][:] == [[], [], [0]]
     (main / 'safety vest_val.txt').rename(main / 'cat_val.txt')
     (main / 'safety vest_trainval.txt').unlink()
     (main / 'helmet_trainval.txt').unlink()
-    with pytest.raises(InputError, match=r"class files of 1 of VOC's 20 labels .cat.; .* set label_names"):
+    with pytest.raises(InputError, match=r'class files of only 1 of the 20 labels of VOC .cat.: .* set label_names'):
         msff_timm.data.load('voc2012', 'val', root)
-    assert load_with_note(root, label_names=['cat'])[0]['ignore'][:] == [[], [], [0]]
+    assert load_with_warning(root, label_names=['cat'])[0]['ignore'][:] == [[], [], [0]]
 
 
-def test_class_files_beside_the_official_ones_are_reported(root):
+def test_load_voc_warns_of_unused_class_files(root):
     shutil.copy(root / 'ImageSets' / 'Main' / 'cat_val.txt', root / 'ImageSets' / 'Main' / 'kitten_val.txt')
-    dataset, note = load_with_note(root)
-    assert len(msff_timm.data.label_names(dataset)) == 20 and 'not used: kitten; set label_names' in note
+    dataset, warning = load_with_warning(root)
+    assert len(msff_timm.data.label_names(dataset)) == 20 and 'not used: kitten; set label_names' in warning
 
 
-def test_without_class_files_an_image_needs_its_xml(root):
+def test_load_voc_needs_xml_without_class_files(root):
     only_xml(root)
     (root / 'Annotations' / '2008_000007.xml').write_text('<annotation>')
     rewrite(root / 'Annotations' / '2008_000003.xml', '<name>dog</name>', '')
-    with pytest.raises(
-        InputError, match="images without XML that can be read: 1 of 3 .'2008_000007'.; objects without"
-    ):
+    with pytest.raises(InputError, match="images without valid XML: 1 of 3 .'2008_000007'.; objects without"):
         msff_timm.data.load('voc2012', 'val', root)
-    dataset, note = load_with_note(root, 'trainval')
+    dataset, warning = load_with_warning(root, 'trainval')
     assert dataset['image_id'][:] == ['2008_000003', '2008_000005'] and dataset['labels'][:] == [[PERSON], []]
-    assert "objects without a name in 1 images ('2008_000003')" in note
+    assert "objects without a name in 1 images ('2008_000003')" in warning
     shutil.rmtree(root / 'Annotations')
-    with pytest.raises(InputError, match=r'Main: holds no class file, .*trainval.txt, nor .*Annotations any XML'):
+    with pytest.raises(InputError, match=r'Main: contains no class files .*trainval.txt.*Annotations contains no XML'):
         msff_timm.data.load('voc2012', 'trainval', root)
 
 
-def test_lists_of_other_encodings_are_read(root):
+def test_load_voc_reads_encodings_of_lists(root):
     expected = msff_timm.data.load('voc2012', 'val', root).to_list()
     for path in (root / 'ImageSets' / 'Main').glob('*val.txt'):
         path.write_text(path.read_text(), encoding='utf-16' if 'cat' in path.name else 'utf-8-sig')
-    assert load_with_note(root)[0].to_list() == expected
+    assert load_with_warning(root)[0].to_list() == expected
 
 
-def test_the_cases_load_with_the_labels_of_the_plain_one(cases):
+def test_load_voc_reads_cases(cases):
     folders = sorted(path for path in (cases / 'voc_variants').iterdir() if path.is_dir())
     unknown = ('box_nan', 'box_swapped', 'no_bndbox', 'no_name', 'no_size', 'size_zero')
     for folder in folders:
@@ -435,20 +436,22 @@ def test_the_cases_load_with_the_labels_of_the_plain_one(cases):
     assert len(folders) >= 20
 
 
-def test_missing_files_and_folders_are_named(root):
+def test_load_voc_names_missing_files(root):
     with pytest.raises(InputError, match=r"unknown split of voc2012 'valid': did you mean validation\?"):
         msff_timm.data.load('voc2012', 'valid', root)
-    with pytest.raises(InputError, match=r'Main/train.txt: is missing; unpack VOC 2012 train into .*VOC2012'):
+    with pytest.raises(InputError, match=r'Main/train.txt: is missing .*: unpack VOC 2012 train into .*VOC2012'):
         msff_timm.data.load('voc2012', 'train', root)
     (root / 'ImageSets' / 'Main' / 'cat_val.txt').unlink()
-    with pytest.raises(InputError, match=r'cat_val.txt: is missing, as 1 of the 20 class files'):
+    with pytest.raises(InputError, match=r'cat_val.txt: is missing, as are 1 of the 20 class files'):
         msff_timm.data.load('voc2012', 'val', root)
     for path in (root / 'ImageSets' / 'Main').glob('*_val.txt'):
         path.unlink()
-    with pytest.raises(InputError, match=r'aeroplane_val.txt: is missing, as 20 of the 20 class files of this split'):
+    with pytest.raises(
+        InputError, match=r'aeroplane_val.txt: is missing, as are 20 of the 20 class files of this split'
+    ):
         msff_timm.data.load('voc2012', 'val', root)
     (root / 'ImageSets' / 'Main' / 'dog_test.txt').touch()
-    with pytest.raises(InputError, match=r'aeroplane_test.txt: is missing, as 19 of the 20 class files'):
+    with pytest.raises(InputError, match=r'aeroplane_test.txt: is missing, as are 19 of the 20 class files'):
         msff_timm.data.load('voc2012', 'test', root)
     (root / 'JPEGImages' / '2008_000003.jpg').unlink()
     with pytest.raises(
@@ -459,7 +462,7 @@ def test_missing_files_and_folders_are_named(root):
     with pytest.raises(InputError, match=r'JPEGImages: is missing'):
         msff_timm.data.load('voc2012', 'trainval', root)
     (root / 'ImageSets' / 'Main' / 'trainval.txt').write_text('\n')
-    with pytest.raises(InputError, match=r'trainval.txt: holds no id'):
+    with pytest.raises(InputError, match=r'trainval.txt: contains no image ids'):
         msff_timm.data.load('voc2012', 'trainval', root)
 
 
@@ -476,11 +479,11 @@ LAUGHS = f'<!DOCTYPE a [<!ENTITY a0 "ha">{ENTITIES}]>'
         '<!DOCTYPE a [<!ENTITY % a SYSTEM "file:///etc/passwd"> %a;]><annotation/>',
     ],
 )
-def test_entities_are_not_read(root, document, encoding):
+def test_load_voc_refuses_entities(root, document, encoding):
     (root / 'Annotations' / '2008_000007.xml').write_bytes(document.encode(encoding))
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['area'][:] == [[], [1 / 200], []]
-    assert '7.xml: is not the XML of VOC (it declares an entity' in note
+    assert '7.xml: is not XML of VOC (it declares an entity' in warning
 
 
 @pytest.mark.parametrize(
@@ -498,11 +501,11 @@ def test_entities_are_not_read(root, document, encoding):
     ],
     ids=range(9),
 )
-def test_what_is_not_vocs_xml_costs_areas(root, document):
+def test_load_voc_loses_only_areas_by_other_xml(root, document):
     (root / 'Annotations' / '2008_000007.xml').write_bytes(document)
-    dataset, note = load_with_note(root)
+    dataset, warning = load_with_warning(root)
     assert dataset['labels'][:] == [[CAT], [PERSON], []] and dataset['area'][:] == [[], [1 / 200], []]
-    assert '7.xml' in note and len(note) < 1200
+    assert '7.xml' in warning and len(warning) < 1200
 
 
 FUZZ = settings(
@@ -514,7 +517,7 @@ PIECES = st.sampled_from(['cat', '1', '-1', '0', '\n', ' ', '../', '2008_000003'
 @FUZZ
 @given(data=st.data())
 @pytest.mark.parametrize('file', [MAIN + 'val.txt', MAIN + 'cat_val.txt', XML])
-def test_any_change_of_a_file_loads_or_is_named(root, file, data):
+def test_load_voc_reads_or_refuses_any_change(root, file, data):
     original = (root / file).read_bytes()
     start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(original))] * 2)))
     stop = data.draw(st.sampled_from([start, stop, min(start + 1, len(original)), len(original)]))
@@ -538,7 +541,7 @@ def test_any_change_of_a_file_loads_or_is_named(root, file, data):
 
 @FUZZ
 @given(data=st.data())
-def test_any_value_in_the_xml_loads(root, data):
+def test_load_voc_reads_any_value_in_xml(root, data):
     path = root / 'Annotations' / '2008_000007.xml'
     original = path.read_text()
     tag = data.draw(st.sampled_from(['width', 'height', 'name', 'difficult', 'xmin', 'ymin', 'xmax', 'ymax']))
@@ -559,7 +562,7 @@ SCORES = np.random.default_rng(0).random((3, 20), np.float32)
 
 
 @pytest.mark.parametrize('suffix', ['.tar', '.tar.gz', '.tgz'])
-def test_a_submission_holds_what_the_server_wants(root, tmp_path, suffix):
+def test_write_submission_writes_files_of_comp2(root, tmp_path, suffix):
     scores = SCORES.copy()
     scores[0, :3] = 1e-12, 1.0, 0.25
     path = tmp_path / 'new' / f'submission{suffix}'
@@ -579,7 +582,7 @@ def test_a_submission_holds_what_the_server_wants(root, tmp_path, suffix):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def test_the_same_scores_make_the_same_bytes_in_any_order_of_the_labels(tmp_path):
+def test_write_submission_is_deterministic_in_any_order(tmp_path):
     order = np.random.default_rng(1).permutation(20)
     voc.write_submission(tmp_path / 'a.tar.gz', list(OBJECTS), SCORES, voc.LABEL_NAMES)
     names = [voc.LABEL_NAMES[label] for label in order]
@@ -590,21 +593,21 @@ def test_the_same_scores_make_the_same_bytes_in_any_order_of_the_labels(tmp_path
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'path': 'a.zip'}, r'a.zip: a submission ends in .tar or .tar.gz'),
-        ({'image_ids': ['1', '2']}, r'scores are float32 of \(3, 20\), not numbers of \(2, 20\)'),
-        ({'image_ids': ['1', '2', '1']}, r"image_ids\[2\] is '1' again"),
-        ({'image_ids': ['1', '2', 'a b']}, r"image_ids\[2\] is 'a b', not an id of VOC"),
-        ({'image_ids': ['1', '2', 3]}, r'image_ids\[2\] is 3, not an id of VOC'),
-        ({'image_ids': [], 'scores': SCORES[:0]}, r'there is no image'),
-        ({'scores': SCORES[:, :19]}, r'scores are float32 of \(3, 19\)'),
+        ({'path': 'a.zip'}, r'a.zip: must end in .tar or .tar.gz'),
+        ({'image_ids': ['1', '2']}, r'type float32 and shape \(3, 20\): must be numbers of shape \(2, 20\)'),
+        ({'image_ids': ['1', '2', '1']}, r"image_ids\[2\] repeats '1'"),
+        ({'image_ids': ['1', '2', 'a b']}, r"image_ids\[2\] is 'a b': must be an image id of VOC"),
+        ({'image_ids': ['1', '2', 3]}, r'image_ids\[2\] is 3: must be an image id of VOC'),
+        ({'image_ids': [], 'scores': SCORES[:0]}, r'image_ids is empty'),
+        ({'scores': SCORES[:, :19]}, r'shape \(3, 19\)'),
         ({'scores': np.where(SCORES == SCORES[1, 2], np.nan, SCORES)}, r'score of 2 for bird is not finite'),
-        ({'scores': SCORES.astype(str)}, r'not numbers of'),
+        ({'scores': SCORES.astype(str)}, r'must be numbers of'),
         ({'label_names': voc.LABEL_NAMES[:19]}, r'label names lack tvmonitor'),
-        ({'label_names': (*voc.LABEL_NAMES, 'cat')}, r'label names hold a class twice'),
-        ({'label_names': (*voc.LABEL_NAMES[:19], 'tv')}, r"unknown class of VOC 'tv'"),
+        ({'label_names': (*voc.LABEL_NAMES, 'cat')}, r'label names repeat a label'),
+        ({'label_names': (*voc.LABEL_NAMES[:19], 'tv')}, r"unknown label of VOC 'tv'"),
     ],
 )
-def test_wrong_arguments_of_a_submission_are_named(tmp_path, change, message):
+def test_write_submission_refuses_invalid_arguments(tmp_path, change, message):
     arguments = {'path': 'a.tar', 'image_ids': ['1', '2', '3'], 'scores': SCORES, 'label_names': voc.LABEL_NAMES}
     arguments |= change
     with pytest.raises(InputError, match=message) as caught:
@@ -613,7 +616,7 @@ def test_wrong_arguments_of_a_submission_are_named(tmp_path, change, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_writer_leaves_the_submission_before_it(tmp_path, monkeypatch):
+def test_write_submission_keeps_earlier_file_when_interrupted(tmp_path, monkeypatch):
     path = tmp_path / 'a.tar'
     voc.write_submission(path, list(OBJECTS), SCORES, voc.LABEL_NAMES)
     before = path.read_bytes()
@@ -637,22 +640,22 @@ GOOD = ''.join(f'{image_id} 0.5\n' for image_id in OBJECTS)
     ('files', 'message'),
     [
         ({CAT_FILE: None}, r'comp2_cls_test_cat.txt is missing'),
-        ({CAT_FILE: None, CAT_FILE.replace('2_cls', '1_cls'): GOOD}, r'comp1_cls_test_cat.txt is none of the files'),
-        ({'results/VOC2012/Main/comp2_cls_test_tv.txt': GOOD}, r'comp2_cls_test_tv.txt is none of the files'),
-        ({CAT_FILE: GOOD.replace('2008_000003 0.5\n', '')}, r"cat.txt, line 2 has '2008_000005' where '2008_000003'"),
-        ({CAT_FILE: GOOD.replace('2008_000005 0.5\n', '')}, r"cat.txt ends after line 2: '2008_000005' is missing"),
-        ({CAT_FILE: ''}, r"cat.txt ends after line 0: '2008_000007' is missing"),
-        ({CAT_FILE: GOOD + '2008_000003 0.5\n'}, r"cat.txt, line 4 has '2008_000003' again"),
+        ({CAT_FILE: None, CAT_FILE.replace('2_cls', '1_cls'): GOOD}, r'comp1_cls_test_cat.txt is not a file of comp2'),
+        ({'results/VOC2012/Main/comp2_cls_test_tv.txt': GOOD}, r'comp2_cls_test_tv.txt is not a file of comp2'),
+        ({CAT_FILE: GOOD.replace('2008_000003 0.5\n', '')}, r"cat.txt, line 2 .* '2008_000005': must be '2008_000003'"),
+        ({CAT_FILE: GOOD.replace('2008_000005 0.5\n', '')}, r"cat.txt ends after line 2: add '2008_000005'"),
+        ({CAT_FILE: ''}, r"cat.txt ends after line 0: add '2008_000007'"),
+        ({CAT_FILE: GOOD + '2008_000003 0.5\n'}, r"cat.txt, line 4 repeats '2008_000003'"),
         ({CAT_FILE: GOOD.replace('000003', '000004')}, r"cat.txt, line 2 has '2008_000004', which is not in the test"),
-        ({CAT_FILE: GOOD.replace('3 0.5', '3 nan')}, r"cat.txt, line 2 has the confidence 'nan', not a finite"),
-        ({CAT_FILE: GOOD.replace('3 0.5', '3 1e999')}, r"cat.txt, line 2 has the confidence '1e999', not a finite"),
-        ({CAT_FILE: GOOD.replace('3 0.5', '3')}, r"cat.txt, line 2 is '2008_000003', not an id and a confidence"),
-        ({CAT_FILE: GOOD + '\n'}, r"cat.txt, line 4 is '', not an id"),
-        ({CAT_FILE: '\n'.join(reversed(GOOD.splitlines()))}, r"cat.txt, line 1 has '2008_000005' where '2008_000007'"),
-        ({CAT_FILE: 'x' * 10_000}, r'cat.txt is no text file of 3 lines'),
+        ({CAT_FILE: GOOD.replace('3 0.5', '3 nan')}, r"cat.txt, line 2 has the confidence 'nan': must be a finite"),
+        ({CAT_FILE: GOOD.replace('3 0.5', '3 1e999')}, r"cat.txt, line 2 has the confidence '1e999': must be a finite"),
+        ({CAT_FILE: GOOD.replace('3 0.5', '3')}, r"cat.txt, line 2 is '2008_000003': must be an image id"),
+        ({CAT_FILE: GOOD + '\n'}, r"cat.txt, line 4 is '': must be an image id"),
+        ({CAT_FILE: '\n'.join(reversed(GOOD.splitlines()))}, r"cat.txt, line 1.* '2008_000005': must be '2008_000007'"),
+        ({CAT_FILE: 'x' * 10_000}, r'cat.txt is not a text file of 3 lines'),
     ],
 )  # fmt: skip
-def test_wrong_submissions_are_named_with_file_and_line(root, tmp_path, files, message):
+def test_check_submission_refuses_invalid_files(root, tmp_path, files, message):
     everything = {f'results/VOC2012/Main/comp2_cls_test_{name}.txt': GOOD for name in voc.LABEL_NAMES} | files
     path = tmp_path / 'a.tar'
     with tarfile.open(path, 'w') as tar:
@@ -664,21 +667,21 @@ def test_wrong_submissions_are_named_with_file_and_line(root, tmp_path, files, m
     with pytest.raises(InputError, match=message) as caught:
         voc.check_submission(path, root)
     assert_one_line(caught.value)
-    assert 'not a whole tar file' not in str(caught.value)
+    assert 'not a valid tar file' not in str(caught.value)
 
 
-def test_a_class_file_that_is_there_twice_is_named(root, tmp_path):
+def test_check_submission_refuses_repeated_files(root, tmp_path):
     path = tmp_path / 'a.tar'
     voc.write_submission(path, list(OBJECTS), SCORES, voc.LABEL_NAMES)
     with tarfile.open(path, 'a') as tar:
         entry = tarfile.TarInfo(CAT_FILE)
         entry.size = len(GOOD)
         tar.addfile(entry, io.BytesIO(GOOD.encode()))
-    with pytest.raises(InputError, match=r'a.tar: .*comp2_cls_test_cat.txt is there twice'):
+    with pytest.raises(InputError, match=r'a.tar: .*comp2_cls_test_cat.txt occurs twice'):
         voc.check_submission(path, root)
 
 
-def test_what_is_no_submission_at_all_is_named(root, tmp_path):
+def test_check_submission_refuses_other_archives(root, tmp_path):
     path = tmp_path / 'a.tar'
     with pytest.raises(InputError, match=r'a.tar: there is no such file'):
         voc.check_submission(path, root)
@@ -692,20 +695,20 @@ def test_what_is_no_submission_at_all_is_named(root, tmp_path):
         entry = tarfile.TarInfo(CAT_FILE)
         entry.type, entry.linkname = tarfile.SYMTYPE, '/etc/passwd'
         tar.addfile(entry)
-    with pytest.raises(InputError, match=r'cat.txt is no text file'):
+    with pytest.raises(InputError, match=r'cat.txt is not a text file'):
         voc.check_submission(tmp_path / 'c.tar', root)
 
 
-def test_read_boxes_gives_boxes_by_label_from_0_within_the_image(tmp_path):
+def test_read_boxes_returns_clipped_boxes_by_label(tmp_path):
     path = tmp_path / 'x.xml'
     path.write_text(
         xml(
             [
                 ('cat', 0, (1, 1, 10, 10)),
-                ('cat', 0, (-3, 4.5, 25, 10)),  # juts out
+                ('cat', 0, (-3, 4.5, 25, 10)),  # extends beyond the image
                 ('cat', 1, (20, 10, 20, 10)),
                 ('dog', 1, (2, 3, 4, 5)),
-                ('dog', 0, (21, 1, 25, 5)),  # beside the image
+                ('dog', 0, (21, 1, 25, 5)),  # outside of the image
                 ('', 0, (1, 1, 2, 2)),
                 ('person', 0, ('', 1, 2, 2)),
             ]
@@ -716,13 +719,13 @@ def test_read_boxes_gives_boxes_by_label_from_0_within_the_image(tmp_path):
 
 
 @pytest.mark.parametrize('size', ['', '<size><width>0</width><height>10</height></size>', '<size/>'])
-def test_read_boxes_needs_the_size_of_the_image(size, tmp_path):
+def test_read_boxes_needs_image_size(size, tmp_path):
     (tmp_path / 'x.xml').write_text(xml([('cat', 0, (1, 1, 10, 10))], size))
-    with pytest.raises(InputError, match=r'x\.xml: lacks the size of the image; give its width and height') as caught:
+    with pytest.raises(InputError, match=r'x\.xml: lacks the size of the image: add its width and height') as caught:
         read_boxes(tmp_path / 'x.xml')
     assert_one_line(caught.value)
 
 
-def test_read_boxes_of_a_file_that_is_not_there_is_one_line(tmp_path):
+def test_read_boxes_names_missing_file(tmp_path):
     with pytest.raises(InputError, match=r'gone\.xml: cannot be read \(No such file'):
         read_boxes(tmp_path / 'gone.xml')

@@ -28,7 +28,7 @@ HISTORY = [{'epoch': 1, 'loss': 0.5, 'mAP': 5.0, 'CF1': 4.0, 'OF1': 3.0}]
 
 
 class Run:
-    """A model, its EMA, an optimiser and its schedule, and the checkpoints of them."""
+    """A model, its EMA, optimizer and schedule, and their checkpoints."""
 
     def __init__(self, folder, keep=2, lr=0.1):
         self.accelerator = Accelerator(cpu=True)
@@ -59,7 +59,7 @@ def test_load_restores_what_was_saved(tmp_path):
     assert run.save(7, epoch=2, step=3, history=HISTORY, losses=[1.5, 2.5], unreadable=['a: broken'])
     saved = [parameter.clone() for parameter in (*run.model.parameters(), *run.ema.parameters())]
     moment = run.optimizer.state[run.model.weight]['exp_avg'].clone()
-    drawn = [torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)]  # after what was saved
+    drawn = [torch.rand(3).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)]  # drawn after the save
 
     other = Run(tmp_path)
     other.model.weight.grad = torch.zeros_like(other.model.weight)
@@ -162,7 +162,7 @@ def about(label_names=('a', 'b'), data='x', **changes):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'told'),
+    ('changes', 'expected'),
     [
         ({'lr': 0.5}, ['optim.lr was 0.0001 and is 0.5']),
         (
@@ -175,16 +175,16 @@ def about(label_names=('a', 'b'), data='x', **changes):
         ({'output': 'there', 'workers': 9, 'root': '/x', 'early_stop': 3, 'max_per_process': 4, 'resume': 'auto'}, []),
     ],
 )
-def test_load_refuses_another_run_with_the_difference(tmp_path, changes, told):
-    assert sorted(differences(about(), about(**changes))) == sorted(told)
+def test_load_refuses_another_run_with_the_difference(tmp_path, changes, expected):
+    assert sorted(differences(about(), about(**changes))) == sorted(expected)
     run = Run(tmp_path)
     run.save(3, about())
     path = run.checkpoints.find('auto')
-    if told:
+    if expected:
         with pytest.raises(InputError) as caught:
             run.checkpoints.load(path, about(**changes), force=False)
-        assert all(text in str(caught.value) for text in told) and '\n' not in str(caught.value)
-    assert run.checkpoints.load(path, about(**changes), force=bool(told)).steps_done == 3
+        assert all(text in str(caught.value) for text in expected) and '\n' not in str(caught.value)
+    assert run.checkpoints.load(path, about(**changes), force=bool(expected)).steps_done == 3
 
 
 def test_fingerprint_depends_on_targets_and_names():
@@ -206,7 +206,7 @@ def test_find_accepts_a_moved_checkpoint(tmp_path):
 
 
 def test_load_sets_later_checkpoints_aside(tmp_path):
-    """Or `auto` would go on from the branch that was left."""
+    """Otherwise `auto` would resume from the abandoned branch."""
     run = Run(tmp_path, keep=5)
     for steps_done in (3, 6, 9):
         run.save(steps_done)
@@ -218,7 +218,7 @@ def test_load_sets_later_checkpoints_aside(tmp_path):
 
 
 def test_save_writes_the_same_step_once(tmp_path):
-    """Steps after which it is saved within an epoch may end with the epoch: the file is not written again."""
+    """A save within an epoch may coincide with its end: the files are not written again."""
     run = Run(tmp_path)
     run.save(3)
     before = (tmp_path / 'step-00000003' / 'whole.json').stat().st_mtime_ns
@@ -227,14 +227,14 @@ def test_save_writes_the_same_step_once(tmp_path):
 
 
 def seal(path):
-    """Lists what lies in a checkpoint as it is, as whoever hands it on can."""
+    """Writes the manifest of a changed checkpoint, as anyone can."""
     files = [file for file in path.iterdir() if file.name != 'whole.json']
     listed = {file.name: [file.stat().st_size, sha256(file.read_bytes()).hexdigest()] for file in files}
     (path / 'whole.json').write_text(json.dumps(listed))
 
 
 class Touch:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -261,13 +261,13 @@ def test_load_runs_no_code_of_a_checkpoint(tmp_path, name, zipped):
     assert '\n' not in str(caught.value) and not (tmp_path / 'ran').exists()
     with path.joinpath(name).open('rb') as file:
         torch.load(file, weights_only=False) if zipped else pickle.load(file)
-    assert (tmp_path / 'ran').exists()  # it would have
+    assert (tmp_path / 'ran').exists()  # otherwise it would have run
 
 
 @pytest.mark.parametrize('name', FILES)
 @pytest.mark.parametrize('how', ['lose', 'empty', 'other'])
 def test_load_refuses_a_checkpoint_that_lacks_a_file(tmp_path, name, how):
-    """Above all a random state: without one the run would go on with other dropout, and nobody would know."""
+    """A missing random state would silently change dropout."""
     run, path = Run(tmp_path / 'run'), tmp_path / 'run' / 'step-00000003'
     run.save(3)
     if how == 'lose':
@@ -304,7 +304,7 @@ def test_load_names_the_version_of_another_format(tmp_path):
 
 @pytest.mark.parametrize('lr', [0.1, 0.02])
 def test_load_continues_the_schedule_of_the_settings(tmp_path, lr):
-    """With the same settings the learning rate is the same to the last bit; others, with force, have theirs."""
+    """With the same settings the learning rate is the same to the last bit; forced other settings have their own."""
     run, whole = Run(tmp_path), Run(tmp_path / 'other', lr=lr)
     with warnings.catch_warnings(action='ignore', category=UserWarning):
         for _ in range(37):

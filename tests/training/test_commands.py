@@ -28,7 +28,7 @@ def test_git_state_records_commit_and_changes(tmp_path, monkeypatch):
     monkeypatch.setenv('GIT_CEILING_DIRECTORIES', str(tmp_path.parent))
     assert commands._git_state(file) == none  # no checkout
     git(tmp_path, 'init')
-    assert commands._git_state(file) == none  # one that does not know the file
+    assert commands._git_state(file) == none  # a checkout without the file
     git(tmp_path, 'add', 'report.py')
     git(tmp_path, 'commit', '-m', 'a')
     (tmp_path / 'runs').write_text('not tracked')
@@ -47,7 +47,7 @@ def test_environment_records_command_and_device():
 
 
 def test_command_line_returns_the_launcher(tmp_path):
-    """A launcher's, where one starts the script, with what it was given itself."""
+    """The launcher's command line, with its own arguments, if a launcher started the script."""
     script, launcher = tmp_path / 'script.py', tmp_path / 'launcher.py'
     script.write_text('from msff_timm.training import commands\nprint(commands.command_line())')
     launcher.write_text('import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[2:]], check=True)')
@@ -56,9 +56,35 @@ def test_command_line_returns_the_launcher(tmp_path):
     assert printed == f"{sys.executable} {launcher} --num_processes=1 {script} --output 'a b'"
 
 
+@pytest.mark.parametrize(
+    'launched',
+    [['-m', 'msff_timm.training.train'], ['-m', '--num_processes=2', 'msff_timm.training.train'], ['/x/train.py']],
+)
+def test_command_line_recognises_a_module(monkeypatch, launched):
+    """With `-m`, the first argument is the path of the module, and the launcher's command line has its name."""
+    launcher = ['accelerate', 'launch', *launched, '--config', 'demo']
+    spec = SimpleNamespace(name='msff_timm.training.train')
+    monkeypatch.setattr(sys, 'argv', ['/x/train.py', '--config', 'demo'])
+    monkeypatch.setattr(sys.modules['__main__'], '__spec__', spec)
+    parent = SimpleNamespace(cmdline=lambda: launcher)
+    monkeypatch.setattr(commands.psutil, 'Process', lambda: SimpleNamespace(parent=lambda: parent))
+    assert shlex.split(commands.command_line()) == launcher
+    launcher[-1] = 'other'
+    assert shlex.split(commands.command_line()) == sys.orig_argv
+
+
+def test_train_runs_as_a_module_from_any_folder(tmp_path):
+    command = [sys.executable, '-m', 'msff_timm.training.train', '--print_config', '--config']
+    ended = subprocess.run([*command, 'coco2014_448'], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stdout.startswith('output: runs/coco2014_448\n'), ended.stderr
+    ended = subprocess.run([*command, 'coco2015'], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.count('\n') == 1
+    assert ended.stderr.startswith('train.py: error: --config is coco2015: there is no such file or recipe;')
+
+
 @pytest.mark.parametrize('status', [None, 'Name:\tpython\nVmRSS:\t 10 kB\n'], ids=['no file', 'no VmHWM'])
 def test_peak_memory_works_without_vmhwm(status, tmp_path, monkeypatch):
-    """As of gVisor, of BSD and macOS, and of Windows."""
+    """As in gVisor, on BSD and macOS, and on Windows."""
 
     def opened(path, *args, **kwargs):
         assert path == '/proc/self/status'
@@ -91,7 +117,7 @@ print(peak_memory(SimpleNamespace(device=torch.device('cpu'))))
 
 
 def test_training_modules_import_without_unix():
-    """What Windows has not is hidden before they are imported."""
+    """Modules and functions that Windows lacks are hidden before the imports."""
     script = f"""
 import os, signal, sys
 import torch, datasets, accelerate, timm, jsonargparse, psutil, matplotlib.figure
@@ -115,7 +141,7 @@ train.share_cores(train.Accelerator(cpu=True), 1)
 
 @pytest.fixture
 def handlers():
-    """Restores what handles the signals."""
+    """Restores the signal handlers."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():
@@ -130,7 +156,7 @@ def test_stop_request_ends_the_process_while_there_is_nothing_to_save(number, co
     def main():
         try:
             os.kill(os.getpid(), number)
-        except Exception:  # of code that tries something
+        except Exception:  # e.g. in a library
             pass
         print('goes on')
 
@@ -166,7 +192,7 @@ run_command(main)
 
 
 def test_startup_reports_ctrl_c_during_imports_on_one_line(tmp_path):
-    """A module of the same name, found first, is where it comes."""
+    """Ctrl-C arrives in a module that shadows timm."""
     (tmp_path / 'timm.py').write_text('import os, signal; os.kill(os.getpid(), signal.SIGINT)')
     restore = 'import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler);'
     for script in ('train', 'evaluate', 'compare', 'ablate', 'benchmarks/benchmark'):

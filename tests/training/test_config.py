@@ -11,14 +11,14 @@ from msff_timm.training.config import DataConfig, EvaluateConfig, TrainConfig, p
 
 CONFIGS = sorted((Path(__file__).parents[2] / 'train' / 'configs').glob('*.yaml'))
 DEMO = next(path for path in CONFIGS if path.stem == 'demo')
-# Ours name only what differs from train.py's own values; a recipe of the paper is to be read in one place.
+# The other recipes name only settings without their default; recipes of the paper name all.
 RECIPES = [
     path
     for path in CONFIGS
     if path.stem not in ('corel5k', 'demo', 'distill', 'memorise') and 'subset' not in path.stem
 ]
 PAPER = [path for path in RECIPES if path.stem != 'finetune']
-# Settings of data that say nothing of another source; none of a recipe streams, and official data are complete.
+# Settings that apply to one kind of data only; recipes do not stream, and official data are complete.
 SOURCES = {
     'coco2014': {'keep_unlabelled'},
     'voc2007': {'difficult'},
@@ -30,7 +30,7 @@ FROM_COCO = {'output', 'model.init_from', 'model.keep_labels', 'model.backbone_p
 
 
 def settings(path: Path) -> dict:
-    """Reads every setting that a file leads to, as `{'optim.lr': 1e-4, ...}`."""
+    """Reads all settings that a file results in, e.g. `{'optim.lr': 1e-4}`."""
     nested = asdict(parse(TrainConfig, ['--config', str(path)]))
     groups = {key: value for key, value in nested.items() if isinstance(value, dict)}
     flat = {key: value for key, value in nested.items() if key not in groups}
@@ -57,7 +57,7 @@ def test_recipes_of_the_paper_name_the_source_of_each_value(path):
     said = ''
     for line in path.read_text().partition('\nmodel:\n')[2].splitlines():
         said += line.partition('#')[2]
-        if re.match(r'  \w', line):  # a value; lines of comment above it speak for it too
+        if re.match(r'  \w', line):  # a value; comment lines above it count
             assert re.search('paper|Q2L|[Oo]urs|neither', said) or re.match('  name: (coco|voc)', line), line
             said = ''
 
@@ -79,7 +79,7 @@ def test_recipes_write_to_different_folders():
     ],
 )
 def test_recipes_hold_the_numbers_of_the_paper(name, pixels, train_split, eval_split, num_train):
-    """Sections 4.1.1 and 4.3, Eq. 12 and Table 1; where these are silent, Query2Label's public recipe."""
+    """Sections 4.1.1 and 4.3, Eq. 12 and Table 1; Query2Label's public recipe where they are silent."""
     found = settings(DEMO.with_stem(name))
     paper = {'optim.lr': 1e-4, 'optim.weight_decay': 1e-2, 'optim.epochs': 80, 'optim.loss': 'asl'}
     paper |= {'optim.gamma_pos': 0, 'optim.gamma_neg': 4, 'model.name': 'msff_resnet101', 'data.image_size': pixels}
@@ -89,7 +89,7 @@ def test_recipes_hold_the_numbers_of_the_paper(name, pixels, train_split, eval_s
     ours = {'data.eval_split': eval_split, 'optim.early_stop': 9 if name.startswith('coco') else None}
     expected = paper | query2label | ours
     assert {key: found[key] for key in expected} == expected and found['data.rand_augment'].startswith('rand-')
-    # The average forgets as much in an epoch as Query2Label's, 0.9997, does in COCO's 646 steps of 128: 18 %.
+    # In an epoch, the EMA forgets as much as Query2Label's, 0.9997, in COCO's 646 steps of 128 images: 18 %.
     assert found['optim.ema_decay'] ** (num_train // 128) == pytest.approx(0.9997**646, abs=0.02)
     assert name.startswith('voc') or found['optim.ema_decay'] == 0.9997
 

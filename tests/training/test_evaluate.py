@@ -22,7 +22,7 @@ from msff_timm.errors import InputError
 from msff_timm.training import evaluate
 from msff_timm.training.config import EvalDataConfig, EvaluateConfig, TrainConfig, parse
 
-# COCO's names for VOC's classes, not in VOC's order, and two that VOC has not.
+# COCO's names of VOC's labels, in another order, and two labels that VOC lacks.
 COCO = ['zebra', *reversed('airplane bicycle bird boat bottle bus car cat chair cow'.split()), 'dining table', 'dog']
 COCO += ['toaster', 'horse', 'motorcycle', 'person', 'potted plant', 'sheep', 'couch', 'train', 'tv']
 RENAMED = {'aeroplane': 'airplane', 'diningtable': 'dining table', 'motorbike': 'motorcycle'}
@@ -31,7 +31,7 @@ NUM_IMAGES = 13
 
 
 def make_model(folder, label_names, name='msff_test_resnet', own_thresholds=None, side=64):
-    """Saves a model that has learnt nothing, but whose probabilities are spread."""
+    """Saves an untrained model with spread probabilities."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=len(label_names))
     data_config = timm.data.resolve_model_data_config(model)
@@ -49,14 +49,14 @@ def run(monkeypatch, **settings):
 
 @pytest.fixture
 def drawn_voc(tmp_path, monkeypatch):
-    """VOC2012's layout: a split val with a dog that is difficult only, and a test split without labels."""
+    """VOC2012's layout: a val split with a dog that is always difficult, and a test split without labels."""
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     base, rng = tmp_path / 'VOCdevkit' / 'VOC2012', np.random.default_rng(0)
     for folder in ('ImageSets/Main', 'JPEGImages', 'Annotations'):
         (base / folder).mkdir(parents=True)
     ids = [f'2012_{n:06}' for n in range(NUM_IMAGES)]
     present = rng.random((NUM_IMAGES, 20)) < 0.3
-    present[:2] = [[True], [False]]  # so that each class has both
+    present[:2] = [[True], [False]]  # each label has a positive and a negative
     states = np.where(present, 1, -1)
     states[3, voc.LABEL_NAMES.index('dog')] = 0
     for image_id, row in zip(ids, states, strict=True):
@@ -79,7 +79,7 @@ def drawn_voc(tmp_path, monkeypatch):
 
 
 def probabilities(folder, base, ids):
-    """Those of the images and of their mirror images, without our loader and transform."""
+    """Probabilities of the images and of their mirror images, without our loader and transform."""
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     images = [Image.open(base / 'JPEGImages' / f'{image_id}.jpg') for image_id in ids]
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
@@ -91,7 +91,7 @@ def probabilities(folder, base, ids):
 
 
 def test_main_evaluates_coco_weights_on_voc_in_two_processes(script, drawn_voc, tmp_path, monkeypatch):
-    """Against scikit-learn, and F1 by hand: mapped labels, difficult ones, mirror images, own thresholds, scores."""
+    """Compared with scikit-learn, and F1 by hand, with mapped and difficult labels, flips and own thresholds."""
     base, ids, states = drawn_voc
     label_names = [name for name in COCO if name not in ('sheep', 'tv')]
     per_class = np.linspace(0.3, 0.7, len(label_names)).tolist()
@@ -100,7 +100,7 @@ def test_main_evaluates_coco_weights_on_voc_in_two_processes(script, drawn_voc, 
     arguments = ['--data.name=voc2012', f'--data.root={base}', '--data.workers=0', '--batch_size=3', '--threshold=null']
     arguments += [f'--model={model}', '--image_size=48', '--flip=true', f'--output={output}', f'--scores={scores}']
     printed = script('evaluate.py', *arguments, processes=2)
-    left_out = f'{model} does not know 2 of the 20 labels; left out: sheep, tvmonitor.'
+    left_out = f'{model} lacks 2 of the 20 labels; left out: sheep, tvmonitor.'
     assert printed.stdout.splitlines().count(left_out) == 1
     taken = [line for line in printed.stdout.splitlines() if ' is taken for ' in line]
     assert sorted(taken) == [f'{new!r} is taken for {old!r}.' for new, old in sorted(RENAMED.items()) if old != 'tv']
@@ -138,7 +138,7 @@ def test_main_refuses_a_submission_without_all_labels_of_voc(drawn_voc, tmp_path
     settings = {'data__name': 'voc2012', 'data__root': base, 'data__split': 'test'}
     settings |= {'submission': tmp_path / 'results.tar', 'image_size': 48}
     lacking = make_model(tmp_path / 'lacking', [name for name in COCO if name != 'couch'])
-    with pytest.raises(InputError, match=r"holds VOC's 20 classes, and local-dir:.*lacking does not know sofa\."):
+    with pytest.raises(InputError, match=r"needs VOC's 20 labels, and local-dir:.*lacking lacks sofa\."):
         run(monkeypatch, model=lacking, **settings)
     assert not (tmp_path / 'results.tar').exists()
 
@@ -165,7 +165,9 @@ def test_main_stores_thresholds_in_the_order_of_the_model(tmp_path, monkeypatch)
     with pytest.raises(InputError, match='fit_thresholds is true: 4 images are too few; give at least 5'):
         run(monkeypatch, model=model, data__size=4, fit_thresholds='true')
     more = make_model(tmp_path / 'more', [*names, 'unicorn'])
-    with pytest.raises(InputError, match=r'fit_thresholds is true: the data have not all labels of .*\(unicorn\)'):
+    with pytest.raises(
+        InputError, match=r'fit_thresholds is true: each label of .* needs a threshold, and the data lack unicorn\.'
+    ):
         run(monkeypatch, model=more, data__size=12, fit_thresholds='true')
 
 
@@ -185,7 +187,7 @@ def table_of(root, *labels):
 @pytest.mark.parametrize(
     ('labels', 'measured', 'left_out'),
     [
-        # All that occur are the model's: it is measured on all of its labels, as where it was trained.
+        # The model has all labels that occur: it is evaluated on all of its labels, as in training.
         (('cat', 'dog', 'cat|dog', ''), ['dog', 'cat', 'tv'], []),
         (('tvmonitor', 'unicorn', 'cat|unicorn', ''), ['cat', 'tvmonitor'], ['unicorn']),
     ],
@@ -205,7 +207,7 @@ def test_main_evaluates_the_labels_of_a_table_that_the_model_has(table_root, mon
 
 
 def test_main_leaves_ignored_labels_out_of_the_metrics(table_root, monkeypatch, capsys):
-    """As if the data did not have them: neither in mAP nor among the labels of highest probability."""
+    """They count neither in mAP nor among the top k labels, as if the data did not have them."""
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'tv']), table_root / 'results.json'
     table_of(table_root, 'cat|tv', 'dog', 'cat|dog', 'tv')
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'output': output, 'top_k': 1}
@@ -231,16 +233,16 @@ def test_main_refuses_labels_that_are_not_shared(table_root, monkeypatch):
     table_of(table_root, 'unicorn', 'griffin', '', '')
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test'}
     named = make_model(table_root / 'model', ['cat', 'dog'])
-    message = r'knows none of the labels of the data \(griffin, unicorn\), only cat, dog\.'
+    message = r'has none of the labels of the data \(griffin, unicorn\), only cat, dog\.'
     with pytest.raises(InputError, match=message):
         run(monkeypatch, model=named, **settings)
-    with pytest.raises(InputError, match='m: has 3 labels without names, and the data 2;'):
+    with pytest.raises(InputError, match='m: has 3 labels without names, and the data have 2;'):
         evaluate.share_labels('m', 3, None, ['a', 'b'])
-    assert evaluate.share_labels('m', 2, None, ['a', 'b']).columns == [0, 1]  # any model with as many logits
+    assert evaluate.share_labels('m', 2, None, ['a', 'b']).columns == [0, 1]  # any model with the same number of logits
 
     table_of(table_root, 'cat', 'image_id', '', '')
     twice = make_model(table_root / 'twice', ['cat', 'image_id'])
-    with pytest.raises(InputError, match='a label is called image_id'):
+    with pytest.raises(InputError, match='a label is named image_id'):
         run(monkeypatch, model=twice, scores=table_root / 's.parquet', **settings)
 
 
@@ -250,7 +252,7 @@ def masked_table(root, *rows):
 
 
 def test_main_reports_labels_that_do_not_count(table_root, monkeypatch, capsys):
-    """Of three labels the second has no absent entry, the third no positive."""
+    """The second of three labels has no absent entry, the third no positive."""
     Image.new('RGB', (40, 40)).save(table_root / '4.png')
     masked_table(table_root, '1,1,0', '0,-1,0', '1,,0', '0,1,', '0,1,0')
     model, output = make_model(table_root / 'model', ['dog', 'cat', 'owl']), table_root / 'results.json'
@@ -305,12 +307,12 @@ def test_main_reports_weights_that_are_not_finite(tmp_path, monkeypatch, value, 
 def test_scorer_averages_exactly_near_0_and_1():
     class Ends(torch.nn.Module):
         def forward(self, images):
-            return images[:, 0, 0, :1].repeat(1, 2)  # the upper left pixel, which the mirror image has right
+            return images[:, 0, 0, :1].repeat(1, 2)  # the upper left pixel; the mirror image has it on the right
 
     left, right = np.array([0.3, 30, -40, 20]), np.array([-2, 25, -50, -20.0])
     images = torch.tensor(np.stack([left, right], 1), dtype=torch.float32)[:, None, None]
     logits = evaluate.Scorer(Ends(), [1], flip=True)(images).numpy()[:, 0].astype(np.float64)
-    for sign in (1, -1):  # the probabilities that it is and that it is not, each to its own last digits
+    for sign in (1, -1):  # both p and 1 - p are exact
         expected = (1 / (1 + np.exp(-sign * left)) + 1 / (1 + np.exp(-sign * right))) / 2
         np.testing.assert_allclose(1 / (1 + np.exp(-sign * logits)), expected, rtol=1e-5)
     assert evaluate.Scorer(Ends(), [1], flip=False)(images)[:, 0].tolist() == pytest.approx(left.tolist())
@@ -340,16 +342,13 @@ def test_load_model_resizes_a_model_of_fixed_input_size(tmp_path):
     model, data_config = evaluate.load_model(f'local-dir:{tmp_path}', 96)
     assert data_config['input_size'] == (3, 96, 96) and model(torch.zeros(1, 3, 96, 96)).shape == (1, 2)
     assert evaluate.load_model(f'local-dir:{tmp_path}', None)[1]['input_size'] == (3, 160, 160)
-    with pytest.raises(InputError, match='image_size is 100: local-dir:.* does not take images of that size'):
-        evaluate.load_model(f'local-dir:{tmp_path}', 100)  # no multiple of its patches
+    with pytest.raises(InputError, match='image_size is 100: local-dir:.* does not accept that size'):
+        evaluate.load_model(f'local-dir:{tmp_path}', 100)  # not a multiple of the patch size
 
 
-def test_writing_reports_a_full_disk(tmp_path):
-    def full(path):
+def test_reporting_faults_reports_a_full_disk(tmp_path):
+    with pytest.raises(InputError) as caught, evaluate.reporting_faults(str(tmp_path / 'results.json')):
         raise OSError(28, os.strerror(28))
-
-    with pytest.raises(InputError) as caught:
-        evaluate.written(str(tmp_path / 'results.json'), full)
     assert str(caught.value) == f'{tmp_path}/results.json: cannot be written (No space left on device).'
 
 
@@ -371,7 +370,7 @@ def test_writing_reports_a_full_disk(tmp_path):
         (['--data.split=trainval'], "unknown data.split of scenes 'trainval': did you mean train?"),
         (['--data.difficult=easy'], "unknown data.difficult 'easy': choose from ignore, negative, positive."),
         (['--data.label_delimiter='], 'data.label_delimiter is empty: must be text'),
-        (['--data.name=voc2007'], 'data.root is null: voc2007 needs its folder'),
+        (['--data.name=voc2007'], 'data.root is null: voc2007 needs a folder'),
         (['--data.name=table', '--data.root={tmp}/none'], 'data.root is {tmp}/none: there is no such folder or file.'),
         (['--fit_thresholds=true', '--model=hf-hub:a/b'], 'hf-hub:a/b is not local-dir:FOLDER.'),
         (['--fit_thresholds=true', '--flip=true'], "for the model's own input; leave out flip and image_size."),

@@ -1,4 +1,4 @@
-"""Cached features: runs that train on them, against runs that compute them in each step, and against each other."""
+"""Cached features: runs that train on them, compared with runs that compute them in each step."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 class StopAfter:
-    """Is asked to stop when it has been looked at so many times."""
+    """A stop request that arrives after a number of looks at it."""
 
     def __init__(self, looks: int):
         self.looks = looks
@@ -61,7 +61,7 @@ def config_of(output: Path, **settings: object) -> TrainConfig:
 
 
 def run(output: Path, stop: object = None, **settings: object) -> trainer.Trainer:
-    """Trains in this process, on one thread, without plots."""
+    """Trains in this process, in one thread, without figures."""
     config = config_of(output, **settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('ACCELERATE_USE_CPU', '1')
@@ -91,7 +91,7 @@ def results(output: Path) -> dict:
 
 @pytest.fixture(scope='module')
 def start(tmp_path_factory) -> str:
-    """A model to start from, whose BatchNorms have statistics."""
+    """A model to start from, with statistics in its BatchNorm layers."""
     torch.manual_seed(1)
     model = timm.create_model('msff_test_resnet', num_classes=12)
     model.train()(torch.randn(16, 3, 64, 64))
@@ -120,7 +120,7 @@ def test_cached_run_trains_the_head_only(undisturbed, start):
 
 
 def test_cached_run_has_the_metrics_of_its_weights(undisturbed):
-    """By hand and with scikit-learn, from the whole model; the cache is in float16."""
+    """Evaluated with scikit-learn from the pixels; the cache is in float16."""
     model = timm.create_model(f'local-dir:{undisturbed}', pretrained=True).eval()
     rows = msff_timm.data.load('scenes', 'validation', size=12, image_size=64)
     images = torch.stack([normalize(to_tensor(row['image']), [0.5] * 3, [0.5] * 3) for row in rows])
@@ -137,7 +137,7 @@ def test_cached_run_has_the_metrics_of_its_weights(undisturbed):
     ['msff_test_resnet', *(pytest.param(n, marks=pytest.mark.slow) for n in ('mldecoder_test_resnet', 'test_resnet'))],
 )
 def test_cached_run_agrees_with_an_uncached_run(tmp_path, monkeypatch, capsys, name):
-    """In float32, with mirror images and with dropout in the head, which draw the same random numbers in both."""
+    """In float32, with flips and dropout in the head, which draw the same random numbers in both runs."""
     settings = {'model.name': name, 'optim.epochs': 2, 'data.hflip': 0.5, 'model.channels_last': name != 'test_resnet'}
     monkeypatch.setattr(features, 'DTYPES', ('float32',))
     run(tmp_path / 'cached', **settings)
@@ -157,7 +157,7 @@ def test_cached_run_agrees_with_an_uncached_run(tmp_path, monkeypatch, capsys, n
 
 
 def test_cached_run_resumes_to_the_same_weights(undisturbed, start, tmp_path, capsys):
-    """Once while features are computed, once in the second step of training; then a cache that is damaged."""
+    """Stopped while features are computed, then in the second step; then with a damaged cache."""
     output, settings = tmp_path / 'run', {'model.init_from': start, 'resume': 'auto'}
     with pytest.raises(Stopped, match='there is no checkpoint to resume from yet'):
         run(output, StopAfter(1), **settings)
@@ -234,12 +234,12 @@ def test_describe_frozen_warns_about_random_weights(tmp_path, start):
     assert not warned(**{'model.backbone_pretrained': 'true'})
 
 
-# The cache by itself
+# The cache alone
 
 
 @pytest.fixture
 def photos(tmp_path) -> datasets.Dataset:
-    """Ten photos of noise, of which the fourth is damaged."""
+    """Ten photos of noise; the fourth is damaged."""
     rng, rows = np.random.default_rng(0), []
     for number in range(10):
         path = tmp_path / f'{number}.png'
@@ -277,14 +277,14 @@ def test_feature_cache_holds_images_and_mirror_images(photos, tmp_path, name):
     model = timm.create_model(name, num_classes=3, **({'img_size': 64} if name == 'test_vit' else {}))
     cache = cache_of(photos, tmp_path / 'features', model)
     line = fill(cache)
-    assert line.startswith("The backbone's maps of 10 training images with their mirror images are cached in ")
+    assert line.startswith('The feature maps of 10 training images with their mirror images are cached in ')
     assert len(cache.unreadable) == 1 and '3.png' in cache.unreadable[0]
     transform = eval_transform(timm.data.resolve_model_data_config(model, {'img_size': 64, 'crop_pct': 1.0}))
     for probability, change in ((0.0, lambda image: image), (1.0, hflip)):
         samples = cache.samples('training', probability)
         assert len(samples) == 10
         for index in (0, 3, 9):
-            source = 4 if index == 3 else index  # the next that can be read
+            source = 4 if index == 3 else index  # the next readable image
             image = transform(change(photos[source]['image'].convert('RGB')))[None]
             sample = samples[20 + index]  # in the third epoch
             maps = cache.to_maps(sample['image'][None])
@@ -373,7 +373,7 @@ def test_to_maps_sets_the_memory_format():
 
 @pytest.mark.slow
 def test_feature_cache_is_filled_by_two_processes(script, tmp_path):
-    """13 evaluation images and a batch of 2 in each process: the last shares are not whole."""
+    """13 evaluation images in batches of 2 per process: the last batches are incomplete."""
     settings = {**SMALL, 'data.train_size': 20, 'data.eval_size': 13, 'optim.batch_size': 4, 'optim.epochs': 1}
     settings |= {'model.drop_rate': 0, 'optim.lr': 1e-3}
     arguments = [f'--{key}={value}' for key, value in settings.items()]

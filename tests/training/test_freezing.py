@@ -1,4 +1,4 @@
-"""What trains of a model whose backbone is frozen, as a whole or by stages."""
+"""Freezing the backbone, as a whole or by stages."""
 
 import json
 import os
@@ -21,7 +21,7 @@ STAGES = ['layer4', 'layer3', 'layer2', 'layer1', 'conv1+bn1']
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Takes a step towards large logits, as a training loop does."""
+    """Takes a training step towards large logits."""
     train_unfrozen(model)
     model(torch.randn(4, 3, 64, 64)).sum().neg().backward()
     optimizer.step()
@@ -53,7 +53,7 @@ def test_freeze_backbone_trains_the_head_alone(one_thread, name, lr):
     if name.startswith('test'):
         head = {key for key in parameters if parameters[key].shape[0] == 3 and key.startswith(('fc.', 'classifier.'))}
     learnt = changed(before, model) & parameters.keys()
-    # A key's bias in attention has no effect, so no gradient but for rounding.
+    # The bias of the keys in attention has no effect: its gradient is a rounding error.
     assert learnt <= head and len(learnt) > len(head) / 2 and 'backbone' not in str(changed(before, model))
     assert changed(before, model) - head == {n for n in changed(before, model) if 'running' in n or 'num_batches' in n}
     if name.startswith('test'):
@@ -84,7 +84,7 @@ def test_freeze_norms_excludes_the_head():
 
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'q2l_test_resnet', 'test_resnet'])
 def test_unfreezing_starts_with_the_last_stage(one_thread, name):
-    """Two epochs a stage, one step an epoch: frozen ones keep every bit, and the optimizer has nothing of them."""
+    """With two epochs per stage and one step per epoch, frozen stages keep every bit and have no optimizer state."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3)
     unfreezing = Unfreezing(model, epochs=2)
@@ -178,7 +178,7 @@ if accelerator.is_main_process:
 
 @pytest.mark.slow
 def test_trainer_exchanges_gradients_of_unfrozen_stages(tmp_path):
-    """They end with equal weights, which BatchNorm and dropout cannot part, and as one process alone does."""
+    """Two processes end with equal weights, and with the losses of one process."""
     (tmp_path / 'run.py').write_text(
         TWO_PROCESSES.replace('default_file=None', f'default_file={str(ROOT / "train" / "configs" / "demo.yaml")!r}')
     )

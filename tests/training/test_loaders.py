@@ -54,7 +54,7 @@ def test_share_gives_pytorch_the_cores_that_loading_leaves(cores, load, step, wo
 
 @pytest.mark.parametrize(('load', 'step', 'workers'), [(10, 2, 6), (1, 5, 1), (1, 0.01, 8)])
 def test_share_keeps_a_gpu_fed(load, step, workers):
-    """10 ms to load beside 2 ms of the GPU: 5 workers keep up, 6 have some to spare; no more than there are cores."""
+    """With 10 ms to load and 2 ms to train, 5 workers keep up and 6 have a margin; never more than there are cores."""
     assert share(8, load, step, is_gpu=True) == Shares(workers, None, load, step)
 
 
@@ -69,7 +69,7 @@ def make_samples(folder, transform) -> Samples:
 
 
 def test_measure_shares_measures_processor_time(tmp_path, monkeypatch):
-    """Loading takes 2 s of a clock that stands still but for it, a step 3 s for each image."""
+    """By a fake clock, loading takes 2 s and a step 3 s for each image."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(loaders.time, 'process_time', lambda: clock.now)
     monkeypatch.setattr(loaders, 'num_cores', lambda: 10)
@@ -175,7 +175,7 @@ def test_divide_batch_divides_over_processes_and_accumulation_steps(
 
 
 def steps_of(sampler, num_processes, accumulation_steps):
-    """The keys of each step, over all processes, as Accelerate deals them out."""
+    """The keys of each step over all processes, as Accelerate distributes them."""
     micro_batch_size = sampler.batch_size // num_processes // accumulation_steps
     shares = []
     for rank in range(num_processes):

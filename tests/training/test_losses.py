@@ -87,7 +87,7 @@ def test_make_loss_focal_agrees_with_torchvision(gamma):
 
 
 def test_make_loss_db_agrees_with_the_equations_of_its_paper():
-    """Eqs. 3 to 9 of arXiv:2007.09654 with its values for VOC-MLT, and the focal factor of its experiments."""
+    """Eqs. 3 to 9 of arXiv:2007.09654, with its values for VOC-MLT and the focal factor of its experiments."""
     num_images, positives = 10, [2.0, 2.0, 9.0]  # dog's 1 of 5 is 2 of 10; owl's 10 of 10 would have no prior
     logits, targets = [[0.3, -1.2, 2.0], [-0.4, 0.8, 0.1], [0.5, 0.2, -0.3]], [[1, 0, 1], [0, 1, -1], [0, 0, 0]]
     found = make_loss(OptimConfig(loss='db'), COUNTS)(torch.tensor(logits), torch.tensor(targets).clamp(min=0).float())
@@ -110,7 +110,7 @@ def test_make_loss_db_agrees_with_the_equations_of_its_paper():
 
 @pytest.mark.parametrize('name', LOSSES)
 def test_make_loss_masks_and_stays_finite(name):
-    """In float32, at logits of +-50, beside what is masked, and with targets in between."""
+    """In float32, at logits of +-50, beside masked labels, and with targets between 0 and 1."""
     optim = OptimConfig(**LOSSES[name])
     optim.validate()
     loss_fn = make_loss(optim, COUNTS)

@@ -52,7 +52,7 @@ def test_accelerate_files_need_the_number_of_gpus(name):
 
 
 def launch(*arguments: object, prefix: tuple[str, ...] = (), network: str = 'lo', cwd: Path = ROOT) -> subprocess.Popen:
-    """Starts `accelerate launch` on the CPU; several processes speak over the network device that is named."""
+    """Starts `accelerate launch` on the CPU; several processes communicate over the given network device."""
     command = [*prefix, sys.executable, '-m', 'accelerate.commands.launch', '--quiet', *map(str, arguments)]
     environment = {**os.environ, 'ACCELERATE_USE_CPU': '1', 'GLOO_SOCKET_IFNAME': network}
     return subprocess.Popen(
@@ -61,14 +61,14 @@ def launch(*arguments: object, prefix: tuple[str, ...] = (), network: str = 'lo'
 
 
 def finish(processes: list[subprocess.Popen], seconds: float = 100) -> list[str]:
-    """Waits for all, which must end with code 0, and returns what they have printed."""
+    """Waits for all processes, which must end with code 0, and returns their output."""
     try:
         deadline = time.monotonic() + seconds
         printed = [process.communicate(timeout=max(1, deadline - time.monotonic()))[0] for process in processes]
     finally:
         for process in processes:
             if process.poll() is None:
-                process.terminate()  # and its workers with it, which a kill would leave behind
+                process.terminate()  # a kill would leave its workers behind
     assert [process.returncode for process in processes] == [0] * len(processes), '\n\n'.join(printed)
     return printed
 
@@ -82,7 +82,7 @@ def test_cpu_file_trains(tmp_path):
 
 @pytest.fixture
 def namespaces():
-    """Two network namespaces, joined by a cable: each has its own addresses and ports. None where not allowed."""
+    """Two connected network namespaces, each with its own addresses and ports; None if they are not permitted."""
     names = tuple(f'msff{os.getpid()}{side}' for side in 'ab')
 
     def ip(*arguments: str) -> None:
@@ -99,7 +99,7 @@ def namespaces():
                 for device in ('lo', 'cable'):
                     ip('-n', name, 'link', 'set', device, 'up')
                 ip('netns', 'exec', name, 'true')
-        except (FileNotFoundError, subprocess.CalledProcessError):  # no `ip`, or not for this user
+        except (FileNotFoundError, subprocess.CalledProcessError):  # no `ip`, or no permission
             yield None
         else:
             yield names
@@ -115,7 +115,7 @@ def test_multi_node_file_trains_on_two_machines(namespaces, isolated, tmp_path):
         ip, network, port = ADDRESSES[0], 'cable', []
         prefixes = [('ip', 'netns', 'exec', name) for name in namespaces]
     else:
-        ip, network, prefixes = '127.0.0.2', 'lo', [(), ()]  # the second machine speaks from 127.0.0.1
+        ip, network, prefixes = '127.0.0.2', 'lo', [(), ()]  # the second machine has the address 127.0.0.1
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = ['--main_process_port', probe.getsockname()[1]]
@@ -140,7 +140,7 @@ def test_multi_node_file_trains_on_two_machines(namespaces, isolated, tmp_path):
     assert (first / 'run-0' / 'model.safetensors').is_file() and not (first / 'run-1').exists()
     assert not (second / 'run-0').exists() and not (second / 'run-1' / 'results.json').exists()
 
-    # Each has saved the whole run to its own disk, and both go on from the same step.
+    # Each machine has saved the whole run to its own disk, and both resume from the same step.
     runs = [first / 'run-0', second / 'run-1']
     checkpoints = [sorted((folder / 'checkpoints').iterdir()) for folder in runs]
     assert [[path.name for path in found] for found in checkpoints] == [['step-00000004']] * 2

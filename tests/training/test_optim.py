@@ -25,7 +25,7 @@ def rates(optim: OptimConfig, steps: int) -> list[float]:
 
 @pytest.mark.parametrize(('steps', 'warmup'), [(1, 0.2), (5, 0.2), (10, 0.1), (3, 0.0), (20, 0.1)])
 def test_make_schedule_accepts_runs_of_a_few_steps(steps, warmup):
-    """PyTorch's own divides by zero where the rise is one step long."""
+    """PyTorch's schedule divides by zero if the rise is one step long."""
     found = rates(OptimConfig(lr=1.0, warmup=warmup), steps)
     rise = int(steps * warmup) if steps * warmup > 1 else 1
     assert found[:rise] == sorted(found[:rise]) and found[rise - 1 :] == sorted(found[rise - 1 :], reverse=True)
@@ -75,7 +75,7 @@ def test_make_optimizer_layer_decay_lowers_the_rate_from_the_head_down():
 
 
 def test_make_ema_forgets_the_initial_weights_in_a_short_run():
-    """1,000 images, batches of 128, 80 epochs, 0.9997: without a warm-up 85 % of the weights are those of the start."""
+    """1,000 images, batch size 128, 80 epochs, 0.9997: without a warm-up, the EMA is 85 % initial weights."""
     model, steps = nn.Linear(1, 1), 80 * (1000 // 128)
     nn.init.zeros_(model.weight)
     ema, plain = make_ema(model, 0.9997), ModelEmaV3(model, decay=0.9997)
@@ -90,7 +90,7 @@ def test_make_ema_forgets_the_initial_weights_in_a_short_run():
 
 @pytest.mark.parametrize(('ema_epochs', 'steps'), [(1.0, 50), (2.5, 40), (0.2, 200)])
 def test_optim_config_decay_averages_over_ema_epochs(ema_epochs, steps):
-    """The mean age of what an average with a decay holds is that many steps, whatever the number of steps is."""
+    """The mean age of the weights in the EMA is `ema_epochs` epochs, whatever their number of steps."""
     decay, ages = OptimConfig(ema_epochs=ema_epochs).decay(steps), np.arange(100_000)
     assert ((1 - decay) * decay**ages * (1 + ages)).sum() / steps == pytest.approx(ema_epochs, rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""What is read of settings files and command lines, by the types that their dataclasses give."""
+"""Parsing of settings files and command lines by the types of their dataclasses."""
 
 import json
 import os
@@ -58,7 +58,7 @@ class Settings:
 
 
 def refused(config_class, *arguments):
-    """The one line that refuses settings."""
+    """The message of refused settings."""
     with pytest.raises(InputError) as caught:
         parse(config_class, list(arguments))
     message = str(caught.value)
@@ -134,7 +134,7 @@ def test_parse_reads_numbers_and_switches(tmp_path):
 
 
 def test_parse_does_not_interpret_text(tmp_path):
-    """What YAML 1.1, and so PyYAML, takes for numbers, dates and truth values."""
+    """Text that YAML 1.1, and PyYAML, reads as numbers, dates or truth values."""
     words = ['no', 'off', 'Yes', 'y', '007', '1_000', '0x1F', '12:30', '2026-11-28', '1e', 'nan', 'inf', 'None', '~x']
     assert yaml.safe_load(f'[{", ".join(words)}]') != words
     assert read(tmp_path, f'section: {{names: [{", ".join(words)}]}}').section.names == words
@@ -194,7 +194,7 @@ def test_parse_reads_the_encodings_of_yaml(tmp_path, encoding):
 
 
 def repeated(first, more):
-    """Each line holds the one before ten times."""
+    """Each line repeats the one before ten times."""
     lines = [f'a: &a {first}']
     for old, new in zip('abcdefgh', 'bcdefghi', strict=True):
         lines.append(f'{new}: &{new} {more.format(", ".join([f"*{old}"] * 10))}')
@@ -295,7 +295,7 @@ def test_find_settings_accepts_paths_and_names_of_recipes(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     assert find_settings('compare/demo') == CONFIGS / 'compare' / 'demo.yaml'
     assert parse(TrainConfig, ['--config', 'demo']).model.name == 'msff_test_resnet'
-    (tmp_path / 'demo').write_text('output: here')  # a file goes before a recipe
+    (tmp_path / 'demo').write_text('output: here')  # a file takes precedence
     assert parse(TrainConfig, ['--config', 'demo']).output == 'here'
 
 

@@ -1,4 +1,4 @@
-"""Every way to run a model gives what eager float32 gives, within its precision."""
+"""Compiled, channels-last and autocast models agree with eager float32, within their precision."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ X = torch.rand(4, 3, 96, 128, generator=torch.Generator().manual_seed(0)) * 4 - 
 
 @pytest.fixture
 def model():
-    """All of whose parameters matter, and whose BatchNorm has seen images."""
+    """A model whose parameters all matter, with statistics in its BatchNorm layers."""
     torch.manual_seed(0)
     model = timm.create_model('msff_test_resnet', num_classes=6)
     for parameter in model.parameters():
@@ -37,7 +37,7 @@ def test_compile_needs_one_graph(model):
 
 @pytest.mark.slow
 def test_compile_keeps_the_gradients(model):
-    """In float64, where nothing but the order of additions differs."""
+    """In float64, where only the order of additions differs."""
     model.train().double()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -83,7 +83,7 @@ def test_autocast_stays_within_rounding_errors(model, dtype):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'msff_efficientnet_b0'])
 def test_models_give_finite_logits_for_extreme_images(name, dtype):
-    """Images that somebody forgot to normalise: of a new EfficientNet, Eq. 3 makes more than float16 can hold."""
+    """Images without normalization: in a new EfficientNet, Eq. 3 overflows float16."""
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     for value in (0.0, 255.0):

@@ -18,7 +18,7 @@ MADE_WITH = {'command': 'train.py', 'git_commit': None, 'git_dirty': None, 'devi
 
 
 def scored_at_random(dataset):
-    """Scores of a model that knows something, as `Measures` holds them."""
+    """Scores of a model that is better than chance, as `Measures` holds them."""
     samples = Samples(dataset, None)
     rng = np.random.default_rng(0)
     scores = (0.6 * rng.random(samples.targets.shape) + 0.35 * (samples.targets == 1)).astype(np.float32)
@@ -90,7 +90,7 @@ def test_write_report_needs_only_the_results(tmp_path):
     path = report.write_report(tmp_path, Results.from_json(tmp_path / 'results.json'), dataset)
     text = path.read_text()
     files = {'ap.png', 'curves.png', 'mistakes.png', 'report.md', 'results.json'}
-    assert {file.name for file in tmp_path.iterdir()} == files  # and no temporary one
+    assert {file.name for file in tmp_path.iterdir()} == files  # no temporary file is left
     assert set(re.findall(r'\]\((.*?\.png)\)', text)) == {file for file in files if file.endswith('.png')}
     assert f'mAP {measures["mAP"]:.2f}, CF1 {measures["CF1"]:.2f}, OF1 {measures["OF1"]:.2f} percent' in text
     assert 'EMA weights of epoch 2 on scenes validation (40 images, mAP all-points over 12 labels, ' in text
@@ -113,7 +113,7 @@ def test_write_report_needs_only_the_results(tmp_path):
 
 
 def states(*columns):
-    """Scores, targets and ignore of columns of +, - and ? for masked."""
+    """Scores, targets and ignore of columns of + (present), - (absent) and ? (masked)."""
     marks = np.array([list(column) for column in columns]).T
     scores = np.linspace(0.9, 0.1, marks.size).reshape(marks.shape)
     return scores, marks == '+', marks == '?'

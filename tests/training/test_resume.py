@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment and resumed, against the same run undisturbed."""
+"""Runs that are killed and resumed, compared with the same run undisturbed."""
 
 import json
 import os
@@ -36,7 +36,7 @@ SETTINGS = {
 def start(
     output: Path, processes: int = 1, limit: int | None = None, launch: bool = False, **settings: object
 ) -> subprocess.Popen:
-    """Starts a run in a process group of its own; `limit` is the largest file that it may write, in bytes."""
+    """Starts a run in its own process group; `limit` is the largest file size in bytes that it may write."""
     command = [sys.executable]
     if processes > 1 or launch:
         command += ['-m', 'accelerate.commands.launch', '--quiet', f'--num_processes={processes}']
@@ -55,7 +55,7 @@ def start(
 
 
 def kill(run: subprocess.Popen) -> None:
-    """Kills all processes of a run: those that a launcher has started are in sessions of their own."""
+    """Kills all processes of a run. A launcher starts them in sessions of their own."""
     if run.poll() is None:
         for process in [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
@@ -78,7 +78,7 @@ def state_of(output: Path) -> dict:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """All that a run has learnt, bit by bit: weights, their average, the optimiser's state, the history."""
+    """Compares two runs bit by bit: weights, EMA weights, optimizer state and history."""
     assert newest(one).name == newest(other).name
     checkpoint = f'checkpoints/{newest(one).name}'
     for name in ('model.safetensors', *(f'{checkpoint}/{file}.safetensors' for file in ('model', 'ema', 'optimizer'))):
@@ -92,7 +92,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory) -> dict[int, Path]:
-    """A whole run in 1 and in 2 processes."""
+    """Complete runs in 1 and in 2 processes."""
     folders = {}
     for processes in (1, 2):
         folders[processes] = tmp_path_factory.mktemp('undisturbed') / f'run{processes}'
@@ -102,7 +102,7 @@ def undisturbed(tmp_path_factory) -> dict[int, Path]:
 
 
 def kill_and_resume(output: Path, processes: int, kills: int, seed: int) -> int:
-    """Kills a run at random moments, every other one while a checkpoint is written; returns how many hit."""
+    """Kills a run at random moments, every second time during a save; returns the number of kills that hit."""
     chance, hits = random.Random(seed), 0
     for number in range(kills):
         run = start(output, processes)
@@ -142,7 +142,7 @@ def test_resume_after_ten_kills_ends_as_the_undisturbed_run(undisturbed, tmp_pat
 
 
 def test_stop_saves_the_run(undisturbed, tmp_path):
-    """Twice: by SIGTERM and by Ctrl-C, each of which reaches the loader's workers too."""
+    """By SIGTERM and by Ctrl-C, which both reach the data loader workers, too."""
     done = [0]
     for number in (signal.SIGTERM, signal.SIGINT):
         run = start(tmp_path / 'run', **{'checkpoint.every': 'null'})
@@ -165,7 +165,7 @@ def test_full_disk_costs_the_new_checkpoint_only(undisturbed, tmp_path):
         time.sleep(0.01)
     kill(run)
     good = newest(tmp_path / 'run')
-    # The optimiser's state is larger than that; the weights for use are not.
+    # The optimizer's file is larger than the limit; the weights for use are not.
     printed = finish(start(tmp_path / 'run', limit=6_000_000))
     assert f'Resuming from {good}' in printed
     lines = [line for line in printed.splitlines() if 'cannot be saved' in line]
@@ -189,7 +189,7 @@ def test_full_disk_is_an_error_at_the_end_only(tmp_path):
 def test_resume_accepts_another_number_of_processes(undisturbed, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(undisturbed[2], run)
-    shutil.rmtree(newest(run))  # that of the end; what is left is the one before
+    shutil.rmtree(newest(run))  # the last one; the one before is left
     assert state_of(run)['progress']['steps_done'] < 24
     printed = finish(start(run, 1, **{'optim.max_per_process': 4}))
     assert 'batch size 8 = 1 process x 2 accumulation steps x 4 images.' in printed
@@ -230,15 +230,15 @@ SMALL = {**SETTINGS, 'data.train_size': 16, 'data.workers': 0, 'optim.epochs': 4
 
 
 def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0, 5.0), **settings) -> None:
-    """Trains in this process with early stopping: epoch 2 is the best, unless other values of mAP are given.
+    """Trains in this process with early stopping; `values` are the mAP of each epoch, so that epoch 2 is the best.
 
-    The disk is full for the weights in the epochs of `full`, for everything in those of `all_full`; the run dies before
-    the epoch `dies` is evaluated.
+    In the epochs of `full` the disk is full for the weights, in those of `all_full` for everything. The run dies before
+    the evaluation of epoch `dies`.
     """
     settings = {**SMALL, 'output': output, **settings}
     arguments = [f'--{key}={value}' for key, value in settings.items()]
     config = parse(TrainConfig, arguments, default_file=ROOT / 'train' / 'configs' / 'demo.yaml')
-    run = SimpleNamespace(progress=SimpleNamespace(epoch=0))  # until it is made
+    run = SimpleNamespace(progress=SimpleNamespace(epoch=0))  # until the trainer exists
 
     def compute_metrics(*args, compute_metrics=trainer.compute_metrics, **kwargs):
         epoch = run.progress.epoch
@@ -271,7 +271,7 @@ def small_run(output, full=(), all_full=(), dies=None, values=(10.0, 30.0, 20.0,
 
 
 def test_resume_within_an_epoch_of_unfrozen_stages(tmp_path, capsys):
-    """From the first step of epoch 2, in which the optimizer knows the last stage and no other."""
+    """From the first step of epoch 2, when the optimizer has a state for the last stage only."""
     settings = {'model.freeze': 'stages', 'optim.epochs': 2, 'optim.early_stop': 'null', 'checkpoint.every': 3}
     settings |= {'checkpoint.keep': 9}
     small_run(tmp_path / 'whole', values=(), **settings)
@@ -293,12 +293,12 @@ def undisturbed_best(tmp_path_factory):
 
 @pytest.fixture
 def best(undisturbed_best, tmp_path):
-    """The folder of a run whose best epoch is the second, undisturbed."""
+    """The folder of an undisturbed run whose best epoch is the second."""
     return Path(shutil.copytree(undisturbed_best, tmp_path / 'best'))
 
 
 def assert_announces(output: Path, epoch: int, like: Path) -> None:
-    """Results of an epoch beside its weights, which an undisturbed run's checkpoint holds."""
+    """Checks that the folder holds the results and weights of an epoch; `like` has its checkpoint."""
     results, config = (json.loads((output / name).read_text()) for name in ('results.json', 'config.json'))
     assert results['epoch'] == epoch and results['metrics']['mAP'] == {1: 10.0, 2: 30.0}[epoch]
     assert config['thresholds'] == results['thresholds']
@@ -307,7 +307,7 @@ def assert_announces(output: Path, epoch: int, like: Path) -> None:
 
 
 def test_resume_restores_the_best_weights_after_a_full_disk(best, tmp_path, capsys):
-    """The run dies after it: what is resumed knows that the weights of the best epoch are missing."""
+    """The run dies afterwards; the resumed run notices that the weights of the best epoch are missing."""
     assert_announces(best, 2, best)
     run = tmp_path / 'run'
     with pytest.raises(KeyboardInterrupt):
@@ -315,7 +315,7 @@ def test_resume_restores_the_best_weights_after_a_full_disk(best, tmp_path, caps
     assert_announces(run, 1, run)
     small_run(run, resume='auto')
     assert_announces(run, 2, best)
-    small_run(tmp_path / 'whole', full={2})  # nor does one that does not die end with others
+    small_run(tmp_path / 'whole', full={2})  # a run that does not die ends with the same weights
     assert_announces(tmp_path / 'whole', 2, best)
 
 
@@ -344,7 +344,7 @@ def test_lost_best_epoch_is_not_announced(tmp_path, capsys):
 
 @pytest.mark.parametrize('settings', [{}, {'optim.early_stop': 'null', 'optim.epochs': 2}])
 def test_full_disk_until_the_end_is_an_error(tmp_path, settings):
-    """The results of epoch 1 stay beside its weights, and the run can be resumed to its end."""
+    """The results and weights of epoch 1 stay, and the run can be resumed to its end."""
     run, keep = tmp_path / 'run', {'checkpoint.keep': 9}
     with pytest.raises(
         InputError, match='the weights could not be written; make room, then --resume auto finishes the run'
@@ -367,7 +367,7 @@ def test_resume_forgets_a_best_epoch_without_weights(best, capsys):
 
 @pytest.mark.parametrize('processes', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_run_ends_with_its_launcher(tmp_path, processes):
-    """SIGKILL: the launcher cannot hand it on. The workers save the run and end, as on SIGTERM."""
+    """After SIGKILL, which the launcher cannot forward, its processes save the run and end, as on SIGTERM."""
     output, settings = tmp_path / 'run', {'optim.epochs': 500, 'checkpoint.every': 'null'}
     launcher = start(output, processes, launch=True, **settings)
     for line in launcher.stdout:

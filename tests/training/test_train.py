@@ -27,7 +27,7 @@ from msff_timm.labels import match_labels
 from msff_timm.results import METRICS, TOP_K_METRICS
 from msff_timm.training.config import DataConfig
 from msff_timm.training.freezing import freeze_norms
-from msff_timm.training.run_data import RunData, load_data
+from msff_timm.training.run_data import load_data
 from msff_timm.training.run_model import check_trainable
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def test_run_writes_weights_config_results_and_figures(trained):
 
 
 def test_run_has_no_field_that_push_does_not_know(trained):
-    """`push` sends known fields alone: a new one would be left out without a word."""
+    """`push` sends known fields only: a new one would be left out silently."""
 
     def keys(content):
         if isinstance(content, dict):
@@ -80,12 +80,12 @@ def test_run_logs_the_history_to_tensorboard(trained):
     events = EventAccumulator(str(trained / 'tensorboard')).Reload()
     for name in ('loss', 'lr', 'mAP'):
         logged = [(event.step, event.value) for event in events.Scalars(name)]
-        # After 4 steps for each epoch.
+        # Each epoch has 4 steps.
         assert logged == [(4 * entry['epoch'], pytest.approx(entry[name])) for entry in results(trained)['history']]
 
 
 def test_run_has_the_metrics_of_its_weights(trained):
-    """Measured anew without our loader, transform or metrics: by hand and with scikit-learn."""
+    """Evaluated again with scikit-learn, without our loader, transform or metrics."""
     model = timm.create_model(f'local-dir:{trained}', pretrained=True).eval()
     dataset = msff_timm.data.load('scenes', 'validation', size=33, image_size=64)
     images = torch.stack([normalize(to_tensor(row['image']), [0.5] * 3, [0.5] * 3) for row in dataset])
@@ -101,8 +101,8 @@ def test_run_has_the_metrics_of_its_weights(trained):
 
 
 def test_run_follows_the_one_cycle_schedule(trained):
-    # 8 steps, the first 1.6 of them rising, then a cosine to nearly nothing: at the end of epoch 1, after 4 of 8 steps,
-    # 1/2 (1 + cos(pi (4 - 0.6) / (7 - 0.6))) of the way, since PyTorch puts the peak at step 0.2 * 8 - 1 of 0 to 7.
+    # 8 steps: a rise over 1.6 steps, then a cosine to nearly 0. PyTorch puts the peak at step 0.2 * 8 - 1 of 0 to 7.
+    # After 4 steps, at the end of epoch 1, the factor is 1/2 (1 + cos(pi (4 - 0.6) / (7 - 0.6))).
     peak, end = 2e-3, 2e-3 / 25 / 1e4
     share = (4 - 0.6) / (7 - 0.6)
     expected = end + (peak - end) * (1 + torch.cos(torch.tensor(torch.pi * share)).item()) / 2
@@ -120,7 +120,7 @@ def test_run_in_two_processes_evaluates_alike_in_any_number(script, trained, tmp
     settings = ['--optim.batch_size=8', '--optim.ema_decay=0', '--data.eval_size=99', f'--output={run}']
     script('train.py', *TINY, *settings, processes=2)
     assert results(run)['num_processes'] == 2 and results(run)['num_images'] == 99
-    # Both processes measured the weights that the first one saved, BatchNorm's statistics included.
+    # Both processes evaluated the weights that the first one saved, including BatchNorm's statistics.
     assert measure(run, 99, processes=1)['metrics'] == pytest.approx(results(run)['metrics'], abs=1e-6)
 
     one = measure(trained, 33, processes=1)
@@ -145,22 +145,19 @@ def test_run_refuses_data_without_labels_before_its_first_step(case, script, cas
     assert line.endswith('set data.minus_one or data.blank to absent.')
 
 
-def test_check_labels_warns_about_labels_that_do_not_count(capsys):
-    data = DataConfig(name='table', root='photos')
-    run = SimpleNamespace(config=data, label_names=['a', 'b'], accelerator=SimpleNamespace(print=print))
-    samples = SimpleNamespace(targets=np.array([[1, 1], [0, -1]]))
-    RunData.check_labels(run, samples, 'train', trains=True)
-    RunData.check_labels(run, samples, 'validation', trains=False)
-    train, validation = capsys.readouterr().out.splitlines()
+def test_check_labels_warns_about_labels_that_do_not_count():
+    data, names = DataConfig(name='table', root='photos'), ['a', 'b']
+    targets = np.array([[1, 1], [0, -1]])
     kinds = '1 without an absent entry [b], 0 without a positive; if -1 or blank means absent'
-    assert train.startswith(f'warning: train: 1 of 2 labels cannot be learnt: {kinds}')
-    assert validation.startswith(
-        f'warning: validation: 1 of 2 labels are left out of mAP and of fitted thresholds: {kinds}'
-    )
-    samples.targets[1] = -1
-    RunData.check_labels(run, samples, 'train', trains=True)
+    line = data.check_labels(targets, names, 'train')
+    assert line.startswith(f'warning: train: 1 of 2 labels cannot be learnt: {kinds}')
+    line = data.check_labels(targets, names, 'validation', 'data.eval_split')
+    assert line.startswith(f'warning: validation: 1 of 2 labels are left out of mAP and of fitted thresholds: {kinds}')
+    targets[1] = -1
+    assert 'cannot be learnt' in data.check_labels(targets, names, 'train')
     with pytest.raises(InputError, match='photos: validation: there is nothing to evaluate on'):
-        RunData.check_labels(run, samples, 'validation', trains=False)
+        data.check_labels(targets, names, 'validation', 'data.eval_split')
+    assert data.check_labels(np.array([[1, 0], [0, 1]]), names, 'train') is None
 
 
 def curve(folder: Path, tag: str) -> list[float]:
@@ -169,7 +166,7 @@ def curve(folder: Path, tag: str) -> list[float]:
 
 @pytest.mark.parametrize('several', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_run_does_not_depend_on_the_number_of_processes(script, tmp_path, several):
-    """50 steps; BatchNorm is frozen or left out and dropout off, since either would differ from process to process."""
+    """50 steps, with BatchNorm frozen and dropout off: both would differ between processes."""
     settings = ['--data.train_size=400', '--data.eval_size=8', '--data.image_size=32', '--data.workers=1']
     settings += ['--data.rand_augment=rand-m5', '--data.cutout=0.5', '--optim.batch_size=8', '--optim.epochs=1']
     settings += ['--model.batch_norm=frozen', '--model.args.fusion_norm=false', '--log_every=1', '--optim.lr=1e-3']
@@ -184,7 +181,7 @@ def test_run_does_not_depend_on_the_number_of_processes(script, tmp_path, severa
 
 
 def test_run_starts_from_init_from(script, trained, coco_root, tmp_path):
-    """A step at next to no learning rate leaves the weights as they were, but for the labels that are new."""
+    """A step with a tiny learning rate keeps the weights, except those of new labels."""
     start = ['--optim.lr=1e-12', '--optim.ema_decay=0', f'--model.init_from=local-dir:{trained}']
     printed = script('train.py', *TINY, *start, '--data.eval_size=33', f'--output={tmp_path / "same"}').stdout
     assert f'Starting from local-dir:{trained}, which has 12 of the labels.' in printed
@@ -194,7 +191,7 @@ def test_run_starts_from_init_from(script, trained, coco_root, tmp_path):
 
     scenes = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
     coco = msff_timm.data.label_names(msff_timm.data.load('coco2014', 'train', coco_root))
-    assert not match_labels(scenes, coco)  # so nothing is kept, and the run says so
+    assert not match_labels(scenes, coco)  # so no label is kept
     settings = [*start, '--data.name=coco2014', f'--data.root={coco_root}', '--model.keep_labels=true']
     script('train.py', *TINY, *settings, '--data.eval_size=33', f'--output={tmp_path / "other"}')
     other = load_file(tmp_path / 'other' / 'model.safetensors')
@@ -203,7 +200,7 @@ def test_run_starts_from_init_from(script, trained, coco_root, tmp_path):
 
 
 def test_run_fine_tunes_on_a_table_of_photos(script, trained, coco_root, tmp_path):
-    """The README's fine-tuning, on real photos: two splits as CSV, made here from COCO's annotations."""
+    """The README's fine-tuning on photos: two splits as CSV files, made from COCO's annotations."""
     for split, folder in (('train', 'train2014'), ('validation', 'val2014')):
         content = json.loads((coco_root / 'annotations' / f'instances_{folder}.json').read_text())
         names = {category['id']: category['name'] for category in content['categories']}
@@ -235,7 +232,7 @@ def test_run_fine_tunes_on_a_table_of_photos(script, trained, coco_root, tmp_pat
         ('msff_test_resnet', {'fusion_norm': False}, 64, False),
         ('msff_test_resnet', {'fusion_norm': False, 'backbone': 'test_convnext'}, 32, False),  # LayerNorm
         ('test_resnet', {}, 32, True),
-        ('mobilenetv4_conv_small_035', {}, 64, True),  # its head's, after the pooling, at any size
+        ('mobilenetv4_conv_small_035', {}, 64, True),  # a BatchNorm after the pooling
     ],
 )
 def test_check_trainable_refuses_a_batch_of_one_as_pytorch_does(name, args, image_size, is_refused):
@@ -257,7 +254,7 @@ def test_check_trainable_refuses_a_batch_of_one_as_pytorch_does(name, args, imag
     freeze_norms(model)
     if args or not name.startswith('msff'):
         check_trainable(model, image_size, 1)
-    elif is_refused:  # frozen norms are those of the backbone
+    elif is_refused:  # only norms of the backbone are frozen
         with pytest.raises(InputError, match='gets a single value'):
             check_trainable(model, image_size, 1)
 
@@ -272,22 +269,22 @@ def test_run_refuses_init_from_of_another_architecture(script, trained, tmp_path
     arguments = [f'--model.init_from=local-dir:{trained}', '--model.name=msff_resnet18', f'--output={tmp_path / "run"}']
     result = script('train.py', *TINY, *arguments, check=False)
     assert result.returncode == 2
-    mend = f'model.name is msff_resnet18: local-dir:{trained} is msff_test_resnet; set model.name to that.'
-    assert result.stderr.splitlines()[-1] == f'train.py: error: {mend}'
+    fix = f'model.name is msff_resnet18: local-dir:{trained} is msff_test_resnet; set model.name to that.'
+    assert result.stderr.splitlines()[-1] == f'train.py: error: {fix}'
 
 
 def test_run_is_not_overwritten_by_mistake(script, trained):
     before = (trained / 'results.json').read_bytes()
     result = script('train.py', f'--output={trained}', check=False)
     assert result.returncode == 2
-    mend = 'choose another --output, --resume auto to resume it, or --overwrite true.'
-    assert result.stderr == f'train.py: error: {trained} holds a run already: {mend}\n'
+    fix = 'choose another --output, --resume auto to resume it, or --overwrite true.'
+    assert result.stderr == f'train.py: error: {trained} holds a run already: {fix}\n'
     assert (trained / 'results.json').read_bytes() == before
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """COCO 2014's layout with 8 photos for training, the last not readable, and 4 to measure on."""
+    """COCO 2014's layout with 8 training photos, the last one unreadable, and 4 evaluation photos."""
     (tmp_path / 'annotations').mkdir()
     for split, count in (('train2014', 8), ('val2014', 4)):
         (tmp_path / split).mkdir()
@@ -310,7 +307,7 @@ PHOTOS += ['--optim.batch_size=4', '--optim.epochs=2', '--data.workers=1']
 
 
 def test_run_reports_unreadable_training_photos(script, photos):
-    """The error of a policy `error` comes from a loader's worker, whose traceback PyTorch puts into the message."""
+    """With `error`, a data loader worker raises, and PyTorch adds the worker's traceback to the message."""
     reason = f'{photos}/train2014/7.jpg: cannot be read as an image (not an image that Pillow can read).'
     arguments = [*PHOTOS, f'--data.root={photos}', f'--output={photos / "run"}']
     result = script('train.py', *arguments, '--data.unreadable=error', check=False)
@@ -336,7 +333,7 @@ def test_run_stores_thresholds_that_evaluate_uses(script, trained, tmp_path):
     stored = json.loads((trained / 'config.json').read_text())['thresholds']
     assert stored == run['thresholds'] and len(stored['per_class']) == 12 and stored['num_images'] == 33
     assert stored['data'] == {'name': 'scenes', 'split': 'validation'} and stored['folds'] == 5
-    # The default of 0.5 chooses nothing, so its figures out of fold are those of the run.
+    # The default of 0.5 is not fitted, so its out-of-fold metrics are the run's.
     assert stored['out_of_fold']['default']['OF1'] == pytest.approx(run['metrics']['OF1'], abs=1e-9)
     model = hub.load(f'local-dir:{trained}')
     assert model.thresholds == stored['per_class']
@@ -356,7 +353,7 @@ def test_run_stores_thresholds_that_evaluate_uses(script, trained, tmp_path):
 
 
 def test_run_accepts_the_settings_of_fine_tuning(script, trained, tmp_path):
-    """Present and absent entries of each label by hand; the teacher's share of the loss beside them."""
+    """The weights of present labels are counted by hand; a teacher takes part."""
     chosen = {'data.workers': 'null', 'data.hflip': 0.5, 'data.crop_scale': '[0.5, 1]', 'data.color_jitter': 0.2}
     chosen |= {'optim.pos_weight': 'balanced', 'optim.pos_weight_max': 5, 'optim.label_smoothing': 0.05}
     chosen |= {'optim.ema_decay': 0.9997, 'optim.ema_epochs': 2, 'distill.teacher': f'local-dir:{trained}'}
@@ -391,7 +388,7 @@ def test_run_describes_its_transforms_in_the_configuration(script, trained, tmp_
 
 @pytest.fixture
 def shards(tmp_path):
-    """A data set of four Parquet files with the images in them, as it lies on the Hub."""
+    """A data set of four Parquet files that contain the images, as on the Hub."""
     (tmp_path / 'data').mkdir()
     for split, count in (('train', 4), ('validation', 1)):
         for shard in range(count):

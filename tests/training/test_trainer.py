@@ -109,7 +109,7 @@ def test_train_step_warms_up_the_ema(decay, resumed_after):
 
 
 class Scaler:
-    """Skips the steps whose gradient is not finite, as fp16's does."""
+    """A scaler that skips steps whose gradient is not finite, as fp16's does."""
 
     def __init__(self, optimizer):
         self.optimizer, self.step_was_skipped = optimizer, False

@@ -39,7 +39,7 @@ from msff_timm.labels import stored_names
 from msff_timm.results import PACKAGES, write_json
 from msff_timm.training.commands import environment, run_command
 from msff_timm.training.data_config import EvalDataConfig
-from msff_timm.training.evaluate import share_labels, some, written
+from msff_timm.training.evaluate import reporting_faults, share_labels, some
 from msff_timm.training.loaders import make_loader, share_cores
 from msff_timm.training.parsing import parse
 from msff_timm.training.report import markdown_table
@@ -197,7 +197,8 @@ def main() -> None:
             },
             'config': asdict(config),
         }
-        written(config.output, partial(write_json, run))
+        with reporting_faults(config.output):
+            write_json(run, config.output)
 
 
 def load_model(name: str) -> nn.Module:
