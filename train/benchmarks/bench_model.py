@@ -9,11 +9,11 @@ from itertools import product
 import timm
 import torch
 import torch.nn as nn
+from bench_common import check_at_least, check_model, with_interval
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench_common import check_at_least, check_model, with_interval
 from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.training.config import OptimConfig

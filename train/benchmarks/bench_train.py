@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-
 from bench_common import check_at_least
 from bench_model import count_flops
+
 from msff_timm.training.commands import StopRequest, peak_memory
 from msff_timm.training.config import TrainConfig
 from msff_timm.training.loaders import grouped
