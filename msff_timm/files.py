@@ -8,89 +8,87 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, one_line
 
 __all__ = ['check_file', 'check_folder', 'read_small', 'replace_file', 'replace_files', 'write_text']
 
-LONGEST_NAME = 255  # bytes
-ROOM = 15  # of these, for what a file's name has beside it while it is written
+MAX_NAME = 255  # bytes
 
 
-def read_small(path: str | Path, most: int, what: str) -> bytes:
-    """Reads a regular file of a limited size: a device or a pipe may have no end, or never begin.
+def read_small(path: str | Path, max_bytes: int, kind: str) -> bytes:
+    """Reads a regular file of limited size. Devices and pipes are refused: they may never end, or block.
 
     Args:
         path: File to read.
-        most: Largest size in bytes.
-        what: Kind of content, for the message.
+        max_bytes: Largest size of the file.
+        kind: Kind of content, for error messages.
 
     Raises:
-        InputError: It cannot be read, is no regular file, or is too large.
+        InputError: The file cannot be read, is no regular file, or is too large.
     """
     try:
         with open(path, 'rb', opener=_open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InputError(f'{path}: cannot be read as {what} (a device or a pipe); give a regular file.')
-            content = file.read(most + 1)
+                raise InputError(f'{path}: cannot be read as {kind} (a device or a pipe); give a regular file.')
+            content = file.read(max_bytes + 1)
+    except InputError:
+        raise
     except (OSError, ValueError) as e:
-        if isinstance(e, InputError):
-            raise
-        reason = getattr(e, 'strerror', None) or e
-        raise InputError(f'{path!s}: cannot be read as {what} ({reason}).'.replace('\0', '\\0')) from None
-    if len(content) > most:
-        raise InputError(f'{path}: cannot be read as {what} (over {most:,} bytes).')
+        raise InputError(f'{path}: cannot be read as {kind} ({one_line(e)}).'.replace('\0', '\\0')) from None
+    if len(content) > max_bytes:
+        raise InputError(f'{path}: cannot be read as {kind} (over {max_bytes:,} bytes).')
     return content
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # a pipe would wait for its writer
+    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # opening a pipe would wait for its writer
 
 
-def check_folder(path: str | Path, what: str) -> None:
-    """Makes sure that a folder can be made, or written to where it is there; nothing is left behind.
+def check_folder(path: str | Path, option: str) -> None:
+    """Checks that a folder can be created or written to, and leaves nothing behind.
 
     Args:
         path: Folder to write to later.
-        what: Name in the message, e.g. of a setting.
+        option: Name of the option or setting, for error messages.
 
     Raises:
         InputError: Nothing can be written there.
     """
     whole = Path(os.path.abspath(path))
-    _check(path, whole, (whole, *whole.parents), what)
+    _check(path, whole, (whole, *whole.parents), option)
 
 
-def check_file(path: str | Path, what: str, makes_folder: bool = True) -> None:
-    """Makes sure that a file can be written; nothing is left behind.
+def check_file(path: str | Path, option: str, parents: bool = True) -> None:
+    """Checks that a file can be written, and leaves nothing behind.
 
     Args:
         path: File to write later.
-        what: Name in the message, e.g. of a setting.
-        makes_folder: True to make its folder where it is missing.
+        option: Name of the option or setting, for error messages.
+        parents: True if missing parent folders will be created.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: The file cannot be written.
     """
     whole = Path(os.path.abspath(path))
     if os.path.isdir(whole):
-        raise InputError(f'{what} is {path}: that is a folder; name a file.')
+        raise InputError(f'{option} is {path}: that is a folder; name a file.')
     if os.path.isfile(whole) or not os.path.exists(whole):  # no device, such as /dev/stdout
-        _check(path, whole, whole.parents if makes_folder else whole.parents[:1], what, ROOM)
+        _check(path, whole, whole.parents if parents else whole.parents[:1], option)
 
 
-def _check(path: str | Path, whole: Path, places: Sequence[Path], what: str, room: int = 0) -> None:
-    """Tries the first place that exists, and the lengths of the names below it."""
+def _check(path: str | Path, whole: Path, places: Sequence[Path], option: str) -> None:
+    """Tries to write to the first place that exists, and checks the lengths of the names below it."""
     place = next((place for place in places if os.path.lexists(place)), places[0])
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             os.lstat(whole)
-        if any(len(os.fsencode(part)) > LONGEST_NAME - room for part in whole.relative_to(place).parts):
+        if any(len(os.fsencode(part)) > MAX_NAME for part in whole.relative_to(place).parts):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with tempfile.TemporaryFile(dir=place):
             pass
     except (OSError, ValueError) as e:
-        reason = f'nothing can be written to {place} ({getattr(e, "strerror", None) or e})'
-        raise InputError(f'{what} is {path}: {reason}; choose another place.'.replace('\0', '\\0')) from None
+        reason = f'nothing can be written to {place} ({one_line(e)})'
+        raise InputError(f'{option} is {path}: {reason}; choose another place.'.replace('\0', '\\0')) from None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over a pipe by its own protocol: https://chromedevtools.github.io/devtools-protocol/."""
+"""Headless Chromium, driven over a pipe by https://chromedevtools.github.io/devtools-protocol/."""
 
 import fcntl
 import itertools
@@ -20,7 +20,7 @@ def find() -> str | None:
 
 
 def _pipe() -> tuple[int, int]:
-    """Makes a pipe whose ends have numbers from 10 on."""
+    """Creates a pipe whose ends have numbers from 10 on."""
     ends = os.pipe()
     moved = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends]
     for end in ends:
@@ -29,11 +29,11 @@ def _pipe() -> tuple[int, int]:
 
 
 class Chromium:
-    """One page.
+    """Browser with one page.
 
     Attributes:
-        complaints: Errors that the console has told, and uncaught exceptions.
-        requests: Addresses that were asked for, in order.
+        complaints: Errors of the console and uncaught exceptions.
+        requests: Requested addresses, in order.
     """
 
     def __init__(self, profile: Path):
@@ -41,7 +41,7 @@ class Chromium:
         options += ['--no-sandbox', '--disable-dev-shm-usage', '--no-first-run', '--disable-background-networking']
         options += ['--hide-scrollbars', '--force-color-profile=srgb', 'about:blank']
 
-        # The browser reads commands from descriptor 3 and answers on 4; ends that are above both overwrite none.
+        # The browser reads commands from descriptor 3 and answers on 4; ends with higher numbers are not overwritten.
         to_browser, self.writer = _pipe()
         self.reader, from_browser = _pipe()
         become = 'import os, sys; _, r, w, *command = sys.argv; os.dup2(int(r), 3); os.dup2(int(w), 4)'
@@ -124,28 +124,28 @@ class Chromium:
             raise RuntimeError(json.dumps(result['exceptionDetails']))
         return result['result'].get('value')
 
-    def wait(self, expression: str, is_good: Callable = bool, seconds: float = 30):
-        """Waits until an expression of JavaScript has a value that is good, and returns it."""
+    def wait(self, expression: str, condition: Callable = bool, seconds: float = 30):
+        """Waits until the value of a JavaScript expression satisfies a condition, and returns it."""
         deadline = time.monotonic() + seconds
-        while not is_good(value := self.evaluate(expression)):
+        while not condition(value := self.evaluate(expression)):
             if time.monotonic() > deadline:
                 raise TimeoutError(f'{expression} is still {value!r}; the console says {self.complaints}')
             time.sleep(0.05)
         return value
 
-    def _one(self, selector: str) -> int:
+    def _find(self, selector: str) -> int:
         root = self.send('DOM.getDocument', depth=0)['root']['nodeId']
         node = self.send('DOM.querySelector', nodeId=root, selector=selector)['nodeId']
-        assert node, f'{selector} is not there'
+        assert node, f'{selector} does not exist'
         return node
 
     def upload(self, selector: str, path: Path) -> None:
-        self.send('DOM.setFileInputFiles', nodeId=self._one(selector), files=[str(path)])
+        self.send('DOM.setFileInputFiles', nodeId=self._find(selector), files=[str(path)])
 
     def click(self, selector: str) -> None:
-        """Clicks with the mouse in the middle of an element."""
-        self.send('DOM.scrollIntoViewIfNeeded', nodeId=self._one(selector))
-        corners = self.send('DOM.getContentQuads', nodeId=self._one(selector))['quads'][0]
+        """Clicks in the middle of an element."""
+        self.send('DOM.scrollIntoViewIfNeeded', nodeId=self._find(selector))
+        corners = self.send('DOM.getContentQuads', nodeId=self._find(selector))['quads'][0]
         at = dict(x=sum(corners[::2]) / 4, y=sum(corners[1::2]) / 4, button='left', clickCount=1)
         for kind in ('mousePressed', 'mouseReleased'):
             self.send('Input.dispatchMouseEvent', type=kind, **at)

@@ -1,25 +1,33 @@
-"""The commands that are not tested beside what they call."""
+"""The `msff-timm` command: what is not tested beside the functions that it calls."""
 
 import io
 import json
+import logging
 import os
+import subprocess
 import sys
 import warnings
+from importlib.metadata import entry_points
 
 import datasets
 import numpy as np
 import onnxruntime
 import pytest
 import timm
+import torch
 from PIL import Image
 
-from msff_timm import hub
+import msff_timm
+from msff_timm import errors, hub
 from msff_timm.data import scenes
 from msff_timm.hub import card
+from msff_timm.hub.half import KEEP_BELOW
 from msff_timm.inference import app
-from msff_timm.inference.export import read_metadata
-from msff_timm.training import commands
+from msff_timm.inference.attention import LAYERS
+from msff_timm.inference.export import FORMATS, read_metadata
+from msff_timm.training import commands, evaluate, train
 from msff_timm_cli import commands as cli
+from msff_timm_cli import parser
 
 
 @pytest.fixture
@@ -28,7 +36,7 @@ def scene(tmp_path):
     return str(tmp_path / 'scene.png')
 
 
-def test_explain_draws_an_image_and_prints_the_labels(trained, scene, tmp_path, capsys):
+def test_explain_draws_a_figure_and_prints_the_labels(trained, scene, tmp_path, capsys):
     arguments = ['explain', scene, '--model', f'local-dir:{trained}', '-o', str(tmp_path / 'out.png')]
     assert cli.main([*arguments, '--labels', 'square, heart', '--layers', 'last']) == 0
     printed = capsys.readouterr().out
@@ -36,23 +44,60 @@ def test_explain_draws_an_image_and_prints_the_labels(trained, scene, tmp_path, 
     assert Image.open(tmp_path / 'out.png').format == 'PNG'
 
 
-def test_without_a_model_commands_use_the_one_that_the_package_brings_and_name_it(scene, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('socket.socket.connect', None)  # nothing is asked of anybody
+def test_model_defaults_to_the_shipped_one_and_is_named(scene, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('socket.socket.connect', None)  # without network
     label_names = hub.load().pretrained_cfg['label_names']
-    line = f'model: {hub.DEFAULT_MODEL} ({len(label_names)} labels of '
+    line = f'model: {hub.DEFAULT_MODEL} ({len(label_names)} labels of PASCAL VOC; --model for others)\n'
     for command in (['predict', scene, '--threshold=0'], ['explain', scene, '-o', str(tmp_path / 'out.png')]):
         assert cli.main([*command, '--model', hub.DEFAULT_MODEL]) == 0
-        asked = capsys.readouterr()
+        named = capsys.readouterr()
         assert cli.main(command) == 0
         default = capsys.readouterr()
-        assert default.out == asked.out and any(name in asked.out for name in label_names)
-        assert asked.err == '' and default.err.startswith(line) and default.err.endswith('; --model for others)\n')
-        assert default.err.count('\n') == 1
+        assert default.out == named.out and any(name in named.out for name in label_names)
+        assert named.err == '' and default.err == line
     served = []
     monkeypatch.setattr(app, 'serve', lambda *args: served.append(args))
-    assert cli.main(['space']) == cli.main(['space', '--model', 'local-dir:x']) == 0
-    assert served == [(hub.DEFAULT_MODEL, None, None), ('local-dir:x', None, None)]
-    assert capsys.readouterr().err.startswith(line)
+    assert cli.main(['space']) == cli.main(['space', '--model', 'local-dir:x', '--device', 'cpu']) == 0
+    assert served == [(hub.DEFAULT_MODEL, None, None, None), ('local-dir:x', None, None, 'cpu')]
+    assert capsys.readouterr().err == line
+
+
+def test_verbosity_chooses_the_messages(scene, tmp_path, capsys):
+    command = ['predict', scene, str(tmp_path / 'gone.png'), '--json']
+    errors = [
+        f'msff-timm: {tmp_path}/gone.png: there is no such file.',
+        'msff-timm: 1 of 2 images could not be read.',
+    ]
+    lines = {}
+    for option in ('-q', '--quiet', '', '-v', '--verbose'):
+        assert cli.main([*command, *filter(None, [option])]) == 1
+        captured = capsys.readouterr()
+        assert len(json.loads(captured.out)) == 2
+        lines[option] = captured.err.splitlines()
+    assert lines['-q'] == lines['--quiet'] == errors
+    assert lines[''][0].startswith('model: ') and lines[''][1:] == errors
+    assert lines['-v'] == lines['--verbose']
+    assert any(line.startswith('device: ') for line in lines['-v']) and set(lines['']) < set(lines['-v'])
+    assert any(line.startswith('Loading pretrained weights from file') for line in lines['-v'])  # of timm
+    assert not logging.getLogger('msff_timm').level and not logging.getLogger('msff_timm').handlers
+
+
+def test_warnings_are_shown_once_and_name_the_command(scene, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'msff_test_resnet').mkdir()
+    assert cli.main(['predict', scene, '--model', 'msff_test_resnet']) == 0
+    line = 'msff_test_resnet is the registered model here: write ./msff_test_resnet for the folder of that name.'
+    assert capsys.readouterr().err == f'msff-timm: {line}\n'
+
+
+@pytest.mark.parametrize('command', ['predict', 'explain', 'space'])
+def test_device_that_is_not_there_is_refused(command, scene, monkeypatch, capsys):
+    monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda check_available: None)
+    arguments = {'predict': [scene], 'explain': [scene, '-o', 'x.png'], 'space': []}[command]
+    monkeypatch.setattr(app, '_gradio', lambda: None)
+    monkeypatch.setattr(app, '_check_address', lambda host, port: None)
+    assert cli.main([command, *arguments, '--model', 'local-dir:gone', '--device', 'cuda']) == 2
+    assert 'device is cuda: PyTorch does not find one; available: cpu.' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('command', ['predict', 'explain', 'space'])
@@ -60,12 +105,12 @@ def test_help_names_the_default_model(command, capsys):
     with pytest.raises(SystemExit, match='0'):
         cli.main([command, '--help'])
     printed = ' '.join(capsys.readouterr().out.split())
-    assert f'(default: {hub.DEFAULT_MODEL}, ' in printed or 'as for predict, with the same default' in printed
+    assert f'(default: {hub.DEFAULT_MODEL}, ' in printed and 'looked for in this order' in printed
 
 
 def test_export_writes_a_file_that_onnx_runtime_runs(trained, scene, tmp_path, capsys):
     path = tmp_path / 'model.onnx'
-    arguments = ['export', '--model', f'local-dir:{trained}', '--format', 'onnx', '-o', str(path), '--photos', scene]
+    arguments = ['export', '--model', f'local-dir:{trained}', '--format', 'onnx', '-o', str(path), '--images', scene]
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out.startswith(f'{path}: onnx, ')
     size = read_metadata(path)['input_size']
@@ -82,7 +127,7 @@ def test_export_writes_a_file_that_onnx_runtime_runs(trained, scene, tmp_path, c
         (['export', '--format', 'onnx', '--image-size', '16'], 'images of 16 x 16 pixels are too small'),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, trained, scene, tmp_path, capsys):
+def test_bad_input_is_reported_in_one_line(arguments, message, trained, scene, tmp_path, capsys):
     arguments = [scene if argument == 'SCENE' else argument for argument in arguments]
     assert cli.main([*arguments, '--model', f'local-dir:{trained}', '-o', str(tmp_path / 'out')]) == 2
     captured = capsys.readouterr()
@@ -96,7 +141,7 @@ ENCODINGS = ['ascii', 'cp1252', 'cp932', 'utf-8']
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Runs the command with stdout and stderr of an encoding; gives the exit code and the text of both."""
+    """Returns a function that runs the command with an encoding; it returns the exit code and both outputs."""
 
     def run(encoding, *arguments, errors='strict'):
         streams = [io.TextIOWrapper(io.BytesIO(), encoding, errors, write_through=True) for _ in range(2)]
@@ -121,7 +166,7 @@ def as_printed(text, encoding):
 
 
 @pytest.mark.parametrize('encoding', ENCODINGS)
-def test_predict_prints_names_that_the_terminal_lacks(terminal, saved, tmp_path, encoding):
+def test_predict_escapes_characters_that_the_terminal_lacks(terminal, saved, tmp_path, encoding):
     photos = [tmp_path / '写真 – é.png', tmp_path / os.fsdecode(b'caf\xe9.png')]
     for photo in photos:
         Image.new('RGB', (40, 30)).save(photo)
@@ -131,12 +176,12 @@ def test_predict_prints_names_that_the_terminal_lacks(terminal, saved, tmp_path,
     assert all(as_printed(text, encoding) in out for text in (*NAMES, str(photos[0]), str(photos[1])))
     code, out, _ = terminal(encoding, 'predict', *photos, '--model', saved, '--threshold', 0, '--json')
     rows = json.loads(out)
-    assert code == 0 and [row['photo'] for row in rows] == list(map(str, photos))
+    assert code == 0 and [row['image'] for row in rows] == list(map(str, photos))
     assert all(sorted(row['labels']) == sorted(NAMES) for row in rows)
 
 
 @pytest.mark.parametrize('encoding', ENCODINGS)
-def test_data_prints_names_that_the_terminal_lacks(terminal, tmp_path, monkeypatch, encoding):
+def test_data_escapes_characters_that_the_terminal_lacks(terminal, tmp_path, monkeypatch, encoding):
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', str(tmp_path / 'cache'))
     root, output = tmp_path / 'données', tmp_path / os.fsdecode(b'sor\xe9')
     root.mkdir()
@@ -144,7 +189,7 @@ def test_data_prints_names_that_the_terminal_lacks(terminal, tmp_path, monkeypat
     (root / '写真2.png').write_bytes(b'')
     (root / 'train.csv').write_text('image,labels\n写真.png,猫|né\n写真2.png,dog\n', encoding='utf-8')
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that no font has a label's name
+        warnings.simplefilter('ignore')  # no font has the label's name
         code, out, err = terminal(encoding, 'data', 'table', '--root', root, '--splits', 'train', '-o', output)
     assert code == 1 and 'Traceback' not in err
     assert all(as_printed(text, encoding) in out for text in (*NAMES, '写真2.png', str(output)))
@@ -154,7 +199,7 @@ def test_data_prints_names_that_the_terminal_lacks(terminal, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize('encoding', ENCODINGS)
-def test_card_is_printed_with_escapes_and_written_whole(terminal, tmp_path, encoding):
+def test_card_escapes_characters_that_the_terminal_lacks(terminal, tmp_path, encoding):
     tag = 'msff_resnet101.coco2014_448'
     text = card.render_tag(tag) + '猫\n'
     path = tmp_path / os.fsdecode(b'caf\xe9.md')
@@ -168,7 +213,7 @@ def test_card_is_printed_with_escapes_and_written_whole(terminal, tmp_path, enco
     assert path.read_text(encoding='utf-8') == text
 
 
-def test_a_users_own_way_to_replace_characters_stays(terminal, saved, tmp_path):
+def test_error_handler_of_the_user_stays(terminal, saved, tmp_path):
     Image.new('RGB', (40, 30)).save(tmp_path / 'é.png')
     assert '?.png' in terminal('ascii', 'predict', tmp_path / 'é.png', '--model', saved, errors='replace')[1]
     assert (
@@ -176,7 +221,7 @@ def test_a_users_own_way_to_replace_characters_stays(terminal, saved, tmp_path):
     )
 
 
-def test_a_root_that_is_not_utf8_is_named(terminal, tmp_path):
+def test_data_refuses_a_root_that_is_not_utf8(terminal, tmp_path):
     root = tmp_path / os.fsdecode(b'donn\xe9es')
     root.mkdir()
     for name in ('table', 'coco2014', 'voc2007', 'folder'):
@@ -184,7 +229,7 @@ def test_a_root_that_is_not_utf8_is_named(terminal, tmp_path):
         assert code == 2 and err.count('\n') == 1 and "donn\\udce9es': its path is not UTF-8; rename it" in err
 
 
-def test_scripts_print_what_the_terminal_lacks(monkeypatch):
+def test_scripts_escape_characters_that_the_terminal_lacks(monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), 'cp1252', write_through=True)
     monkeypatch.setattr(sys, 'stdout', stream)
     commands.run_command(lambda: print('猫é'))
@@ -201,8 +246,8 @@ def test_scripts_print_what_the_terminal_lacks(monkeypatch):
         ['data', 'scenes'],
     ],
 )
-def test_outputs_that_cannot_be_written_are_named_before_any_work(arguments, tmp_path, capsys):
-    """The rest of each command is wrong, too, which a look at the output afterwards would name first."""
+def test_output_that_cannot_be_written_is_refused_first(arguments, tmp_path, capsys):
+    """The other arguments are wrong, too: a check of the output after the work would come too late."""
     (tmp_path / 'file').touch()
     (tmp_path / 'dangling').symlink_to(tmp_path / 'nowhere' / 'x')
     for output in ('file/x', 'dangling/x', 'a' * 300, '/proc/x'):
@@ -211,3 +256,80 @@ def test_outputs_that_cannot_be_written_are_named_before_any_work(arguments, tmp
         assert line.startswith(f'msff-timm: error: --output is {tmp_path / output}: nothing can be written to ')
         assert line.count('\n') == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ['dangling', 'file']
+
+
+def test_parser_constants_equal_their_sources():
+    assert parser.DEFAULT_MODEL == hub.DEFAULT_MODEL and parser.KEEP_BELOW == KEEP_BELOW
+    assert parser.FORMATS == tuple(FORMATS) and parser.LAYERS == LAYERS
+    commands = parser.make_parser()._subparsers._group_actions[0].choices
+    assert set(commands) == {*cli.COMMANDS, 'train', 'evaluate'}
+
+
+@pytest.mark.parametrize('arguments', [['--version'], ['--help'], ['predict', '--help'], ['predict', '--threshold=2']])
+def test_command_answers_without_loading_pytorch(arguments):
+    code = 'import sys; sys.modules |= dict.fromkeys(["torch", "timm", "numpy", "msff_timm"]);'
+    code += f'from msff_timm_cli.commands import main; main({arguments})'
+    ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    if arguments == ['predict', '--threshold=2']:
+        assert ended.returncode == 2 and "'2' is not a probability" in ended.stderr
+    else:
+        assert ended.returncode == 0 and ended.stderr == ''
+    assert arguments != ['--version'] or ended.stdout == f'{msff_timm.__version__}\n'
+
+
+def test_command_is_installed_and_runs_as_a_module():
+    (script,) = entry_points(group='console_scripts', name='msff-timm')
+    assert script.load() is cli.main
+    ended = subprocess.run([sys.executable, '-m', 'msff_timm', 'card', 'gone'], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith('msff-timm: error: gone')
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['export', '--photos', 'a.png', 'b.png'], 'argument --photos: is now --images'),
+        (['halve', 'run', '--photos', 'a.png'], 'argument --photos: is now --images'),
+        (['convert', 'a.whl', 'folder'], 'argument OUTPUT: is now -o FOLDER'),
+    ],
+)
+def test_parser_refuses_old_names_with_the_new_ones(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_parser_names_options_the_same_in_every_command():
+    commands = parser.make_parser()._subparsers._group_actions[0].choices
+    options = {name: set(command._option_string_actions) for name, command in commands.items()}
+    for name, found in options.items():
+        assert ('--output' in found) == ('-o' in found)
+        assert name in ('train', 'evaluate') or {'-q', '--quiet', '-v', '--verbose'} <= found
+    assert {name for name, found in options.items() if '--device' in found} == {'predict', 'explain', 'space'}
+
+
+@pytest.mark.parametrize(('name', 'module'), [('train', train), ('evaluate', evaluate)])
+def test_training_commands_pass_their_arguments_on(name, module, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(sys, 'argv', ['msff-timm'])
+    monkeypatch.setattr(module, 'main', lambda: seen.append(sys.argv))
+    assert cli.main([name, '--config', 'x', '--output=-v', '-q']) == 0
+    assert seen == [[f'msff-timm {name}', '--config', 'x', '--output=-v', '-q']]
+
+    def refuse():
+        raise errors.InputError('wrong.')
+
+    monkeypatch.setattr(module, 'main', refuse)
+    with pytest.raises(SystemExit, match='2'):
+        cli.main([name])
+    assert capsys.readouterr().err == f'msff-timm {name}: error: wrong.\n'
+
+
+def test_training_commands_name_the_extra_that_is_missing(monkeypatch, capsys):
+    for module in list(sys.modules):
+        if module.startswith('msff_timm.training'):
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, 'accelerate', None)
+    for name in ('train', 'evaluate'):
+        assert cli.main([name, '--help']) == 2
+        line = "msff-timm: error: accelerate is not installed: pip install 'msff-timm[train]'\n"
+        assert capsys.readouterr().err == line

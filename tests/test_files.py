@@ -14,8 +14,10 @@ PLACES = [
     'dangling',
     'dangling/x',
     'loop/x',
-    'a' * 250,
-    f'new/{"a" * 250}',
+    'a' * 255,
+    'a' * 256,
+    f'new/{"a" * 255}',
+    f'new/{"a" * 256}',
     f'{"b" * 200}/' * 30,
 ]
 
@@ -34,7 +36,7 @@ def listing(folder):
 
 
 @pytest.mark.parametrize('place', [*PLACES, 'file', 'there', 'nul\0x', '/proc/x'])
-def test_check_folder_agrees_with_what_the_system_does(folder, place):
+def test_check_folder_agrees_with_the_system(folder, place):
     before, refused = listing(folder), None
     try:
         check_folder(folder / place, 'output')
@@ -63,11 +65,12 @@ def test_check_folder_agrees_with_what_the_system_does(folder, place):
         ('there', 'that is a folder; name a file.'),
         ('file/x', 'file (Not a directory); choose another place.'),
         ('dangling/x', '(No such file or directory); choose another place.'),
-        ('a' * 250, '(File name too long); choose another place.'),
+        ('a' * 255, None),
+        ('a' * 256, '(File name too long); choose another place.'),
         ('/proc/x', 'nothing can be written to /proc ('),
     ],
 )
-def test_check_file_refuses_what_cannot_be_written(folder, place, reason):
+def test_check_file_refuses_places_that_cannot_be_written(folder, place, reason):
     before = listing(folder)
     if reason is None:
         check_file(folder / place, 'scores')
@@ -78,11 +81,11 @@ def test_check_file_refuses_what_cannot_be_written(folder, place, reason):
     assert listing(folder) == before and (folder / 'file').read_text() == 'kept'
 
 
-def test_check_file_leaves_devices_alone_and_asks_for_a_folder_that_is_not_made(folder):
+def test_check_file_allows_devices_and_may_require_the_folder(folder):
     check_file('/dev/null', 'output')
-    check_file(folder / 'x', 'output', makes_folder=False)
+    check_file(folder / 'x', 'output', parents=False)
     with pytest.raises(InputError, match=r'nothing can be written to .*new \(No such file or directory\)'):
-        check_file(folder / 'new' / 'x', 'output', makes_folder=False)
+        check_file(folder / 'new' / 'x', 'output', parents=False)
 
 
 @pytest.mark.skipif(sys.platform == 'win32' or os.geteuid() == 0, reason='root writes everywhere')
@@ -92,7 +95,7 @@ def test_check_folder_refuses_a_folder_without_permission(folder):
         check_folder(folder / 'there' / 'x', 'output')
 
 
-def test_read_small_reads_regular_files_alone(folder):
+def test_read_small_reads_regular_files_only(folder):
     (folder / 'link').symlink_to(folder / 'file')
     assert read_small(folder / 'link', 4, 'text') == b'kept'
     os.mkfifo(folder / 'pipe')
@@ -115,7 +118,7 @@ def test_read_small_reads_regular_files_alone(folder):
 
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
-        thread.join(20)  # where it would wait for a writer
+        thread.join(20)  # it must not wait for a writer
         assert said and 'cannot be read as text (' in said[0] and reason in said[0] and '\0' not in said[0]
 
 

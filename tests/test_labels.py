@@ -11,12 +11,12 @@ from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import (
     describe_matches,
+    display_names,
+    get_label_names,
+    get_thresholds,
     match_labels,
-    names_of,
     relabel,
-    set_names,
-    stored_names,
-    thresholds_of,
+    set_label_names,
 )
 
 VOC = 'aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person'.split()
@@ -32,7 +32,7 @@ COCO_FOR_VOC = {
 
 
 def named(label_names, **args):
-    """A model with random weights that knows its labels, and an image whose logits tell them apart."""
+    """Creates a model with label names and random weights, whose logits differ between labels."""
     torch.manual_seed(0)
     model = timm.create_model('msff_test_resnet', num_classes=len(label_names), **args).eval()
     for parameter in model.parameters():
@@ -41,13 +41,13 @@ def named(label_names, **args):
     return model
 
 
-def test_every_label_of_voc_has_its_counterpart_in_coco(coco_root):
+def test_match_labels_finds_every_label_of_voc_in_coco(coco_root):
     coco = msff_timm.data.label_names(msff_timm.data.load('coco2014', 'train', coco_root))
     assert match_labels(coco, VOC) == {name: COCO_FOR_VOC.get(name, name) for name in VOC}
     assert match_labels(VOC, coco) == {COCO_FOR_VOC.get(name, name): name for name in VOC}
 
 
-def test_a_name_itself_goes_before_a_synonym_and_no_label_serves_twice():
+def test_match_labels_prefers_equal_names_and_uses_no_label_twice():
     assert match_labels(['tv', 'sofa'], ['tvmonitor', 'tv', 'Couch', 'sofa bed']) == {'tv': 'tv', 'Couch': 'sofa'}
     assert match_labels(['cat'], ['dog']) == {}
 
@@ -67,7 +67,7 @@ def test_a_name_itself_goes_before_a_synonym_and_no_label_serves_twice():
         ('age<30 Years', 'AGE<30 years'),
     ],
 )
-def test_match_labels_ignores_case_spelling_and_separators_between_letters(one, other):
+def test_match_labels_ignores_case_unicode_composition_and_separators(one, other):
     assert match_labels([one, 'x'], ['y', other]) == {other: one}
     assert match_labels([other], [one]) == {one: other}
 
@@ -96,7 +96,7 @@ def test_match_labels_ignores_case_spelling_and_separators_between_letters(one, 
     ],
     ids=str,
 )
-def test_match_labels_keeps_signs_apart(names):
+def test_match_labels_distinguishes_signs(names):
     for one in names:
         others = [name for name in names if name != one]
         assert match_labels(others, [one]) == {}
@@ -109,14 +109,14 @@ SPELT = st.text(alphabet='aAbBßẞéÉe\u0301σΣςकि\u093f\u0940ปี1²+
 @settings(max_examples=400, deadline=None)
 @given(SPELT, SPELT)
 @example('a- b', 'A_B')
-def test_match_labels_ignores_nothing_but_case_and_separators(one, other):
+def test_match_labels_ignores_only_case_and_separators(one, other):
     def without(name):
         name = unicodedata.normalize('NFD', name.translate(dict.fromkeys(map(ord, ' _-'))))
         return unicodedata.normalize('NFD', name.casefold())
 
     if match_labels([one], [other]):
         assert without(one) == without(other)
-        # What is no letter has the same neighbours on both sides.
+        # All characters that are no letters stay.
         assert [c for c in one if c in '1²+#<>😀'] == [c for c in other if c in '1²+#<>😀']
 
 
@@ -124,7 +124,7 @@ def test_match_labels_ignores_nothing_but_case_and_separators(one, other):
     ('known', 'wanted', 'expected'),
     [
         (['tv', 'TV'], ['Tv'], {}),
-        (['tv', 'TV'], ['tv', 'Tv'], {'tv': 'tv'}),  # and not the one that is left
+        (['tv', 'TV'], ['tv', 'Tv'], {'tv': 'tv'}),  # not the remaining one
         (['Cat'], ['cat', 'CAT'], {}),
         (['couch', 'sofa'], ['Sofa'], {'Sofa': 'sofa'}),
         (['couch', 'Sofa'], ['sofa', 'Couch'], {'sofa': 'Sofa', 'Couch': 'couch'}),
@@ -134,17 +134,17 @@ def test_match_labels_ignores_nothing_but_case_and_separators(one, other):
         (['airplane', 'tv'], ['TV-Monitor', 'Aeroplane'], {'TV-Monitor': 'tv', 'Aeroplane': 'airplane'}),
     ],
 )
-def test_match_labels_matches_nothing_that_is_ambiguous(known, wanted, expected):
+def test_match_labels_skips_ambiguous_names(known, wanted, expected):
     assert match_labels(known, wanted) == expected
 
 
-def test_describe_matches_lists_those_by_other_names():
+def test_describe_matches_lists_different_names():
     matched = match_labels(['airplane', 'cat'], ['cat', 'aeroplane'])
-    assert describe_matches(matched) == ["'aeroplane' is taken for 'airplane'."]
+    assert describe_matches(matched) == ["'aeroplane' is matched to 'airplane'."]
 
 
 @pytest.mark.parametrize('args', [{}, {'share_branches': False}, {'decoder_depth': 0}], ids=str)
-def test_shared_labels_keep_their_logits_and_the_rest_is_new(args):
+def test_relabel_keeps_logits_of_shared_labels_and_draws_the_others(args):
     known, wanted = ['cat', 'tv', 'dog', 'couch'], ['zebra', 'sofa', 'cat', 'giraffe', 'tvmonitor']
     model = named(known, **args)
     x = torch.randn(2, 3, 64, 64)
@@ -159,7 +159,7 @@ def test_shared_labels_keep_their_logits_and_the_rest_is_new(args):
     assert model.pretrained_cfg['label_names'] == wanted and model.pretrained_cfg['num_classes'] == 5
 
 
-def test_a_relabelled_model_is_saved_and_loaded_with_its_labels(tmp_path):
+def test_relabel_survives_saving_and_loading(tmp_path):
     model = named(['cat', 'dog'])
     relabel(model, ['dog', 'cow', 'cat'])
     hub.save(model, tmp_path, ['dog', 'cow', 'cat'], timm.data.resolve_model_data_config(model))
@@ -168,16 +168,20 @@ def test_a_relabelled_model_is_saved_and_loaded_with_its_labels(tmp_path):
     assert again.pretrained_cfg['label_names'] == ['dog', 'cow', 'cat'] and torch.equal(again(x), model(x))
 
 
-def test_what_cannot_be_carried_over_is_refused():
-    with pytest.raises(InputError, match='label names repeat'):
+def test_relabel_refuses_repeated_names_and_models_without_names():
+    with pytest.raises(InputError, match="2 label names for 2 logits, 'cat' more than once"):
         relabel(named(['cat', 'dog']), ['cat', 'cat'])
     nameless = timm.create_model('msff_test_resnet', num_classes=2)
-    with pytest.raises(InputError, match='label_names are missing'):
+    with pytest.raises(InputError, match='the model has no label names'):
         relabel(nameless, ['cat', 'dog'])
 
 
 def state_of(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}, model.pretrained_cfg, names_of(model)
+    return (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        model.pretrained_cfg,
+        display_names(model),
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,49 +194,60 @@ def state_of(model):
         ('msff_test_resnet', {'max_queries': 3}, 4, 3),
     ],
 )
-def test_relabel_leaves_a_model_as_it_was_where_labels_share_queries(name, args, known, wanted):
+def test_relabel_leaves_the_model_unchanged_if_labels_share_queries(name, args, known, wanted):
     model = timm.create_model(name, num_classes=known, **args)
-    set_names(model, [f'label {k}' for k in range(known)])
+    set_label_names(model, [f'label {k}' for k in range(known)])
     state, cfg, names = state_of(model)
     modules = dict(model.named_modules())
-    with pytest.raises(InputError, match=r'cannot be told apart|could not be told apart'):
+    with pytest.raises(InputError, match='so no label can be kept: train without keep_labels'):
         relabel(model, [f'label {k}' for k in range(wanted)])
-    assert model.num_classes == known and names_of(model) == names and model.pretrained_cfg == cfg
+    assert model.num_classes == known and display_names(model) == names and model.pretrained_cfg == cfg
     assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
     assert dict(model.named_modules()) == modules
-    # The same labels need nothing to be moved.
+    # Equal labels need no change.
     assert relabel(model, names) == dict(zip(names, names, strict=True)) and dict(model.named_modules()) == modules
 
 
-def test_relabel_goes_up_to_as_many_labels_as_there_are_queries():
+def test_relabel_allows_one_label_for_each_query():
     for name, args in (('mldecoder_test_resnet', {}), ('msff_test_resnet', {'decoder_depth': 0, 'max_queries': 3})):
         model = timm.create_model(name, num_classes=2, **args).eval()
-        set_names(model, ['cat', 'dog'])
+        set_label_names(model, ['cat', 'dog'])
         x = torch.randn(1, 3, 64, 64)
         before = model(x)
         assert relabel(model, [*map(str, range(98)), 'dog', 'cat']) == {'dog': 'dog', 'cat': 'cat'}
         torch.testing.assert_close(model(x)[:, [99, 98]], before)
 
 
+def test_relabel_without_keep_shared_keeps_labels_of_an_equal_set_only():
+    model = named(['cat', 'dog', 'cow'])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert relabel(model, ['cow', 'cat', 'dog'], keep_shared=False) == {'cow': 'cow', 'cat': 'cat', 'dog': 'dog'}
+    assert torch.equal(model.classifier.bias, before['classifier.bias'][[2, 0, 1]])
+    assert relabel(model, ['cow', 'cat', 'fox'], keep_shared=False) == {}
+    assert get_label_names(model) == ['cow', 'cat', 'fox'] and not model.classifier.bias.any()
+    nameless = timm.create_model('msff_test_resnet', num_classes=2)
+    assert relabel(nameless, ['cat', 'dog'], keep_shared=False) == {} and display_names(nameless) == ['cat', 'dog']
+
+
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'mldecoder_test_resnet', 'q2l_test_resnet'])
 @pytest.mark.parametrize('num_classes', [0, 2, 3])
-def test_names_and_thresholds_go_with_the_classifier(name, num_classes):
+def test_reset_classifier_drops_names_and_thresholds(name, num_classes):
     model = timm.create_model(name, num_classes=3)
-    set_names(model, ['cat', 'dog', 'cow'])
+    set_label_names(model, ['cat', 'dog', 'cow'])
     model.thresholds = [0.1, 0.2, 0.3]
     model.reset_classifier(num_classes)  # as timm does it
-    assert stored_names(model) is None and names_of(model) == ['0', '1', '2'][:num_classes]
-    assert thresholds_of(model) is None and model.default_cfg is model.pretrained_cfg
+    assert get_label_names(model) is None and display_names(model) == ['0', '1', '2'][:num_classes]
+    assert get_thresholds(model) is None and model.default_cfg is model.pretrained_cfg
 
 
-def test_names_of_a_plain_timm_model_are_as_many_as_its_logits():
+def test_display_names_fits_the_logits_of_a_plain_timm_model():
     model = timm.create_model('test_resnet', num_classes=3)
-    assert names_of(model) == ['0', '1', '2']
-    set_names(model, ['cat', 'dog', 'cow'])
+    assert display_names(model) == ['0', '1', '2']
+    set_label_names(model, ['cat', 'dog', 'cow'])
     model.thresholds = [0.1, 0.2, 0.3]
-    assert names_of(torch.nn.DataParallel(model)) == ['cat', 'dog', 'cow'] == names_of(model)
+    assert display_names(torch.nn.DataParallel(model)) == ['cat', 'dog', 'cow'] == display_names(model)
     model.reset_classifier(2)
-    assert names_of(model) == ['0', '1'] and thresholds_of(model) is None
+    assert display_names(model) == ['0', '1'] and get_thresholds(model) is None
 
 
 def test_set_names_checks_them_and_drops_the_thresholds_of_others():
@@ -240,26 +255,26 @@ def test_set_names_checks_them_and_drops_the_thresholds_of_others():
     model.thresholds = [0.1, 0.2, 0.3]
     for names in (['cat', 'dog'], ['cat', 'dog', 'cat'], list('abcd')):
         with pytest.raises(InputError, match='label names for 3 logits'):
-            set_names(model, names)
-    assert thresholds_of(model) == [0.1, 0.2, 0.3]
-    set_names(model, ['cat', 'dog', 'cow'])
-    assert thresholds_of(model) is None
+            set_label_names(model, names)
+    assert get_thresholds(model) == [0.1, 0.2, 0.3]
+    set_label_names(model, ['cat', 'dog', 'cow'])
+    assert get_thresholds(model) is None
 
 
-def test_names_that_repeat_get_the_numbers_of_their_logits():
+def test_display_names_numbers_repeated_names():
     """ImageNet has two cranes."""
     model = timm.create_model('test_resnet', num_classes=3)
     model.pretrained_cfg['label_names'] = ['crane', 'dog', 'crane']
-    assert names_of(model) == ['crane (0)', 'dog', 'crane (2)']
+    assert display_names(model) == ['crane (0)', 'dog', 'crane (2)']
 
 
-def test_names_are_no_other_models_and_not_the_registrys():
+def test_relabel_leaves_other_models_and_the_registry_unchanged():
     registered = timm.get_pretrained_cfg('msff_test_resnet.scenes')
     one, other = (timm.create_model('msff_test_resnet', pretrained=True) for _ in range(2))
-    other.pretrained_cfg = one.pretrained_cfg  # even where a caller shares it
+    other.pretrained_cfg = one.pretrained_cfg  # even if a caller shares it
     relabel(one, ['star', 'moon'])
     one.pretrained_cfg['label_names'].append('x')
-    assert names_of(other) == list(registered.label_names) and len(registered.label_names) == 12
+    assert display_names(other) == list(registered.label_names) and len(registered.label_names) == 12
 
 
 NAMES = list('abcdefghijkl')
@@ -268,8 +283,8 @@ NAMES = list('abcdefghijkl')
 @pytest.mark.parametrize(
     ('args', 'expected'),
     [
-        ({'pretrained': True}, 'those of the tag'),
-        ({'pretrained': True, 'num_classes': 12}, 'those of the tag'),
+        ({'pretrained': True}, 'tag'),
+        ({'pretrained': True, 'num_classes': 12}, 'tag'),
         ({'pretrained': True, 'num_classes': 5}, None),
         ({'num_classes': 12}, None),
         ({'pretrained': True, 'pretrained_cfg_overlay': {'label_names': NAMES}}, NAMES),
@@ -278,13 +293,13 @@ NAMES = list('abcdefghijkl')
         ({'pretrained_cfg_overlay': {'label_names': ['x', 'y'], 'num_classes': 2}}, ['x', 'y']),
     ],
 )
-def test_names_of_a_new_model_are_those_that_the_caller_gives_or_that_fit(args, expected):
-    if expected == 'those of the tag':
+def test_get_label_names_of_a_new_model(args, expected):
+    if expected == 'tag':
         expected = list(timm.get_pretrained_cfg('msff_test_resnet.scenes').label_names)
-    assert stored_names(timm.create_model('msff_test_resnet', **args)) == expected
+    assert get_label_names(timm.create_model('msff_test_resnet', **args)) == expected
 
 
-def test_what_a_caller_sets_in_the_configuration_stays():
+def test_create_model_keeps_the_configuration_of_the_caller():
     asked = {'mean': (0.1, 0.2, 0.3), 'std': (1.0, 1.0, 1.0), 'tag': 'mine', 'crop_pct': 0.5}
     model = timm.create_model('msff_test_resnet', pretrained_cfg_overlay=asked)
     assert {key: model.pretrained_cfg[key] for key in asked} == asked

@@ -1,3 +1,4 @@
+import doctest
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,9 @@ from torchmetrics.classification import (
     MultilabelRecall,
 )
 
-from msff_timm.metrics import DEFINITIONS, Measures, average_precision, evaluate
+from msff_timm import metrics, thresholds
+from msff_timm.metrics import DEFINITIONS, average_precision, evaluate
+from msff_timm.training import accumulator
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*have fewer than 5')
 
@@ -21,7 +24,7 @@ NAMES = ('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 
 
 def example(seed=0, shape=(200, 20), decimals=2, dtype=np.float64):
-    """Scores with ties that tell something of the targets, ignored entries, a class absent and one all ignored."""
+    """Returns informative scores with ties, targets with an absent label, and a mask with an ignored one."""
     rng = np.random.default_rng(seed)
     targets = rng.random(shape) < rng.uniform(0.05, 0.6, shape[1])
     scores = np.clip(rng.normal(0.4 + 0.2 * targets, 0.2), 0, 1).round(decimals).astype(dtype)
@@ -38,7 +41,7 @@ def assert_same(one, other):
 
 
 def ap_by_the_book(scores, targets, definition):
-    """Walks down the distinct scores in exact fractions; each gives a recall and a precision."""
+    """Computes recall and precision at each distinct score, in exact fractions."""
     points, previous, ap = [], Fraction(0), Fraction(0)
     for threshold in sorted(set(scores.tolist()), reverse=True):
         passing = [bool(t) for s, t in zip(scores.tolist(), targets.tolist(), strict=True) if s >= threshold]
@@ -55,7 +58,7 @@ def ap_by_the_book(scores, targets, definition):
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 @pytest.mark.parametrize('decimals', [8, 1], ids=['distinct', 'ties'])
-def test_average_precision_is_scikit_learns(decimals, dtype):
+def test_average_precision_equals_scikit_learn(decimals, dtype):
     rng = np.random.default_rng(decimals)
     scores = rng.random((500, 20)).round(decimals).astype(dtype)
     targets = rng.random((500, 20)) < rng.uniform(0.01, 0.9, 20)
@@ -73,8 +76,8 @@ def double():
 
 
 @pytest.mark.parametrize('threshold', [0.5, 0.3], ids=str)
-def test_measures_are_torchmetrics(threshold, double):
-    """Which leaves out of its means over classes those neither present nor predicted: here there are none."""
+def test_evaluate_equals_torchmetrics(threshold, double):
+    """torchmetrics leaves out labels that are neither present nor predicted; there are none here."""
     rng = np.random.default_rng(0)
     targets = rng.random((300, 12)) < rng.uniform(0.1, 0.6, 12)
     scores = np.clip(rng.normal(0.4 + 0.2 * targets, 0.2), 0, 1).round(2)
@@ -83,7 +86,7 @@ def test_measures_are_torchmetrics(threshold, double):
 
     ap = MultilabelAveragePrecision(12, average='none', thresholds=None)(*tensors)
     np.testing.assert_allclose(result['AP'] / 100, ap.numpy(), rtol=0, atol=1e-12)
-    # These it divides in single precision whatever the default.
+    # torchmetrics divides these in single precision.
     for name, metric in (('P', MultilabelPrecision), ('R', MultilabelRecall)):
         for letter, average in (('C', 'macro'), ('O', 'micro')):
             value = metric(12, threshold=threshold, average=average)(*tensors).item()
@@ -94,8 +97,8 @@ def test_measures_are_torchmetrics(threshold, double):
 
 @pytest.mark.parametrize('threshold', [0.5, np.linspace(0, 0.95, 20)], ids=['one', 'each'])
 @pytest.mark.parametrize('seed', [0, 1])
-def test_ignored_entries_are_as_if_they_were_not_there(seed, threshold):
-    """Each class is measured by scikit-learn on the rows that it does not ignore."""
+def test_evaluate_leaves_out_ignored_entries(seed, threshold):
+    """scikit-learn evaluates each label on the rows that are not ignored."""
     scores, targets, ignore = example(seed)
     result = evaluate(scores, targets, ignore, threshold)
     each = np.broadcast_to(threshold, 20)
@@ -134,8 +137,8 @@ ENTRIES = st.integers(1, 4).flatmap(
 @pytest.mark.parametrize('ap', DEFINITIONS)
 @given(ENTRIES, st.sampled_from([0.0, 0.4, 0.5]))
 @settings(max_examples=100, deadline=None)
-def test_evaluate_is_scikit_learns_with_masked_entries_and_labels_of_one_kind(ap, rows, threshold):
-    """Labels without a positive or without a negative are left out of mAP on both sides."""
+def test_evaluate_equals_scikit_learn_with_masked_entries(ap, rows, threshold):
+    """Labels without a positive or without a negative do not count in mAP."""
     scores = np.array([[s / 5 for s, _ in row] for row in rows])
     targets = np.array([[t == 1 for _, t in row] for row in rows])
     ignore = np.array([[t is None for _, t in row] for row in rows])
@@ -169,9 +172,9 @@ def test_evaluate_is_scikit_learns_with_masked_entries_and_labels_of_one_kind(ap
     assert {name: result[name] / 100 for name in NAMES} == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_label_without_an_absent_entry_does_not_lift_map():
-    """One such label among these four made 49.8 of 33.1."""
-    table = [  # of four labels: score and whether it is present, None where that is masked
+def test_evaluate_counts_no_label_without_negatives_in_map():
+    """Such a label would raise the mAP of these four from 33.1 to 49.8."""
+    table = [  # score and target of four labels, None for masked ones
         [(0.9, 1), (0.9, 0), (0.9, 0), (0.9, 0)],
         [(0.8, None), (0.8, 0), (0.8, 0), (0.8, 0)],
         [(0.7, 1), (0.7, 1), (0.7, 0), (0.7, None)],
@@ -180,19 +183,19 @@ def test_a_label_without_an_absent_entry_does_not_lift_map():
     ]
     scores, states = (np.array([[entry[part] for entry in row] for row in table], float) for part in (0, 1))
     result = evaluate(scores, states == 1, np.isnan(states))
-    # The present ones are third of four; fourth and fifth of five; third of four.
+    # Ranks of the positives: third of four; fourth and fifth of five; third of four.
     expected = [1 / 3, (1 / 4 + 2 / 5) / 2, 1 / 3]
     assert result['mAP'] / 100 == pytest.approx(sum(expected) / 3, abs=1e-12)
     assert round(result['mAP'], 1) == 33.1 and np.isnan(result['AP'][0]) and result['num_labels_counted'] == 3
     assert result['num_positives'].tolist() == [3, 1, 2, 1] and result['num_negatives'].tolist() == [0, 3, 3, 3]
-    assert result['few_positives'] == result['few_negatives'] == [1, 2, 3]  # not the label that does not count
+    assert result['few_positives'] == result['few_negatives'] == [1, 2, 3]  # without the label that does not count
     without = evaluate(scores[:, 1:], states[:, 1:] == 1, np.isnan(states[:, 1:]))
     assert result['mAP'] == without['mAP']
 
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
-def test_a_label_of_masked_entries_only_changes_nothing(seed):
+def test_evaluate_leaves_out_labels_with_only_masked_entries(seed):
     scores, targets, ignore = example(seed, shape=(30, 5), decimals=1)
     areas = np.random.default_rng(seed).random((30, 5)) ** 4
     more = [np.insert(array, 2, value, 1) for array, value in ((scores, 0.9), (targets, 1), (ignore, 1), (areas, 0.5))]
@@ -206,7 +209,7 @@ def test_a_label_of_masked_entries_only_changes_nothing(seed):
     assert one['mAP_interval'] == other['mAP_interval']
 
 
-def test_an_interval_of_resamples_in_which_no_label_counts_is_nan(recwarn):
+def test_evaluate_interval_is_nan_if_no_label_counts_in_a_resample(recwarn):
     targets = np.array([[1], [0]])
     drawn = [set(np.random.default_rng(seed).integers(2, size=2).tolist()) for seed in range(20)]
     seed = next(seed for seed in range(20) if len(drawn[seed]) == 1)
@@ -215,7 +218,7 @@ def test_an_interval_of_resamples_in_which_no_label_counts_is_nan(recwarn):
 
 
 @pytest.mark.parametrize('ap', DEFINITIONS)
-def test_what_an_ignored_entry_holds_changes_nothing(ap):
+def test_evaluate_does_not_read_ignored_entries(ap):
     scores, targets, ignore = example()
     areas = np.random.default_rng(1).random((200, 20)) ** 4
     options = {'ap': ap, 'areas': areas, 'bootstrap': 3}
@@ -223,7 +226,7 @@ def test_what_an_ignored_entry_holds_changes_nothing(ap):
     assert_same(evaluate(scores, targets, ignore, **options), flipped)
 
 
-def test_measures_of_an_example_worked_by_hand():
+def test_evaluate_by_hand():
     scores = np.array([[0.9, 0.2, 0.6], [0.8, 0.7, 0.1], [0.3, 0.6, 0.2], [0.1, 0.5, 0.3]])
     targets = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 1], [0, 0, 0]])
     # Predicted above 0.5: class 0 in images 0, 1; class 1 in 1, 2 (0.5 itself is not above); class 2 in 0.
@@ -248,7 +251,7 @@ def test_measures_of_an_example_worked_by_hand():
         ('voc11', (3 * 1 + 8 * 2 / 3) / 11),
     ],
 )
-def test_definitions_of_average_precision_by_hand(ap, expected):
+def test_average_precision_by_hand(ap, expected):
     # From the top: a hit; then a hit among three of one score (2 of 4 pass); at the end two hits of one score (4 of 6).
     scores, targets = np.array([9, 7, 7, 7, 5, 5]) / 10, np.array([1, 0, 1, 0, 1, 1])
     result = evaluate(scores[:, None], targets[:, None], ap=ap)
@@ -258,15 +261,15 @@ def test_definitions_of_average_precision_by_hand(ap, expected):
 @pytest.mark.parametrize('ap', DEFINITIONS)
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans())).filter(lambda r: {t for _, t in r} == {True, False}))
 @settings(max_examples=150, deadline=None)
-def test_definitions_are_those_of_the_book(ap, rows):
+def test_average_precision_equals_exact_fractions(ap, rows):
     scores, targets = np.array([s / 6 for s, _ in rows]), np.array([t for _, t in rows])
     result = average_precision(scores[:, None], targets[:, None], ap=ap)[0]
     assert result == pytest.approx(ap_by_the_book(scores, targets, ap), abs=1e-12)
 
 
 @pytest.mark.parametrize('num_positives', [10, 20, 30, 70, 110])
-def test_eleven_points_count_a_recall_that_is_just_a_tenth(num_positives):
-    """3 of 10 is a recall of 0.3 though 3 / 10 < 0.1 * 3: each tenth has a precision of its own here."""
+def test_average_precision_voc11_includes_exact_tenths_of_recall(num_positives):
+    """3 of 10 is a recall of 0.3 although 3 / 10 < 0.1 * 3; here, each tenth has another precision."""
     tenth = num_positives // 10
     targets = np.tile(np.r_[np.ones(tenth, bool), np.zeros(5, bool)], 10)
     scores = np.linspace(1, 0, len(targets))
@@ -279,7 +282,7 @@ def test_eleven_points_count_a_recall_that_is_just_a_tenth(num_positives):
 @pytest.mark.parametrize('ap', DEFINITIONS)
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
-def test_neither_the_order_of_images_nor_an_increasing_function_matters(ap, seed):
+def test_average_precision_depends_on_the_ranking_alone(ap, seed):
     scores, targets, ignore = example(seed, shape=(30, 5), decimals=1)
     order = np.random.default_rng(seed).permutation(30)
     options = {'ap': ap, 'areas': np.random.default_rng(seed).random((30, 5)) ** 4}
@@ -292,14 +295,14 @@ def test_neither_the_order_of_images_nor_an_increasing_function_matters(ap, seed
     )
 
 
-def test_cf1_is_the_harmonic_mean_of_cp_and_cr_not_the_mean_of_class_f1():
-    # Class 0: precision 1, recall 1/2. Class 1: precision 1/2, recall 1. Each has F1 2/3; Eq. 16 gives 3/4.
+def test_evaluate_cf1_is_the_harmonic_mean_of_cp_and_cr():
+    # Label 0: precision 1, recall 1/2. Class 1: precision 1/2, recall 1. Each has F1 2/3; Eq. 16 gives 3/4.
     scores = np.array([[0.9, 0.9], [0.1, 0.9]])
     targets = np.array([[1, 1], [1, 0]])
     assert evaluate(scores, targets)['CF1'] == pytest.approx(75, abs=1e-10)
 
 
-def test_a_class_never_predicted_counts_zero_and_one_without_positives_leaves_map():
+def test_evaluate_labels_without_predictions_or_positives():
     scores = np.array([[0.9, 0.1, 0.9], [0.2, 0.2, 0.1]])
     targets = np.array([[1, 1, 0], [0, 0, 0]])
     result = evaluate(scores, targets)
@@ -308,14 +311,14 @@ def test_a_class_never_predicted_counts_zero_and_one_without_positives_leaves_ma
     assert result['mAP'] == pytest.approx((100 + 50) / 2, abs=1e-9)
 
 
-def test_nothing_predicted_gives_zero_without_a_warning(recwarn):
+def test_evaluate_without_predictions_gives_zero_and_no_warning(recwarn):
     result = evaluate(np.full((10, 2), 0.1), np.eye(2)[np.arange(10) % 2])
     assert [result[name] for name in NAMES] == [0] * 6
     assert len(recwarn) == 0 and result['few_positives'] == []
 
 
 @pytest.mark.parametrize('kind', ['positives', 'negatives'])
-def test_one_warning_counts_the_labels_of_few_positives_or_negatives(kind):
+def test_evaluate_warns_of_labels_with_few_positives_or_negatives(kind):
     targets = np.arange(20)[:, None] < np.array([5, 4, 0, *[1] * 12])
     with pytest.warns(UserWarning) as warned:
         result = evaluate(np.full((20, 15), 0.1), targets == (kind == 'positives'))
@@ -326,12 +329,12 @@ def test_one_warning_counts_the_labels_of_few_positives_or_negatives(kind):
     assert message.endswith(': 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, ...') and warned[0].filename == __file__
 
 
-def test_a_threshold_for_each_class():
+def test_evaluate_takes_a_threshold_for_each_label():
     scores, targets = np.array([[0.4, 0.4], [0.4, 0.4]]), np.array([[1, 0], [1, 1]])
     assert evaluate(scores, targets, threshold=np.array([0.3, 0.5]))['OR'] == pytest.approx(200 / 3, abs=1e-9)
 
 
-def test_the_three_labels_of_highest_score():
+def test_evaluate_top3_by_hand():
     scores = np.array([[0.9, 0.1, 0.1, 0.1, 0.0], [0.2, 0.3, 0.4, 0.5, 0.6], [0.0, 0.7, 0.8, 0.9, 0.7]])
     targets = np.array([[1, 1, 0, 1, 0], [0, 0, 1, 1, 0], [1, 1, 0, 0, 0]])
     ignore = np.zeros((3, 5), bool)
@@ -354,8 +357,8 @@ def test_the_three_labels_of_highest_score():
     assert {name: result[f'{name}_top3'] / 100 for name in expected} == pytest.approx(expected, abs=1e-12)
 
 
-def test_top3_is_a_stable_sort_of_each_image():
-    """More images than are ranked at a time, with ties, against a sort of each one's labels."""
+def test_evaluate_top3_equals_a_stable_sort():
+    """More images than one block, with ties."""
     scores, targets, ignore = example(shape=(5000, 7), decimals=1)
     labels = np.zeros((5000, 7), bool)
     for i in range(5000):
@@ -365,8 +368,8 @@ def test_top3_is_a_stable_sort_of_each_image():
     assert [top[f'{name}_top3'] for name in NAMES] == [plain[name] for name in NAMES]
 
 
-def test_annotation_at_any_number_of_labels_by_hand():
-    """Two labels for each image, with a label that is never present and one that is never predicted."""
+def test_evaluate_annotation_metrics_by_hand():
+    """Two labels in each image; one label is never present, and one is never predicted."""
     scores = np.array([[0.9, 0.8, 0.1, 0.0, 0.7], [0.9, 0.1, 0.8, 0.0, 0.7], [0.2, 0.9, 0.8, 0.0, 0.1]])
     targets = np.array([[1, 0, 0, 0, 0], [1, 0, 0, 1, 0], [1, 0, 1, 0, 0]])
     # Predicted: 0 and 1, 0 and 2, 1 and 2. Of labels 0, 2 and 3, which are present, right: 2, 1, 0; predicted: 2, 2, 0;
@@ -387,7 +390,7 @@ def test_annotation_at_any_number_of_labels_by_hand():
 
 
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_annotation_is_scikit_learns_over_the_labels_that_are_present(top_k, seed):
+def test_evaluate_annotation_metrics_equal_scikit_learn(top_k, seed):
     rng = np.random.default_rng(seed)
     scores, targets = rng.random((12, 7)), rng.random((12, 7)) < 0.15
     targets[0, :2] = [True, False]  # one counts
@@ -404,22 +407,22 @@ def test_annotation_is_scikit_learns_over_the_labels_that_are_present(top_k, see
 
 
 @pytest.mark.parametrize('top_k', [0, -1, 2.5, None])
-def test_a_number_of_labels_that_is_none_is_refused(top_k):
+def test_evaluate_refuses_an_invalid_top_k(top_k):
     with pytest.raises(ValueError, match=f'top_k is {top_k}: must be a whole number'):
         evaluate(np.array([[0.1], [0.2]]), np.array([[1], [0]]), top_k=top_k)
 
 
-def test_two_labels_are_both_among_the_three():
+def test_evaluate_top3_of_two_labels_predicts_both():
     result = evaluate(np.array([[0.1, 0.0], [0.1, 0.0]]), np.array([[1, 0], [0, 0]]))
     assert (result['OP_top3'], result['OR_top3']) == (25, 100)
 
 
-def test_map_by_size_by_hand():
+def test_evaluate_map_by_size_by_hand():
     scores = np.array([[0.9, 0.9], [0.8, 0.8], [0.7, 0.7], [0.6, 0.6], [0.5, 0.5], [0.4, 0.4]])
     targets = np.array([[1, 0], [0, 1], [1, 0], [1, 1], [1, 0], [1, 0]])
     areas = np.array([[0.1, 0.5], [0.001, 0.099], [0.01, np.nan], [0.0099, 0.01], [np.nan, 0.2], [0.0, np.nan]])
-    # Class 0: negative is image 1, small 3 and 5, medium 2, large 0; 4 is of unknown size.
-    # Class 1: medium are 1 and 3; negatives 0, 2, 4, 5, whatever their areas say.
+    # Label 0: negative is image 1, small 3 and 5, medium 2, large 0; 4 is of unknown size.
+    # Label 1: medium are 1 and 3; negatives 0, 2, 4, 5, whatever their areas.
     result = evaluate(scores, targets, areas=areas)
     assert result['mAP_small'] / 100 == pytest.approx((1 / 2 + 2 / 3) / 2, abs=1e-12)
     assert result['mAP_medium'] / 100 == pytest.approx((1 / 2 + (1 / 2 + 2 / 4) / 2) / 2, abs=1e-12)
@@ -428,7 +431,7 @@ def test_map_by_size_by_hand():
 
 
 @pytest.mark.parametrize('ap', DEFINITIONS)
-def test_map_by_size_is_map_without_the_images_of_other_sizes(ap):
+def test_evaluate_map_by_size_ignores_images_of_other_sizes(ap):
     scores, targets, ignore = example()
     areas = np.random.default_rng(1).random((200, 20)) ** 4
     areas[np.random.default_rng(2).random((200, 20)) < 0.1] = np.nan
@@ -440,11 +443,11 @@ def test_map_by_size_is_map_without_the_images_of_other_sizes(ap):
             kept = ~ignore[:, k] & (~targets[:, k] | of_size)
             if targets[kept, k].any() and not targets[kept, k].all():
                 by_class.append(ap_by_the_book(scores[kept, k], targets[kept, k], ap))
-        assert len(by_class) in (17, 18)  # of the 18 with positives, one may have none of a size
+        assert len(by_class) in (17, 18)  # 18 have positives; one may have none of a size
         assert result[f'mAP_{size}'] / 100 == pytest.approx(np.mean(by_class), abs=1e-12)
 
 
-def test_a_size_that_no_positive_has_is_nan(recwarn):
+def test_evaluate_map_of_an_absent_size_is_nan(recwarn):
     targets = np.eye(2)[np.arange(10) % 2]
     result = evaluate(targets, targets, areas=np.full((10, 2), 0.5))
     assert np.isnan(result['mAP_small']) and np.isnan(result['mAP_medium']) and result['mAP_large'] == 100
@@ -452,8 +455,8 @@ def test_a_size_that_no_positive_has_is_nan(recwarn):
 
 
 @pytest.mark.parametrize('ap', DEFINITIONS)
-def test_the_interval_is_that_of_resamples_with_repeated_rows(ap):
-    # So few positives, or negatives, that some labels do not count in some resamples.
+def test_evaluate_interval_equals_resamples_with_repeated_rows(ap):
+    # With so few positives or negatives, some labels do not count in some resamples.
     scores, targets, ignore = example(shape=(30, 6), decimals=1)
     targets[:, 2], targets[:, 3] = np.arange(30) < 1, np.arange(30) > 0
     ignore[0, 2:4] = False
@@ -469,12 +472,12 @@ def test_the_interval_is_that_of_resamples_with_repeated_rows(ap):
     assert evaluate(scores, targets, ignore, ap=ap, bootstrap=40, seed=6)['mAP_interval'] != (low, high)
 
 
-def test_resamples_in_which_no_label_counts_leave_the_interval(recwarn):
+def test_evaluate_interval_skips_resamples_in_which_no_label_counts(recwarn):
     targets = np.zeros((5, 1))
     targets[0] = 1
     result = evaluate(np.full((5, 1), 0.5), targets, bootstrap=30)
     rng = np.random.default_rng(0)
-    times = [(rng.integers(5, size=5) == 0).sum() for _ in range(30)]  # one score: AP is the share of positives
+    times = [(rng.integers(5, size=5) == 0).sum() for _ in range(30)]  # with equal scores, AP is the share of positives
     assert 0 in times
     expected = np.percentile([100 * n / 5 for n in times if 0 < n < 5], [2.5, 97.5])
     assert result['mAP_interval'] == pytest.approx(tuple(expected), abs=1e-10)
@@ -510,14 +513,14 @@ def test_resamples_in_which_no_label_counts_leave_the_interval(recwarn):
         (np.zeros((3, 2)), np.eye(3, 2), {'ap': 'coco'}, "'coco': choose from all-points, interpolated, voc11"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(scores, targets, options, message):
+def test_evaluate_refuses_invalid_arguments(scores, targets, options, message):
     with pytest.raises(ValueError, match=message) as refused:
         evaluate(scores, targets, **options)
     assert '\n' not in str(refused.value)
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.int64, np.float32, bool])
-def test_the_type_of_targets_and_half_precision_scores_do_not_matter(dtype):
+def test_evaluate_accepts_any_type_of_targets_and_half_precision(dtype):
     scores, targets, ignore = example(dtype=np.float16)
     assert_same(
         evaluate(scores, targets.astype(dtype), ignore.astype(np.uint8)),
@@ -525,58 +528,7 @@ def test_the_type_of_targets_and_half_precision_scores_do_not_matter(dtype):
     )
 
 
-@pytest.mark.parametrize('processes', [1, 2, 3])
-@given(images=st.integers(6, 40), batch=st.integers(1, 5), seed=st.integers(0, 1000), with_ignore=st.booleans())
-@settings(max_examples=25, deadline=None)
-def test_gathered_batches_measure_each_image_once(processes, images, batch, seed, with_ignore):
-    """Images dealt as Accelerate does, with the first ones again until all processes have as many full batches."""
-    scores, targets, ignore = example(seed, shape=(images, 4), decimals=1, dtype=np.float32)
-    targets[0, 2:] = True
-    ignore[0, 2:] = False
-    areas = (np.random.default_rng(seed).random((images, 4)) ** 4).astype(np.float32)
-    optional = {'ignore': ignore, 'areas': areas} if with_ignore else {}
-    order = np.random.default_rng(seed).permutation(images)
-    together = processes * batch
-    padded = np.resize(order, -(-images // together) * together)
-    measures = Measures()
-    for step in padded.reshape(-1, together):
-        buffer = scores[step]
-        measures.update(step, buffer, targets[step], **{name: array[step] for name, array in optional.items()})
-        buffer[:] = 0  # what was given is kept as it was
-    options = {'ap': 'interpolated', 'bootstrap': 3, 'threshold': 0.4}
-    assert_same(measures.compute(images, **options), evaluate(scores, targets, **optional, **options))
-    arrays = measures.arrays()
-    assert arrays.keys() == {'scores', 'targets', 'ignore', 'areas'}
-    for name, array in {'scores': scores, 'targets': targets, 'ignore': None, 'areas': None, **optional}.items():
-        np.testing.assert_array_equal(arrays[name], array, strict=array is not None)
-
-
-def test_the_first_of_a_repeated_image_counts_and_scores_are_single():
-    measures = Measures()
-    measures.update([5, 3], np.array([[0.1], [0.3]]), np.array([[1], [0]]))
-    measures.update([3, 5], np.array([[0.9], [0.9]]), np.array([[1], [0]]))
-    arrays = measures.arrays(2)
-    np.testing.assert_array_equal(arrays['scores'], np.array([[0.3], [0.1]], np.float32), strict=True)
-    np.testing.assert_array_equal(arrays['targets'], np.array([[False], [True]]), strict=True)
-
-
-@pytest.mark.parametrize('expected', [1, 3])
-def test_images_that_are_missing_or_too_many_are_noticed(expected):
-    measures = Measures()
-    measures.update([0, 1, 0], np.full((3, 2), 0.5), np.ones((3, 2)))
-    with pytest.raises(RuntimeError, match=f'measured 2 images of {expected}'):
-        measures.compute(expected)
-    with pytest.raises(RuntimeError, match='no image'):
-        Measures().compute()
-
-
-def test_batches_that_do_not_fit_are_refused():
-    measures, scores = Measures(), np.full((2, 2), 0.5)
-    for indices in ([0], [[0, 1]], [0.0, 1.0]):
-        with pytest.raises(ValueError, match='whole numbers, one for each row'):
-            measures.update(indices, scores, scores > 0)
-    with pytest.raises(ValueError, match='apply sigmoid'):
-        measures.update([0, 1], scores + 1, scores > 0)
-    measures.update([0, 1], scores, scores > 0)
-    with pytest.raises(ValueError, match='ignore must be given in every update or in none'):
-        measures.update([2, 3], scores, scores > 0, ignore=scores > 1)
+@pytest.mark.parametrize('module', [metrics, thresholds, accumulator], ids=lambda module: module.__name__)
+def test_examples_of_docstrings_run(module):
+    result = doctest.testmod(module)
+    assert result.attempted and not result.failed

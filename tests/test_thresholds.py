@@ -19,7 +19,7 @@ def example(seed, shape=(60, 4), decimals=1, dtype=np.float64, ignored=0.2):
 
 
 def best_by_trying_all(scores, targets):
-    """Tries the middle of every two neighbouring scores, 0 and 1 included, in whole-number F1."""
+    """Tries the middle of all pairs of neighbouring scores, with 0 and 1; compares F1 in integers."""
     bounds = sorted({0.0, 1.0, *scores.tolist()})
     tried = []
     for low, high in zip(bounds, bounds[1:], strict=False):
@@ -37,16 +37,16 @@ def best_by_trying_all(scores, targets):
     )
 )
 @settings(max_examples=200, deadline=None)
-def test_both_kinds_are_the_best_of_all_and_the_nearest_to_a_half(rows):
+def test_fit_finds_the_best_threshold_nearest_to_a_half(rows):
     scores, targets = np.array([s / 8 for s, _ in rows]), np.array([t for _, t in rows])
     fitted = fit(np.tile(scores, 2)[:, None], np.tile(targets, 2)[:, None], folds=2)
     loss, _, threshold = best_by_trying_all(np.tile(scores, 2), np.tile(targets, 2))
-    expected = threshold if loss < 0 else 0.5  # every positive's score is 0, which exceeds no threshold
+    expected = threshold if loss < 0 else 0.5  # the scores of all positives are 0
     assert fitted.per_class == [expected] and fitted.overall == expected
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_each_class_and_all_together_without_ignored_entries(seed):
+def test_fit_leaves_out_ignored_entries(seed):
     scores, targets, ignore = example(seed, decimals=2)
     fitted = fit(scores, targets, ignore)
     for k in range(4):
@@ -56,8 +56,8 @@ def test_each_class_and_all_together_without_ignored_entries(seed):
     assert fit(scores, targets ^ ignore, ignore) == fitted
 
 
-def test_an_example_worked_by_hand():
-    # Class 0: 0.4 and 0.6 parted by their middle. Class 1: F1 is 2/3 above 0.7 and 4/5 above 0.2 (all but one).
+def test_fit_by_hand():
+    # Label 0: the middle of 0.4 and 0.6. Label 1: F1 is 2/3 above 0.7 and 4/5 above 0.2 (all but one).
     scores = np.array([[0.9, 0.8], [0.6, 0.7], [0.4, 0.3], [0.1, 0.1]])
     targets = np.array([[1, 1], [1, 0], [0, 1], [0, 0]])
     fitted = fit(scores, targets, folds=2)
@@ -71,7 +71,7 @@ def test_an_example_worked_by_hand():
     [([0, 0, 0], [0, 0, 0]), ([1, 1, 1], [0, 0, 0]), ([1, 1, 0], [0, 0, 1]), ([1, 1, 0], [1, 1, 1])],
     ids=['no positive', 'no negative', 'its negative ignored', 'all ignored'],
 )
-def test_a_label_that_does_not_count_gets_a_half_and_no_say(targets, ignore):
+def test_fit_gives_labels_that_do_not_count_a_half(targets, ignore):
     scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.3]])
     targets = np.stack([np.array([1, 1, 0]), np.array(targets)], axis=1)
     ignore = np.stack([np.zeros(3, bool), np.array(ignore, bool)], axis=1)
@@ -80,19 +80,19 @@ def test_a_label_that_does_not_count_gets_a_half_and_no_say(targets, ignore):
     assert fitted.overall == pytest.approx(0.45, abs=1e-9)
 
 
-def test_a_label_that_does_not_count_in_a_fold_gets_a_half_there():
-    """Each fold leaves out the only negative of one of two labels."""
+def test_fit_gives_labels_that_do_not_count_in_a_fold_a_half_there():
+    """Each fold holds the only negative of one of two labels."""
     targets = np.array([[0, 1], [1, 0]])
     scores = np.array([[0.1, 0.6], [0.4, 0.2]])
     fitted = fit(scores, targets, folds=2)
     assert fitted.per_class == pytest.approx([0.25, 0.4]) and fitted.num_fitted == 2
-    # Without one of the images no label counts: all is as with 0.5, so only 0.6 is predicted, which is right.
+    # Without one of the images no label counts: with 0.5, only 0.6 is predicted, correctly.
     figures = pytest.approx({'CF1': 50, 'OF1': 200 / 3, 'macro_F1': 50})
     assert [fitted.out_of_fold[name] for name in ('per_class', 'overall', 'default')] == [figures] * 3
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
-def test_neighbouring_numbers_are_parted_in_their_own_precision(dtype):
+def test_fit_separates_adjacent_numbers_in_their_precision(dtype):
     high = dtype(0.3)
     scores = np.array([[high], [np.nextafter(high, dtype(0))]] * 5)
     targets = np.array([[1], [0]] * 5)
@@ -104,10 +104,10 @@ def test_neighbouring_numbers_are_parted_in_their_own_precision(dtype):
 
 @pytest.mark.parametrize('ignored', [0, 0.2])
 @pytest.mark.parametrize(('folds', 'seed'), [(5, 0), (3, 7)])
-def test_out_of_fold_figures(ignored, folds, seed):
-    """Each fold predicted, image by image, with thresholds fitted anew to the rest; the measures are scikit-learn's."""
+def test_fit_evaluates_out_of_fold(ignored, folds, seed):
+    """Predicts each fold with thresholds fitted to the others; scikit-learn computes the metrics."""
     scores, targets, ignore = example(seed, shape=(47, 5), ignored=ignored)
-    targets[:, 4] = False  # so that it does not count
+    targets[:, 4] = False  # does not count
     fitted = fit(scores, targets, ignore, folds=folds, seed=seed)
 
     order = np.random.default_rng(seed).permutation(47)
@@ -133,8 +133,8 @@ def test_out_of_fold_figures(ignored, folds, seed):
         assert fitted.out_of_fold[name] == pytest.approx(expected, abs=1e-9)
 
 
-def test_on_noise_the_figures_do_not_boast():
-    """Fitted to noise, thresholds look better on their own images than they are: that is not what is reported."""
+def test_fit_reports_no_gain_on_noise():
+    """Thresholds fitted to noise look good on the same images only."""
     rng = np.random.default_rng(0)
     scores, targets = rng.random((60, 20)), rng.random((60, 20)) < 0.2
     fitted = fit(scores, targets)
@@ -143,7 +143,7 @@ def test_on_noise_the_figures_do_not_boast():
     assert fitted.out_of_fold['per_class']['CF1'] < on_its_own['CF1']
 
 
-def test_the_seed_deals_the_folds_and_nothing_else():
+def test_fit_seed_affects_the_folds_alone():
     scores, targets, _ = example(1, decimals=8)
     first, again, other = (fit(scores, targets, seed=seed) for seed in (0, 0, 1))
     assert first == again and first.out_of_fold != other.out_of_fold
@@ -151,7 +151,7 @@ def test_the_seed_deals_the_folds_and_nothing_else():
     assert first.out_of_fold['default'] == other.out_of_fold['default']
 
 
-def test_they_are_plain_numbers():
+def test_fit_returns_plain_numbers():
     fitted = fit(*example(0, dtype=np.float32))
     assert isinstance(fitted, Thresholds) and type(fitted.overall) is float
     assert {type(threshold) for threshold in fitted.per_class} == {float}
@@ -159,14 +159,15 @@ def test_they_are_plain_numbers():
 
 
 @pytest.mark.parametrize(
-    ('images', 'folds', 'message'), [(4, 5, '4 images cannot be dealt into 5 folds'), (4, 1, 'at least 2, not 1')]
+    ('images', 'folds', 'message'),
+    [(4, 5, '4 images cannot be split into 5 folds'), (4, 1, 'folds is 1: must be at least 2')],
 )
-def test_folds_that_cannot_be_dealt_are_refused(images, folds, message):
+def test_fit_refuses_invalid_folds(images, folds, message):
     with pytest.raises(ValueError, match=message):
         fit(np.full((images, 2), 0.5), np.ones((images, 2)), folds=folds)
 
 
-def test_what_cannot_be_fitted_is_refused():
+def test_fit_refuses_targets_without_a_label_that_counts():
     with pytest.raises(ValueError, match='apply sigmoid'):
         fit(np.full((5, 2), 1.5), np.ones((5, 2)))
     for ignore in (True, False):

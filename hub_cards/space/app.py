@@ -1,4 +1,4 @@
-"""The page of `msff-timm space`, as a Space of the Hub: the Space's variable MSFF_MODEL names the model."""
+"""Space of the Hub with the page of `msff-timm space`; the variable MSFF_MODEL names the model."""
 
 import os
 

@@ -1,6 +1,6 @@
-"""Imported by the scripts before all else, for what has to be set before the other imports.
+"""Settings that must precede the imports of PyTorch. Scripts import this module first.
 
-Ctrl-C during these, which take seconds, is one line; threads that wait for one another sleep; and memory stays with the
+Ctrl-C during the imports, which take seconds, prints one line; waiting threads sleep; freed memory stays with the
 process.
 """
 
@@ -10,11 +10,11 @@ import sys
 from contextlib import suppress
 from types import TracebackType
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from malloc.h of glibc
 
 
 def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Shows an exception that ends the process: a traceback, but for Ctrl-C."""
+    """Reports an exception that ends the process: one line for Ctrl-C, a traceback for others."""
     if issubclass(kind, KeyboardInterrupt):
         print(f'{os.path.basename(sys.argv[0])}: interrupted.', file=sys.stderr)
     else:
@@ -22,10 +22,10 @@ def report(kind: type[BaseException], error: BaseException, trace: TracebackType
 
 
 def keep_memory() -> None:
-    """Lets glibc keep what is freed for what is needed next.
+    """Makes glibc keep freed memory for the next tensor.
 
-    By default it returns each large tensor to the system, which clears the memory again for the next one. That can take
-    much of a training step on a CPU.
+    By default it returns each large tensor's memory to the system, which has to clear it for the next tensor. This can
+    take much of a training step on a CPU.
     """
     with suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -34,8 +34,8 @@ def keep_memory() -> None:
 
 
 sys.excepthook = report
-# Read when PyTorch is loaded. A thread that waits at the end of each parallel region by spinning, as is the default,
-# holds a core that the thread it waits for may need: beside other processes a step takes ten times as long.
+# Read when PyTorch is loaded. By default, a thread spins while it waits at the end of a parallel region, and may hold
+# the core that the other thread needs: on a shared machine a step then takes ten times as long.
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 if not any(name.startswith('MALLOC_') for name in os.environ):
     keep_memory()

@@ -1,4 +1,4 @@
-"""What a failed request to the Hub means: one line that tells why, and what to do."""
+"""Error messages for failed requests to the Hub: one line that explains the failure and how to fix it."""
 
 import os
 import re
@@ -7,31 +7,30 @@ from collections.abc import Iterator
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
-__all__ = ['is_network', 'is_of_hub', 'is_temporary', 'reason', 'said', 'secrets', 'status', 'told']
+__all__ = ['TOKEN', 'describe_error', 'find_secrets', 'is_hub_error', 'status_code']
 
-BUSY = (408, 429, 500, 502, 503, 504)
-CLIENTS = ('httpx', 'httpx2', 'requests', 'urllib3')  # whose errors huggingface_hub lets through, by its version
-# In names of variables; PWD itself is a folder.
+CLIENTS = ('httpx', 'httpx2', 'requests', 'urllib3')  # HTTP clients of the versions of huggingface_hub
+# Environment variables with secret values; PWD itself is a folder.
 SECRETS = re.compile('TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|API_?KEY|(^|_)(PASS|PWD|KEY|AUTH)(_|$)', re.IGNORECASE)
 NOT_SECRET = ('PWD', 'OLDPWD', 'SSH_AUTH_SOCK')
-LEAST = 8  # characters of a secret: shorter ones are words
+MIN_LENGTH = 8  # shorter values are words, not secrets
 TOKEN = re.compile(r'\bhf_[A-Za-z0-9]{20,}')
 REMOVED = '<removed>'
 
 
-def secrets() -> dict[str, str]:
-    """Finds this user's secrets, by what each is: the token of the Hub, values of variables such as `DB_PASS`."""
+def find_secrets() -> dict[str, str]:
+    """Returns the user's secrets by description: the Hub token and values of variables such as `DB_PASS`."""
     found = {
         f'the value of {name}': value
         for name, value in os.environ.items()
         if SECRETS.search(name) and name not in NOT_SECRET and not ('TOKEN' in name.upper() and _is_number(value))
     }
-    found["this user's token of the Hub"] = get_token() or ''
-    return {what: value for what, value in found.items() if len(value) >= LEAST}
+    found['your Hub token'] = get_token() or ''
+    return {description: value for description, value in found.items() if len(value) >= MIN_LENGTH}
 
 
 def _is_number(text: str) -> bool:
-    """Tells whether a value is a number: `MAX_TOKENS` is a limit, not a token."""
+    """Returns whether a value is a number: `MAX_TOKENS` is a limit, not a secret."""
     try:
         float(text)
     except ValueError:
@@ -45,66 +44,57 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _is_of_client(error: BaseException) -> bool:
+def _is_client_error(error: BaseException) -> bool:
     return type(error).__module__.partition('.')[0] in CLIENTS
 
 
-def _answered(error: BaseException) -> BaseException | None:
-    """Finds the error that holds what the Hub answered; before 1.0, huggingface_hub raises some of the client's own."""
-    of_http = (e for e in _chain(error) if isinstance(e, HfHubHTTPError) or _is_of_client(e))
-    return next((e for e in of_http if getattr(e, 'response', None) is not None), None)
+def _find_response(error: BaseException) -> BaseException | None:
+    """Finds the error that holds the Hub's response; before 1.0, huggingface_hub raises some of the client's own."""
+    errors = (e for e in _chain(error) if isinstance(e, HfHubHTTPError) or _is_client_error(e))
+    return next((e for e in errors if getattr(e, 'response', None) is not None), None)
 
 
-def status(error: BaseException) -> int | None:
-    """Finds the status that the Hub answered with; None where it did not answer."""
-    answered = _answered(error)
-    return None if answered is None else answered.response.status_code
+def status_code(error: BaseException) -> int | None:
+    """Returns the HTTP status of the Hub's response, or None if there was no response."""
+    found = _find_response(error)
+    return None if found is None else found.response.status_code
 
 
-def is_network(error: BaseException) -> bool:
-    """Tells whether it comes of the network, or of what the Hub answered."""
-    return any(isinstance(e, ConnectionError | TimeoutError) or _is_of_client(e) for e in _chain(error))
+def _is_network_error(error: BaseException) -> bool:
+    return any(isinstance(e, ConnectionError | TimeoutError) or _is_client_error(e) for e in _chain(error))
 
 
-def is_of_hub(error: BaseException) -> bool:
-    """Tells whether `reason` knows more of it than its own message."""
-    return status(error) is not None or is_network(error)
+def is_hub_error(error: BaseException) -> bool:
+    """Returns whether an error comes from a request to the Hub, so that `describe_error` can explain it."""
+    return status_code(error) is not None or _is_network_error(error)
 
 
-def is_temporary(error: BaseException) -> bool:
-    """Tells whether the same request may work later."""
-    return status(error) in BUSY or (status(error) is None and is_network(error))
+def _retry_after(error: BaseException) -> str | None:
+    """Returns the number of seconds after which the Hub accepts the next request, if the response states it."""
+    headers = _find_response(error).response.headers
+    found = re.fullmatch(r'(\d+)', headers.get('Retry-After', '')) or re.search(
+        r';\s*r=0;\s*t=(\d+)', headers.get('RateLimit', '')
+    )
+    return found and found[1]
 
 
-def told(error: BaseException) -> int | None:
-    """Reads after how many seconds the Hub wants to be asked again."""
-    answered = _answered(error)
-    headers = {} if answered is None else answered.response.headers
-    if headers.get('Retry-After', '').isdigit():
-        return int(headers['Retry-After'])
-    limit = re.search(r';\s*r=0;\s*t=(\d+)', headers.get('RateLimit', ''))
-    return int(limit[1]) + 1 if limit and status(error) == 429 else None
-
-
-def reason(error: BaseException, repo_id: str = 'the repository', is_push: bool = False) -> str:
-    """Says in one line why a request failed, and what to do.
+def describe_error(error: BaseException, repo_id: str = 'the repository', is_push: bool = False) -> str:
+    """Explains in one line why a request failed and how to fix it.
 
     Args:
-        error: Exception of huggingface_hub, of its HTTP client, or one raised from either.
-        repo_id: Repository, or data set, that was asked for.
-        is_push: True where something was to be sent.
+        error: Exception of huggingface_hub or of its HTTP client, or one that was raised from either.
+        repo_id: Id of the repository or data set.
+        is_push: True if the request was part of a push.
     """
-    code, text = status(error), said(error)
+    code, text = status_code(error), _message(error)
     tokens = f'{constants.ENDPOINT}/settings/tokens'
     if code is None:
-        if is_network(error):
-            return (
-                f'the network fails or no Hub is there ({text}). Check it and HF_ENDPOINT, and run the command again.'
-            )
+        if _is_network_error(error):
+            return f'the Hub cannot be reached ({text}). Check the network and HF_ENDPOINT, and run the command again.'
         return text
     if code == 429:
-        seconds = told(error)
-        when = 'later' if seconds is None else f'in {seconds} seconds'
+        seconds = _retry_after(error)
+        when = f'in {seconds} seconds' if seconds else 'later'
         return f'too many requests ({text}). Run the command again {when}.'
     if code >= 500:
         return f'the Hub fails with status {code} ({text}). Run the command again later.'
@@ -113,36 +103,36 @@ def reason(error: BaseException, repo_id: str = 'the repository', is_push: bool 
     if not is_push:
         if code == 401:
             return (
-                f'there is no such repository, or no valid token that opens it ({text}). Check the name, and set'
-                f' HF_TOKEN to a token of {tokens}.'
+                f'the repository does not exist, or it needs a valid token ({text}). Check the name, and set HF_TOKEN'
+                f' to a token from {tokens}.'
             )
         if code == 403:
             return (
-                f'no access to {repo_id} ({text}). Ask for it on its page, and set HF_TOKEN to a token that may read it'
-                f' ({tokens}).'
+                f'no access to {repo_id} ({text}). Request access on its page, and set HF_TOKEN to a token with read'
+                f' access ({tokens}).'
             )
     if code == 401:
-        return f'the token is not valid there ({text}). Make one at {tokens}.'
-    if code == 402 or code == 413 or (code == 403 and re.search('storage|quota|limit|plan|billing', text, re.I)):
-        return f'its storage is full ({text}). Free some, or push elsewhere.'
+        return f'the token is not valid ({text}). Create one at {tokens}.'
+    if code in (402, 413) or (code == 403 and re.search('storage|quota|limit|plan|billing', text, re.I)):
+        return f'the storage is full ({text}). Free some space, or push to another account.'
     if code == 403:
         return (
-            f'the token may not write to {repo_id} ({text}). Take another name or a token that may ({tokens}),'
-            ' or, where the repository is there, --create-pr.'
+            f'the token may not write to {repo_id} ({text}). Choose another name or use a token with write access'
+            f' ({tokens}); if the repository exists, --create-pr works too.'
         )
     if code in (409, 412):
-        return f'the name is taken, or somebody else has just changed it ({text}). Look, and run the command again.'
-    return f'the Hub refuses it with status {code} ({text}).'
+        return f'the name is taken, or somebody else has just pushed ({text}). Check it, and run the command again.'
+    return f'the Hub refuses the request with status {code} ({text}).'
 
 
-def said(error: BaseException) -> str:
-    """Puts into one line what the Hub said, or what else is known, without secrets."""
-    known = _answered(error)
-    if type(error) is ValueError:  # huggingface_hub's own words for some refusals
+def _message(error: BaseException) -> str:
+    """Returns the message of the Hub, or else of the error that caused the failure, in one line without secrets."""
+    if type(error) is ValueError:  # huggingface_hub refuses some calls itself
         text = str(error)
     else:
-        deepest = known or next(filter(_is_of_client, _chain(error)), error)
-        text = getattr(known, 'server_message', None) or str(deepest) or type(deepest).__name__
-    for secret in secrets().values():
+        found = _find_response(error)
+        source = found or next(filter(_is_client_error, _chain(error)), error)
+        text = getattr(found, 'server_message', None) or str(source) or type(source).__name__
+    for secret in find_secrets().values():
         text = text.replace(secret, REMOVED)
     return TOKEN.sub(REMOVED, ' '.join(text.split()).rstrip('.'))

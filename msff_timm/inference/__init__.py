@@ -1,1 +1,1 @@
-"""What a trained model is used for: one job in each file."""
+"""Use of trained models: prediction, explanation, export, and a web page."""

@@ -1,4 +1,4 @@
-"""Exporting a model to a file that runs without this package: ONNX, torch.export or TorchScript."""
+"""Export of a model to a file that runs without this package: ONNX, torch.export or TorchScript."""
 
 import copy
 import importlib
@@ -7,49 +7,46 @@ import json
 import logging
 import math
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn as nn
 from timm.utils import unwrap_model
 
 from .. import __version__
-from ..data.transforms import eval_transform, open_image
-from ..errors import InputError, unknown
-from ..labels import names_of
-from .predict import check_finite
+from ..errors import InputError, missing_package, unknown
+from ..files import replace_files
+from ..labels import display_names
+from .logits import Preprocessing, check_finite
 
 __all__ = ['FORMATS', 'Exported', 'export', 'read_metadata']
 
-# What PyTorch's exporter is written in: a later opset is a conversion of it. ONNX Runtime reads it from 1.14 on.
+# The opset of PyTorch's exporter; later ones are converted from it. ONNX Runtime reads it since version 1.14.
 OPSET = 18
-# protobuf holds 2 GiB, of which the graph needs some.
+# protobuf holds up to 2 GiB, part of which the graph needs.
 MAX_BYTES_IN_ONNX = 2**31 - 2**27
-# Of the logits, relative to the largest one where that is above 1; runtimes that round differently stay far below.
+# Largest difference of logits, relative to the largest logit above 1; the rounding of runtimes stays far below.
 TOLERANCE = 1e-4
 LARGER_BATCH = 3
-# Among the extra files of a `.pt2` or TorchScript archive.
-METADATA_FILE = 'metadata.json'
+METADATA_FILE = 'metadata.json'  # among the extra files of a `.pt2` or TorchScript archive
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that has been run and gives the logits of the model that it was made from.
+    """Exported file, which has been run and computes the logits of the model.
 
     Attributes:
-        path: The file.
-        format: Its format.
-        input_size: Channels, height and width of the images that it takes.
-        num_bytes: Its size, with that of external data.
-        max_difference: The largest difference of a logit from the model's own.
+        path: Path of the file.
+        format: Format of the file.
+        input_size: Channels, height and width of the input.
+        num_bytes: Size of the file with its external data.
+        max_difference: Largest difference of a logit from the model's.
     """
 
     path: Path
@@ -60,76 +57,70 @@ class Exported:
 
 
 def export(
-    model: nn.Module, path: str | Path, format: str, image_size: int | None = None, photos: Sequence[str | Path] = ()
+    model: nn.Module, path: str | Path, format: str, image_size: int | None = None, images: Sequence[str | Path] = ()
 ) -> Exported:
-    """Exports a model for batches of any number of images of one size, in float32.
+    """Exports a model in float32, for batches of any number of images of one size.
 
-    The input is called `image`, the output `logits`. The file replaces one that is there only after it has been run, on
-    one image and on several, and has given the model's logits.
+    The input is named `image`, the output `logits`. An existing file is replaced only after the new one has been run on
+    one image and on several, and has computed the model's logits.
 
     Args:
-        model: What `msff_timm.hub.load` or `timm.create_model` gives, on any device; it is left as it is.
-        path: The file to write; its folder is made when it is missing.
-        format: A key of `FORMATS`.
-        image_size: Side of the square images; None for the size that the model's own configuration says.
-        photos: Paths of images to run the file on; noise stands in for what is missing.
+        model: Model from `msff_timm.load` or `timm.create_model`, on any device; it is not changed.
+        path: File to write; its folder is created if it is missing.
+        format: Format, a key of `FORMATS`.
+        image_size: Side of square input images; None for the model's own size.
+        images: Paths of images to compare logits on; noise is used where they are too few.
 
     Raises:
-        InputError: There is no such format, a package is missing, the file would replace one of a saved model, the
-            model cannot be exported at that size, a photo cannot be read, or the file does not give the model's logits.
+        InputError: The format is unknown, a package is not installed, the file belongs to a saved model, the model
+            cannot be exported at that size, an image cannot be read, or the file does not compute the model's logits.
     """
     if format not in FORMATS:
         raise unknown('export format', format, FORMATS)
     path = Path(path)
     if format == 'torch-export' and path.suffix != '.pt2':
-        raise InputError(f'{path}: the name of a {format} file has to end in .pt2.')
+        raise InputError(f'{path}: the name of a {format} file must end in .pt2.')
     if format == 'onnx':
         for package in ('onnx', 'onnxscript', 'onnxruntime'):
             _import_extra(package)
     model = unwrap_model(model)
-    data_config = timm.data.resolve_input_data_config(model)
-    if image_size is not None:
-        data_config['input_size'] = (data_config['input_size'][0], image_size, image_size)
-    metadata = _metadata(model, data_config)
+    preprocessing = Preprocessing(model, image_size)
+    metadata = _metadata(model, preprocessing)
     write, open_file = FORMATS[format]
-
     _check_target(path, model)
 
-    model = _Exportable(copy.deepcopy(model).cpu().float().eval(), data_config['input_size'])
+    model = _Exportable(copy.deepcopy(model).cpu().float().eval(), preprocessing.input_size)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent, prefix='.exporting-') as temporary:
-            # Of two images: for a single one the number of images would be taken for a constant.
-            example = torch.zeros(2, *data_config['input_size'])
-            # It shows what is wrong with a size more clearly than any exporter does.
+        # External data is moved first: the file itself is never without it.
+        with torch.no_grad(), replace_files(path.parent) as folder:
+            # Two images: the exporters would take a batch size of 1 for a constant.
+            example = torch.zeros(2, *preprocessing.input_size)
+            # The model reports an unsuitable size more clearly than any exporter does.
             check_finite(model.model, model(example))
-            file = Path(temporary, path.name)
+            file = folder / path.name
             with _quiet():
                 write(model, example, file, metadata)
                 run = open_file(file)
-            max_difference = _compare(model, run, _batches(photos, data_config))
-            num_bytes = sum(part.stat().st_size for part in Path(temporary).iterdir())
-            # External data, where there is any, comes first: the file itself is then never without it.
-            for part in sorted(Path(temporary).iterdir(), reverse=True):
-                os.replace(part, path.parent / part.name)
+            max_difference = _compare(model, run, _batches(images, preprocessing))
+            num_bytes = sum(part.stat().st_size for part in folder.iterdir())
     except InputError as e:
         raise InputError(f'{path} is not written: {e}') from e
     except Exception as e:
-        # Exporters and models show what they cannot do in many types of exception, some of many pages.
+        # Exporters and models raise exceptions of many types, some with pages of text.
         reason = str(e).strip().partition('\n')[0] or type(e).__name__
         raise InputError(f'{path} is not written: the model cannot be exported as {format} ({reason})') from e
-    return Exported(path, format, tuple(data_config['input_size']), num_bytes, max_difference)
+    return Exported(path, format, preprocessing.input_size, num_bytes, max_difference)
 
 
 def _check_target(path: Path, model: nn.Module) -> None:
-    """Refuses to replace what makes up a saved model, this one or another: only an earlier export is replaced there.
+    """Refuses to replace a file of a saved model, this one or another, unless it is an earlier export.
 
-    Links are followed, and names are compared as file systems do that do not tell upper from lower case.
+    Links are followed. Names are compared without case, as some file systems do.
 
     Raises:
-        InputError: The file, or the one of external data beside it, is there and is no export.
+        InputError: The file, or its external data, exists and is no export.
     """
-    own = Path(model.pretrained_cfg.get('file') or os.devnull).resolve()  # a folder, or the weights in it
+    own = Path(model.pretrained_cfg.get('file') or os.devnull).resolve()  # the model's folder, or the weights in it
     own = own.parent if own.is_file() else own
 
     def belongs_to_a_model(file: Path) -> bool:
@@ -151,14 +142,14 @@ def _is_export(path: Path) -> bool:
 
 
 def read_metadata(path: str | Path) -> dict:
-    """Reads the labels and the preprocessing that travel in an exported file.
+    """Reads the labels and the preprocessing stored in an exported file.
 
     Returns:
-        `label_names` in the order of the logits, `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`,
-        `problem_type`, `function_to_apply`, `architecture` and `msff_timm_version`.
+        Dictionary with `label_names` in the order of the logits, `input_size`, `mean`, `std`, `interpolation`,
+        `crop_pct`, `crop_mode`, `problem_type`, `function_to_apply`, `architecture` and `msff_timm_version`.
 
     Raises:
-        InputError: There is no such file, or it was not exported by this package.
+        InputError: The file does not exist, or was not exported by this package.
     """
     if not Path(path).is_file():
         raise InputError(f'{path}: there is no such file.')
@@ -174,13 +165,13 @@ def read_metadata(path: str | Path) -> dict:
     except InputError:
         raise
     except Exception as e:
-        # Each package has an exception of its own for a file that is none of its own.
-        raise InputError(f'{path}: is no file that msff-timm exported.') from e
+        # Each package has its own exceptions for a foreign file.
+        raise InputError(f'{path}: was not exported by msff-timm.') from e
     return metadata
 
 
 class _Exportable(nn.Module):
-    """Names the model's input, and refuses images of a size that the file was not made for."""
+    """Names the model's input `image`, and refuses images of another size."""
 
     def __init__(self, model: nn.Module, input_size: Sequence[int]):
         super().__init__()
@@ -194,13 +185,13 @@ class _Exportable(nn.Module):
         return self.model(image)
 
 
-def _metadata(model: nn.Module, data_config: dict) -> dict:
+def _metadata(model: nn.Module, preprocessing: Preprocessing) -> dict:
     if not model.num_classes:
         raise InputError('the model has no labels (num_classes=0).')
-    preprocessing = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
+    keys = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
     return {
-        'label_names': names_of(model),
-        **{key: data_config[key] for key in preprocessing},
+        'label_names': display_names(model),
+        **{key: preprocessing.data_config[key] for key in keys},
         'problem_type': 'multi_label_classification',
         'function_to_apply': 'sigmoid',
         'architecture': model.pretrained_cfg['architecture'],
@@ -212,12 +203,12 @@ def _import_extra(package: str):
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise InputError(f"{package} is not installed: pip install 'msff-timm[export]'") from None
+        raise missing_package(package, 'export') from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what exporters say of their own ways and of constants: the comparison of the logits says more."""
+    """Silences the exporters' messages and warnings, e.g. about constants: the comparison of logits decides."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -228,30 +219,27 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _batches(photos: Sequence[str | Path], data_config: dict) -> Iterator[torch.Tensor]:
-    """Yields images (B, C, H, W): one alone, then batches of several; noise follows where photos are too few."""
-    transform = eval_transform(data_config) if photos else None
-    generator = torch.Generator().manual_seed(0)
-    count = max(len(photos), 1 + LARGER_BATCH)
-    for start, stop in pairwise([0, *range(1, count, LARGER_BATCH), count]):
-        images = [transform(open_image(photo)) for photo in photos[start:stop]]
-        noise = stop - start - len(images)
-        images += torch.randn(noise, *data_config['input_size'], generator=generator)
-        yield torch.stack(images)
+def _batches(images: Sequence[str | Path], preprocessing: Preprocessing) -> Iterator[torch.Tensor]:
+    """Yields batches (B, C, H, W): one image, then several at a time; noise follows where images are too few."""
+    noise = preprocessing.noise(max(0, 1 + LARGER_BATCH - len(images)))
+    tensors = chain(map(preprocessing.load, images), noise)
+    yield torch.stack([next(tensors)])
+    while batch := list(islice(tensors, LARGER_BATCH)):
+        yield torch.stack(batch)
 
 
 def _compare(model: nn.Module, run: Callable, batches: Iterator[torch.Tensor]) -> float:
     """Returns the largest difference between the logits of a model and those of its file.
 
     Raises:
-        InputError: It is above the tolerance.
+        InputError: The difference is above the tolerance.
     """
     max_difference = 0.0
     for image in batches:
-        logits, of_file = model(image), run(image)
-        # Of another shape, one for a batch of several say, it would be repeated to fit.
-        difference = (of_file - logits).abs().max().item() if of_file.shape == logits.shape else math.inf
-        if not difference <= TOLERANCE * max(1.0, logits.abs().max().item()):  # nan is above it, too
+        expected, logits = model(image), run(image)
+        # Logits of another shape, e.g. of one image for several, would be broadcast.
+        difference = (logits - expected).abs().max().item() if logits.shape == expected.shape else math.inf
+        if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):  # refuses NaN, too
             raise InputError(f'its logits differ from those of the model by {difference:.2g}.')
         max_difference = max(max_difference, difference)
     return max_difference
@@ -260,7 +248,7 @@ def _compare(model: nn.Module, run: Callable, batches: Iterator[torch.Tensor]) -
 def _exported_program(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
     program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim('batch')},), strict=False)
     for node in program.graph.nodes:
-        node.meta.pop('stack_trace', None)  # paths on this machine, in a file that others are given
+        node.meta.pop('stack_trace', None)  # paths on this machine
     return program
 
 
@@ -295,8 +283,8 @@ def _open_torch_export(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _write_torchscript(model: nn.Module, example: torch.Tensor, file: Path, metadata: dict) -> None:
-    # Traced, since a backbone that timm wraps to give its maps, a Swin say, cannot be scripted, and since at one size
-    # every branch is settled; scripted around it, since the trace by itself would take other sizes and err in silence.
+    # The model is traced, because some backbones (e.g. Swin with `features_only`) cannot be scripted. The wrapper is
+    # scripted, because a trace would accept images of other sizes and compute wrong logits.
     scripted = torch.jit.script(_Exportable(torch.jit.trace(model.model, example, check_trace=False), model.input_size))
     torch.jit.save(scripted, file, _extra_files={METADATA_FILE: json.dumps(metadata)})
 

@@ -1,4 +1,5 @@
-"""The models: importing this package registers them with timm."""
+"""Models, which timm knows once this package is imported."""
 
+from . import ml_decoder as ml_decoder
 from . import msff as msff
-from . import peers as peers
+from . import query2label as query2label

@@ -11,19 +11,15 @@ paper.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn as nn
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import SelectAdaptivePool2d, get_device_dtype
 from timm.models import generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 
-from ..labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS, forget_names
-from .backbone import check_size, group_backbone
-from .base import BackboneModel, create_on_backbone
+from ..labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS
+from .base import BASE_CFG, LITE, TEST_RESNET, BackboneModel, create_on_backbone
 from .layers import (
     FUSION_MODES,
     INTERPOLATIONS,
@@ -79,6 +75,10 @@ class MSFF(BackboneModel):
         ValueError: An argument is none of what is allowed, or the backbone lacks a stage.
     """
 
+    encoder_parts = ('projection', 'scale_attention', 'position', 'enhancement')
+    decoder_parts = ('selection',)
+    query_part = 'label_embed'
+
     def __init__(
         self,
         backbone: str = 'resnet101',
@@ -122,7 +122,7 @@ class MSFF(BackboneModel):
         self.embed_dim = embed_dim
         self.num_branches = 1 if share_branches else 3  # sets of weights for the three branches
         self.num_features = 3 * embed_dim
-        in_chans_of = dict(zip(reductions, self.backbone.feature_info.channels(), strict=True))
+        in_chans_of = {info['reduction']: info['num_chs'] for info in self.feature_info}
         self.projection = MultiScaleProjection(in_chans_of, embed_dim, fusion_mode, fusion_norm, **dd)
         # Section 3.2
         self.scale_attention = None
@@ -140,193 +140,72 @@ class MSFF(BackboneModel):
         self.max_queries = max_queries
         self.reset_classifier(num_classes, global_pool)
 
-        backbone_maps = [dict(num_chs=c, reduction=r, module='backbone') for r, c in in_chans_of.items()]
-        branch_maps = [dict(num_chs=embed_dim, reduction=r, module='enhancement') for r in (16, 32, 64)]
-        self.feature_info = sorted(backbone_maps + branch_maps, key=lambda info: info['reduction'])
-
-    def init_weights(self) -> None:
-        super().init_weights()
-        self._init_label_embed()
-
-    def _init_label_embed(self) -> None:
-        if self.label_embed is not None:
-            # As Query2Label draws them. Small ones would all ask for the same regions, and hardly learn otherwise.
-            nn.init.normal_(self.label_embed.weight)
+        self.feature_info += [dict(num_chs=embed_dim, reduction=r, module='enhancement') for r in (16, 32, 64)]
+        self.feature_info.sort(key=lambda info: info['reduction'])
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return {'scale_attention.gate', 'position.table', 'label_embed.weight', *super().no_weight_decay()}
 
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Orders the parameters for layer-wise learning rates: the backbone's layers, then each step of the head."""
-        of_backbone = group_backbone(self.backbone, self.backbone_name, coarse, self.backbone_args['backbone_args'])
-        encoders = len(self.enhancement.branches[0])
-        decoders = 0 if self.selection is None else len(self.selection.branches[0])
-        first = max(of_backbone.values()) + 1  # projection, scale attention and position
-        last = first + (3 if coarse else 1 + encoders + decoders)
-
-        def layer_of(name: str) -> int:
-            part, *rest = name.split('.')
-            if part == 'backbone':
-                return of_backbone['.'.join(rest)]
-            if part in ('projection', 'scale_attention', 'position'):
-                return first
-            if part in ('enhancement', 'selection'):
-                depth = int(rest[2])  # below 'branches' and the branch's number
-                if coarse:
-                    return first + (1 if part == 'enhancement' else 2)
-                return first + 1 + depth + (0 if part == 'enhancement' else encoders)
-            return last
-
-        return layer_of
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        super().set_grad_checkpointing(enable)
-        for part in (self.enhancement, self.selection):
-            if part is not None:
-                part.grad_checkpointing = enable
+    def group_of_head(self, name: str, coarse: bool) -> int:
+        part, *rest = name.split('.')
+        if part in ('projection', 'scale_attention', 'position'):
+            return 0
+        encoder_depth = 1 if coarse else len(self.enhancement.branches[0])
+        if part == 'enhancement':
+            return 1 if coarse else 1 + int(rest[2])  # after `branches` and the number of the branch
+        if part == 'selection':
+            return 2 if coarse else 1 + encoder_depth + int(rest[2])
+        decoder_depth = 0 if self.selection is None else len(self.selection.branches[0])
+        return 3 if coarse else 1 + encoder_depth + decoder_depth
 
     @torch.jit.ignore
     def shares_queries(self, num_classes: int) -> bool:
         """Returns whether some of so many labels would share a label embedding."""
         return self.selection is not None and num_classes > (self.max_queries or num_classes)
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Makes new label embeddings and a new classifier for another set of labels.
+    def make_classifier(self, num_classes: int, device=None, dtype=None) -> tuple[nn.Module | None, nn.Module]:
+        dd = {'device': device, 'dtype': dtype}
+        if self.selection is None:
+            return None, nn.Linear(self.head_hidden_size, num_classes, **dd)
+        self.labels_per_query = math.ceil(num_classes / (self.max_queries or num_classes))
+        num_queries = math.ceil(num_classes / self.labels_per_query)
+        label_embed = nn.Embedding(num_queries, self.num_branches * self.embed_dim, **dd)
+        if num_queries == num_classes:
+            classifier = ClassWiseLinear(num_classes, self.num_features, **dd)
+        else:
+            classifier = GroupLinear(num_classes, num_queries, self.num_features, **dd)
+        # As in Query2Label. With small embeddings all labels would attend to the same regions, and learn slowly.
+        nn.init.normal_(label_embed.weight)
+        return label_embed, classifier
 
-        Args:
-            num_classes: 0 removes both, so that the model gives an image embedding.
-            global_pool: How the embedding is pooled; None for as before.
+    def encode(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Maps the backbone's maps (B, C_i, H_i, W_i) to features (B, 3*d, H/16, W/16).
+
+        The features are the enhanced scales on the grid of the finest one.
         """
-        dd = get_device_dtype(self)
-        forget_names(self)
-        self.num_classes = num_classes
-        if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        # None and not Identity: TorchScript then leaves out what needs label embeddings.
-        self.label_embed, self.classifier = None, nn.Identity()
-        if num_classes and self.selection is None:
-            self.classifier = nn.Linear(self.head_hidden_size, num_classes, **dd)
-        elif num_classes:
-            self.labels_per_query = math.ceil(num_classes / (self.max_queries or num_classes))
-            num_queries = math.ceil(num_classes / self.labels_per_query)
-            self.label_embed = nn.Embedding(num_queries, self.num_branches * self.embed_dim, **dd)
-            if num_queries == num_classes:
-                self.classifier = ClassWiseLinear(num_classes, self.num_features, **dd)
-            else:
-                self.classifier = GroupLinear(num_classes, num_queries, self.num_features, **dd)
-            self.label_embed.train(self.training)
-            self._init_label_embed()
-        for part in (self.global_pool, self.classifier):
-            part.train(self.training)
-
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = 'NCHW',
-        intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Returns the maps that `feature_info` lists: those of the backbone and, enhanced, those of the branches.
-
-        Args:
-            x: Images (B, C, H, W).
-            indices: Which of them: the last n, or those listed; None for all.
-            norm: Of no effect: the branches' maps are normalised, the backbone's are not.
-            stop_early: Of no effect: the branches are left out whenever nothing of them is asked for.
-            output_fmt: `NCHW`.
-            intermediates_only: Leave out the final features.
-
-        Returns:
-            The maps, after the final features (B, 3*d, H/16, W/16) unless `intermediates_only`.
-        """
-        if output_fmt != 'NCHW':
-            raise ValueError(f'output_fmt={output_fmt!r} must be NCHW.')
-        take_indices, _ = feature_take_indices(len(self.feature_info), indices)
-        check_size(x)
-        maps = list(self.backbone(x))
-        wanted = [self.feature_info[i]['module'] for i in take_indices]
-        tokens, features = [], None
-        if not intermediates_only or 'enhancement' in wanted:
-            scales = self.projection(maps)
-            sizes = [scale.shape[-2:] for scale in scales]
-            tokens = self._enhance(scales)
-            features = stack_scales(tokens, *sizes[0])
-            tokens = [y.transpose(1, 2).unflatten(2, size) for y, size in zip(tokens, sizes, strict=True)]
-        by_module = {'backbone': iter(maps), 'enhancement': iter(tokens)}
-        every = [next(by_module[info['module']], None) for info in self.feature_info]
-        intermediates = [every[i] for i in take_indices]
-        return intermediates if intermediates_only else (features, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Removes what `forward_intermediates` does not need: the region selection and the classifier, and where only
-        maps of the backbone are needed all that comes after them.
-
-        Args:
-            indices: Which maps are needed: the last n, or those listed.
-            prune_norm: Of no effect: the norms belong to the layers.
-            prune_head: Remove them.
-
-        Returns:
-            The indices of the maps that are needed.
-        """
-        take_indices, _ = feature_take_indices(len(self.feature_info), indices)
-        if prune_head:
-            self.selection = None
-            self.reset_classifier(0, '')
-            needed = [self.feature_info[i] for i in take_indices]
-            if all(info['module'] == 'backbone' for info in needed):
-                self.projection = self.scale_attention = self.position = self.enhancement = None
-                last = max(info['reduction'] for info in needed)
-                self.prune_backbone(self.backbone_args['reductions'].index(last) + 1)
-        return take_indices
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps images (B, C, H, W) to features (B, 3*d, H/16, W/16): the enhanced scales on the finest one's grid."""
-        check_size(x)
-        scales = self.projection(self.backbone(x))
-        return stack_scales(self._enhance(scales), scales[0].shape[-2], scales[0].shape[-1])
-
-    def _enhance(self, scales: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Maps x1, x2, x3 (B, d, H_i, W_i) to enhanced tokens (B, H_i*W_i, d): 784, 196 and 49 at 448 pixels."""
+        scales = self.projection(maps)
+        height, width = scales[0].shape[-2], scales[0].shape[-1]
         if self.scale_attention is not None:
             scales = self.scale_attention(scales)
-        return self.enhancement(self.position(scales))
+        tokens = self.enhancement(self.position(scales))  # 784, 196 and 49 at 448 pixels
+        return stack_scales(tokens, height, width)
+
+    def split_features(self, features: torch.Tensor) -> list[torch.Tensor]:
+        return split_scales(features)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Maps features (B, 3*d, H/16, W/16) to logits (B, K), or with `pre_logits` to an embedding (B, 3*d)."""
-        if not pre_logits and self.label_embed is not None:
-            return self._select(split_scales(x))
-        x = self.global_pool(x)
-        return x if pre_logits else self.classifier(x)
-
-    def _select(self, tokens: list[torch.Tensor]) -> torch.Tensor:
-        """Maps the enhanced tokens of the three scales (B, L_i, d) to logits (B, K)."""
-        assert self.label_embed is not None and self.selection is not None
+        if pre_logits or self.label_embed is None:
+            x = self.global_pool(x)
+            return x if pre_logits else self.classifier(x)
+        assert self.selection is not None
         query = self.label_embed.weight.unflatten(1, (self.num_branches, self.embed_dim)).transpose(0, 1)
+        tokens: list[torch.Tensor] = []
+        for scale in split_scales(x):
+            tokens.append(scale.flatten(2).transpose(1, 2))
         z = torch.cat(self.selection(query, tokens), dim=-1)  # Eq. 11
         return self.classifier(z)
-
-    def forward_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Maps the backbone's maps (B, C_i, H_i, W_i) to logits (B, K)."""
-        scales = self.projection(maps)
-        tokens = self._enhance(scales)
-        if self.label_embed is not None:
-            # `forward_head` of the features without laying the scales onto one grid and taking them off again.
-            return self._select(tokens)
-        return self.forward_head(stack_scales(tokens, scales[0].shape[-2], scales[0].shape[-1]))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps images (B, C, H, W) to logits (B, K)."""
-        check_size(x)
-        return self.forward_maps(self.backbone(x))
 
 
 def _check_choice(argument: str, value: object, choices: Sequence) -> None:
@@ -341,28 +220,16 @@ def _check_depth(argument: str, value: int) -> None:
 
 def _cfg(url: str = '', **kwargs) -> dict:
     return {
+        **BASE_CFG,
         'url': url,
-        'num_classes': 80,
-        'input_size': (3, 448, 448),
         'pool_size': (28, 28),
-        'crop_pct': 1.0,
-        'crop_mode': 'squash',
-        'interpolation': 'bilinear',
-        'mean': IMAGENET_DEFAULT_MEAN,
-        'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'backbone.conv1',
         'classifier': ('label_embed', 'classifier'),
-        'license': 'apache-2.0',
         'paper_name': 'Multi-Scale Feature Fusion and Advanced Representation Learning'
         ' for Multi Label Image Classification',
         'paper_ids': 'doi:10.32604/cmc.2025.059102',
         'origin_url': 'https://doi.org/10.32604/cmc.2025.059102',
         **kwargs,
     }
-
-
-# What a backbone of EfficientNet-Lite expects
-LITE = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic', first_conv='backbone.conv_stem')
 
 
 def _published(name: str, label_names: Sequence[str], **kwargs) -> dict:
@@ -405,9 +272,7 @@ default_cfgs = generate_default_cfgs(
             file=str(WEIGHTS / 'msff_test_resnet.scenes' / 'model.safetensors'),
             input_size=(3, 96, 96),
             pool_size=(6, 6),
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
-            first_conv='backbone.conv1.0',
+            **TEST_RESNET,
         ),
     }
 )

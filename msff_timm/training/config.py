@@ -11,7 +11,7 @@ from accelerate.utils import LoggerType
 from .. import hub
 from ..errors import InputError, one_line, unknown
 from ..files import check_folder
-from ..hub.publish import check_access, check_target
+from ..hub.push import check_access, check_target
 from ..metrics import DEFINITIONS
 from .checks import check_at_least, check_new_file, check_one_of, check_positive, check_seed
 from .data_config import DataConfig, EvalDataConfig, SourceConfig

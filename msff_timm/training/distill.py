@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from .. import hub
 from ..data.transforms import Normalize
 from ..errors import InputError
-from ..labels import names_of
+from ..labels import display_names
 from .config import DistillConfig
 
 __all__ = ['Teacher']
@@ -29,7 +29,7 @@ class Teacher(nn.Module):
     def __init__(self, name: str, label_names: list[str], settings: DistillConfig):
         super().__init__()
         self.model = hub.load(name).requires_grad_(False)
-        known = names_of(self.model)
+        known = display_names(self.model)
         if sorted(known) != sorted(label_names):
             raise InputError(f'distill.teacher is {name}: its labels differ from the labels of the data.')
         data_config = timm.data.resolve_model_data_config(self.model)

@@ -27,8 +27,8 @@ from ..data.samples import Samples
 from ..data.transforms import eval_transform
 from ..errors import InputError, one_line
 from ..files import replace_file
-from ..inference.predict import check_finite
-from ..labels import describe_matches, match_labels, stored_names
+from ..inference.logits import check_finite
+from ..labels import describe_matches, get_label_names, match_labels
 from ..results import Results, shorten_path
 from .commands import environment, run_command
 from .config import EvalDataConfig, EvaluateConfig, parse
@@ -45,7 +45,7 @@ def main() -> None:
 
     # Model, images, and the labels that they share
     model, data_config = load_model(config.model, config.image_size)
-    data, known = config.data, stored_names(model)
+    data, known = config.data, get_label_names(model)
     with accelerator.main_process_first():  # the other processes read its cache
         dataset = load_data(data, known, data_config['input_size'][-1])
     for line in msff_timm.data.notes(dataset):

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from .. import thresholds
 from ..errors import InputError
-from ..metrics import Measures
+from .accumulator import MetricAccumulator
 from .commands import Stopped, StopRequest
 
 __all__ = ['FOLDS', 'compute_metrics', 'fit_thresholds', 'score']
@@ -19,7 +19,9 @@ FOLDS = 5  # for the metrics of fitted thresholds
 
 
 @torch.no_grad()  # inference_mode makes tensors that older versions of PyTorch do not gather
-def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: StopRequest | None = None) -> Measures:
+def score(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: StopRequest | None = None
+) -> MetricAccumulator:
     """Computes the probabilities of all images. Every process returns all of them, with their targets.
 
     Args:
@@ -33,7 +35,7 @@ def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: 
         InputError: A logit is not finite.
     """
     model.eval()
-    measures, samples = Measures(), loader.dataset
+    measures, samples = MetricAccumulator(), loader.dataset
     for batch in loader:
         with accelerator.autocast():
             logits = model(batch['image'])
@@ -56,7 +58,7 @@ def score(accelerator: Accelerator, model: nn.Module, loader: DataLoader, stop: 
     return measures
 
 
-def compute_metrics(scored: Measures, num_images: int, **options: object) -> dict:
+def compute_metrics(scored: MetricAccumulator, num_images: int, **options: object) -> dict:
     """Computes the metrics of scored images; see `msff_timm.metrics.evaluate` for the options.
 
     Raises:
@@ -70,7 +72,7 @@ def compute_metrics(scored: Measures, num_images: int, **options: object) -> dic
             raise InputError(f'the images cannot be evaluated: {e}') from None
 
 
-def fit_thresholds(scored: Measures, data: dict) -> dict | None:
+def fit_thresholds(scored: MetricAccumulator, data: dict) -> dict | None:
     """Fits the thresholds that `hub.save` stores; returns None for fewer images than folds.
 
     Args:

@@ -79,7 +79,7 @@ def worst_mistakes(scored: dict, dataset: datasets.Dataset, label_names: Sequenc
     """Finds the worst false positives and the worst misses.
 
     Args:
-        scored: Arrays of all rows, as `msff_timm.metrics.Measures.arrays` returns them.
+        scored: Arrays of all rows, as `MetricAccumulator.arrays` returns them.
         dataset: Rows of the data set.
         label_names: Label names in the order of the logits.
 

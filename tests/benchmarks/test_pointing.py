@@ -11,13 +11,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
-from seer import COLOURS, PLACES, seer_of_colours
+from seer import COLOURS, PLACES, colour_model
 
 import pointing
 from grad_cam import grad_cam
 from msff_timm.data.voc_files import VocBoxes
 from msff_timm.errors import InputError
-from msff_timm.inference.explain import smooth_map
+from msff_timm.inference.attention import smooth_map
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 NAN = np.nan
@@ -180,7 +180,7 @@ def run(monkeypatch, models: dict[str, nn.Module], *arguments: str) -> None:
 
 
 def test_the_game_counts_hits_of_both_models_in_original_pixels(root, tmp_path, monkeypatch, capsys):
-    models = {'a': seer_of_colours(), 'b': PooledColours()}
+    models = {'a': colour_model(), 'b': PooledColours()}
     output = tmp_path / 'results.json'
     run(monkeypatch, models, '--model=a', '--pooled=b', f'--data.root={root}', f'--output={output}')
     results = json.loads(output.read_text())
@@ -208,7 +208,7 @@ def test_a_map_of_zeros_has_no_peak_and_misses(root, tmp_path, monkeypatch):
     output = tmp_path / 'results.json'
     run(
         monkeypatch,
-        {'a': seer_of_colours(), 'b': model},
+        {'a': colour_model(), 'b': model},
         '--model=a',
         '--pooled=b',
         f'--data.root={root}',
@@ -221,11 +221,11 @@ def test_a_map_of_zeros_has_no_peak_and_misses(root, tmp_path, monkeypatch):
 def test_models_and_data_that_cannot_be_used_are_refused(root, monkeypatch):
     cropping = PooledColours()
     cropping.pretrained_cfg.update(crop_pct=0.875, crop_mode='center')
-    models = {'a': seer_of_colours(), 'b': cropping, 'c': PooledColours()}
+    models = {'a': colour_model(), 'b': cropping, 'c': PooledColours()}
     at = f'--data.root={root}'
     for arguments, message in (
         (['--model=a', '--pooled=b', at], r'b: does not see the whole image \(crop_mode center, crop_pct 0.875\)'),
-        (['--model=c', at], 'PooledColours cannot be explained: only an MSFF model'),
+        (['--model=c', at], 'PooledColours cannot be explained: only MSFF models'),
         (['--model=a', '--data.name=scenes'], 'data.name is scenes: boxes are read of voc2007 and voc2012 only'),
         (['--model=a', '--layers=first', at], "unknown layers 'first'"),
         (['--model=a', '--bootstrap=0', at], 'bootstrap is 0: must be at least 1'),

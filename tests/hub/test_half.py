@@ -1,4 +1,4 @@
-"""Weights that are stored in half of their bytes, and those that the package brings."""
+"""Weights that are stored in half the bytes, and those in the package."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
     model = timm.create_model('msff_test_resnet', num_classes=3)
     for name, buffer in model.named_buffers():
         if name.endswith('running_var'):
-            buffer.mul_(1e6)  # float16 ends at 65504
+            buffer.mul_(1e6)  # the largest float16 is 65504
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data *= 1e3
@@ -69,7 +69,7 @@ def test_halve_rounds_large_tensors_and_keeps_the_rest(folder, tmp_path):
     assert stat.S_IMODE((tmp_path / 'half' / 'model.safetensors').stat().st_mode) == 0o666 & ~umask
 
 
-def test_what_halve_wrote_is_computed_in_float32_wherever_it_is_loaded(folder, tmp_path):
+def test_halve_output_is_loaded_in_float32(folder, tmp_path):
     halve(folder, tmp_path / 'half', keep_below=250)
     assert set(dtypes(tmp_path / 'half').values()) >= {'F16'}
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
@@ -81,13 +81,13 @@ def test_what_halve_wrote_is_computed_in_float32_wherever_it_is_loaded(folder, t
     by_timm = timm.create_model(name, pretrained=True).eval()
     assert {p.dtype for p in by_timm.parameters()} == {torch.float32}
     assert torch.equal(logits(by_timm, images), expected)
-    for label_names in (LABELS, ['cat', 'bird']):  # as training starts from it
+    for label_names in (LABELS, ['cat', 'bird']):  # as at the start of training
         again, _ = hub.load_for(name, label_names, keep_labels=True)
         assert {p.dtype for p in again.parameters()} == {torch.float32}
     assert hub.push(tmp_path / 'half', 'me/half', dry_run=True).files['model.safetensors'] < 2.3e6
 
 
-def test_transformers_computes_in_float32_what_is_stored_in_float16(folder, tmp_path):
+def test_halve_output_is_loaded_in_float32_by_transformers(folder, tmp_path):
     transformers = pytest.importorskip('transformers', '4.53', reason='needs the extra `transformers`')
     halve(folder, tmp_path, keep_below=250)
     images = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
@@ -99,13 +99,13 @@ def test_transformers_computes_in_float32_what_is_stored_in_float16(folder, tmp_
 
 
 @torch.no_grad()
-def test_halve_refuses_what_would_change_the_model(folder, tmp_path):
-    with pytest.raises(InputError, match='holds the weights to be read; name another folder'):
+def test_halve_refuses_to_change_the_model(folder, tmp_path):
+    with pytest.raises(InputError, match='holds the original weights; name another folder'):
         halve(folder, folder.parent / 'x' / '..' / 'whole')
     with pytest.raises(InputError, match='holds no config.json'):
         halve(tmp_path / 'gone', tmp_path / 'half')
     for number, message in (
-        (3000.1, r'half is not written: a logit changes by .*, more than 0.01; keep_below is 250: a larger one keeps'),
+        (3000.1, r'half is not written: a logit changes by .*, more than 0.01; raise keep_below above 250'),
         (70000.0, 'classifier.weight holds values that float16 has not'),
     ):
         changed = tmp_path / f'{number}'
@@ -119,19 +119,19 @@ def test_halve_refuses_what_would_change_the_model(folder, tmp_path):
         assert not list(tmp_path.glob('half/*'))
 
 
-def test_the_command_compares_on_photos_and_names_both_sizes(folder, tmp_path, capsys):
+def test_half_command_compares_photos_and_prints_both_sizes(folder, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'photo.png')
     command = ['halve', str(folder), '-o', str(tmp_path / 'half'), '--keep-below', '1000']
-    assert cli.main([*command, '--photos', str(tmp_path / 'photo.png')]) == 0
-    assert f'{tmp_path / "half"}: 2.2 MB instead of 4.3; logits on 1 image differ by ' in capsys.readouterr().out
+    assert cli.main([*command, '--images', str(tmp_path / 'photo.png')]) == 0
+    assert f'{tmp_path / "half"}: 2.2 MB instead of 4.3 MB; logits on 1 image differ by ' in capsys.readouterr().out
     assert cli.main(command) == 0 and 'logits on 16 images of noise differ by ' in capsys.readouterr().out
     assert cli.main(['halve', str(folder), '-o', str(folder)]) == 2
     assert 'name another folder' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', SHIPPED)
-def test_shipped_weights_are_small_load_in_float32_and_stand_half_precision(name, tmp_path):
+def test_packaged_weights_are_small_and_tolerate_half_precision(name, tmp_path):
     model = hub.load(name)
     stored = Path(model.pretrained_cfg['file'])
     assert stored.stat().st_size <= 12e6 and set(dtypes(stored.parent).values()) <= {'F32', 'F16', 'I64'}

@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 import msff_timm  # noqa: F401  registers the models
 from msff_timm import hub
 from msff_timm.errors import InputError
-from msff_timm.labels import names_of, stored_names, thresholds_of
+from msff_timm.labels import display_names, get_label_names, get_thresholds
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 LABELS = ['cat', 'dog', 'chair']
@@ -37,7 +37,7 @@ def folder(model, tmp_path):
     return tmp_path / 'saved'
 
 
-def test_another_process_gets_bit_identical_logits_labels_and_preprocessing(model, folder):
+def test_save_restores_logits_labels_and_preprocessing_in_another_process(model, folder):
     code = f"""
 import json, timm, torch, msff_timm
 torch.set_num_threads(1)
@@ -60,32 +60,33 @@ print(json.dumps([model.pretrained_cfg['label_names'], timm.data.resolve_model_d
     assert (data_config['interpolation'], data_config['crop_pct'], data_config['crop_mode']) == ('bicubic', 1, 'squash')
 
 
-def test_the_folder_holds_safetensors_and_what_multi_label_readers_need(folder):
+def test_save_writes_safetensors_and_a_config_for_multi_label_readers(folder):
     assert sorted(path.name for path in folder.iterdir()) == ['config.json', 'model.safetensors']
     config = json.loads((folder / 'config.json').read_text())
     assert config['architecture'] == 'msff_test_resnet' and config['label_names'] == LABELS
     assert config['problem_type'] == 'multi_label_classification'
     assert config['model_args']['ffn_dim'] == 64 and config['model_args']['decoder_depth'] == 2
-    # transformers gives both to one call.
+    # transformers passes both to one call.
     assert config['num_classes'] == 3 and 'num_classes' not in config['model_args']
 
 
-def test_matrices_begin_where_torch_would_let_them_begin(model, folder):
+def test_save_aligns_matrices(model, folder):
     content = (folder / 'model.safetensors').read_bytes()
     length = int.from_bytes(content[:8], 'little')
     header = json.loads(content[8 : 8 + length])
+    assert header.pop('__metadata__') == {'format': 'pt'}
     begins = {name: (8 + length + tensor['data_offsets'][0]) for name, tensor in header.items()}
     weights = model.state_dict()
     assert begins.keys() == weights.keys()
     for name, begin in begins.items():
         size = weights[name].numel() * weights[name].element_size()
-        assert begin % 64 == 0 or size % 64  # a size that is no multiple of 64 comes after all that are
+        assert begin % 64 == 0 or size % 64  # unaligned sizes come last
         assert begin % weights[name].element_size() == 0
     for name, tensor in load_file(folder / 'model.safetensors').items():
         assert torch.equal(tensor, weights[name])
 
 
-def test_a_saved_model_never_asks_for_the_backbones_weights(monkeypatch, tmp_path):
+def test_save_never_makes_load_fetch_the_backbone(monkeypatch, tmp_path):
     weights = timm.create_model('test_resnet').state_dict()
     monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', lambda *_, **__: dict(weights))
     model = timm.create_model('msff_test_resnet', num_classes=3, backbone_pretrained=True)
@@ -96,13 +97,13 @@ def test_a_saved_model_never_asks_for_the_backbones_weights(monkeypatch, tmp_pat
 
 
 @pytest.mark.parametrize('label_names', [['cat', 'dog'], ['cat', 'dog', 'cat'], ['a', 'b', 'c', 'd']])
-def test_label_names_that_do_not_match_the_logits_are_refused(model, tmp_path, label_names):
+def test_save_refuses_label_names_that_do_not_fit_the_logits(model, tmp_path, label_names):
     with pytest.raises(ValueError, match='label names'):
         hub.save(model, tmp_path / 'out', label_names, {})
     assert not (tmp_path / 'out').exists()
 
 
-def test_load_gives_evaluation_mode(folder):
+def test_load_returns_a_model_in_evaluation_mode(folder):
     assert not hub.load(f'local-dir:{folder}').training
 
 
@@ -116,7 +117,7 @@ def test_load_gives_evaluation_mode(folder):
         (lambda f: (f / 'model.safetensors').write_bytes(b'\xff' * 100), 'cannot be loaded'),
     ],
 )
-def test_a_damaged_folder_is_named_in_one_line(folder, damage, message):
+def test_load_names_a_damaged_folder_in_one_line(folder, damage, message):
     damage(folder)
     with pytest.raises(InputError, match=message) as caught:
         hub.load(f'local-dir:{folder}')
@@ -128,12 +129,12 @@ def test_a_damaged_folder_is_named_in_one_line(folder, damage, message):
     [
         ('msff_resnet11', "unknown model 'msff_resnet11': did you mean msff_resnet101?"),
         ('msff_resnet18', 'No pretrained weights exist'),
-        ('org/name', "Use 'hf-hub:org/name'"),
+        ('org/', 'It is no registered model, no existing folder, and no ORG/NAME on the Hub.'),
         ('http:org/name', "Unknown model source 'http'"),
         ('local-dir:nowhere', 'nowhere: holds no config.json'),
     ],
 )
-def test_names_that_lead_nowhere(name, message):
+def test_load_refuses_unknown_names(name, message):
     with pytest.raises(InputError) as caught:
         hub.load(name)
     assert message in str(caught.value) and '\n' not in str(caught.value)
@@ -150,10 +151,10 @@ def test_names_that_lead_nowhere(name, message):
         ),
     ],
 )
-def test_an_unreachable_hub_is_named(call, offline, line, tmp_path):
+def test_load_and_create_name_an_unreachable_hub(call, offline, line, tmp_path):
     # Without the pauses between huggingface_hub's own retries, half a minute in all.
     code = 'import time; time.sleep = lambda seconds: None\n'
-    code += f'import msff_timm.hub as hub\ntry: hub.{call}\nexcept hub.InputError as e: print(e)'
+    code += f'from msff_timm import errors, hub\ntry: hub.{call}\nexcept errors.InputError as e: print(e)'
     environment = {'HF_ENDPOINT': 'http://127.0.0.1:9', 'HF_HUB_OFFLINE': offline, 'HF_HOME': str(tmp_path)}
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.startswith(line)
@@ -161,8 +162,8 @@ def test_an_unreachable_hub_is_named(call, offline, line, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['msff_test_resnet', 'q2l_test_resnet', 'test_resnet'])
-def test_a_backbone_starts_from_that_of_a_trained_model(name, model, folder):
-    """Of a model of ours and of a plain one; what is no backbone stays as it was."""
+def test_load_backbone_copies_the_backbone_alone(name, model, folder):
+    """Models of this package and of timm; all other weights stay."""
     new = timm.create_model(name, num_classes=5, in_chans=4)
     before = {key: tensor.clone() for key, tensor in new.state_dict().items()}
     hub.load_backbone(new, f'local-dir:{folder}')
@@ -170,56 +171,56 @@ def test_a_backbone_starts_from_that_of_a_trained_model(name, model, folder):
     for key, tensor in new.state_dict().items():
         of_backbone = key.removeprefix(prefix) in trained and key.startswith(prefix)
         assert torch.equal(tensor, trained[key.removeprefix(prefix)] if of_backbone else before[key]), key
-    with pytest.raises(InputError, match='is no trained backbone of this model: it has no conv1.weight of 64 x 3'):
+    with pytest.raises(InputError, match='has another backbone than this model: it has no conv1.weight of 64 x 3'):
         hub.load_backbone(timm.create_model('msff_resnet18', device='meta'), f'local-dir:{folder}')
 
 
-def test_thresholds_travel_beside_what_timm_reads(model, folder):
+def test_set_thresholds_stores_them_for_load(model, folder):
     assert hub.load(f'local-dir:{folder}').thresholds is None
     hub.set_thresholds(f'local-dir:{folder}', {'per_class': [0.2, 0.4, 0.9], 'overall': 0.3})
     assert hub.load(f'local-dir:{folder}').thresholds == [0.2, 0.4, 0.9]
-    assert hub.load(f'local-dir:{folder}', num_classes=5).thresholds is None  # other labels, none of theirs
+    assert hub.load(f'local-dir:{folder}', num_classes=5).thresholds is None  # other labels
     timm.create_model(f'local-dir:{folder}', pretrained=True)
 
 
-def test_load_for_the_same_labels_keeps_the_trained_classifier():
+def test_load_for_keeps_the_classifier_for_equal_labels():
     """A tag's names are a tuple, a data set's a list."""
     name, labels = 'msff_test_resnet', list(timm.get_pretrained_cfg('msff_test_resnet').label_names)
     trained = hub.load(name).state_dict()
     model, kept = hub.load_for(name, labels)
-    assert kept == {label: label for label in labels} and names_of(model) == labels
+    assert kept == {label: label for label in labels} and display_names(model) == labels
     assert all(torch.equal(tensor, trained[key]) for key, tensor in model.state_dict().items())
-    assert thresholds_of(model) == hub.load(name).thresholds
-    # In another order they move, and the thresholds, which are of the old order, go.
+    assert get_thresholds(model) == hub.load(name).thresholds
+    # In another order, the rows move, and the thresholds of the old order are dropped.
     model, kept = hub.load_for(name, labels[::-1])
-    assert kept == {label: label for label in labels} and names_of(model) == labels[::-1]
+    assert kept == {label: label for label in labels} and display_names(model) == labels[::-1]
     for key in ('label_embed.weight', 'classifier.weight', 'classifier.bias'):
         assert torch.equal(model.state_dict()[key], trained[key].flip(0))
-    assert thresholds_of(model) is None
+    assert get_thresholds(model) is None
 
 
 @pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
 @pytest.mark.parametrize('wanted', [['cat', 'dog', 'cow'], ['dog', 'cow']])
-def test_load_for_other_labels_gives_their_names(architecture, wanted, tmp_path):
+def test_load_for_sets_the_names_of_other_labels(architecture, wanted, tmp_path):
     model = timm.create_model(architecture, num_classes=3)
     thresholds = {'per_class': [0.2, 0.4, 0.9]}
     hub.save(model, tmp_path, LABELS, timm.data.resolve_model_data_config(model), thresholds=thresholds)
     for keep_labels, carried in ((False, []), (True, [name for name in wanted if name in LABELS])):
         loaded, kept = hub.load_for(f'local-dir:{tmp_path}', wanted, keep_labels)
-        assert names_of(loaded) == wanted and list(kept) == carried and thresholds_of(loaded) is None
+        assert display_names(loaded) == wanted and list(kept) == carried and get_thresholds(loaded) is None
         assert loaded(torch.zeros(2, 3, 64, 64)).shape == (2, len(wanted))
 
 
 @pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
-def test_load_takes_names_from_the_caller_and_from_nobody_where_the_labels_are_others(architecture, tmp_path):
+def test_load_takes_label_names_from_the_caller_and_drops_those_that_do_not_fit(architecture, tmp_path):
     model = timm.create_model(architecture, num_classes=3)
     thresholds = {'per_class': [0.2, 0.4, 0.9]}
     hub.save(model, tmp_path, LABELS, timm.data.resolve_model_data_config(model), thresholds=thresholds)
     name = f'local-dir:{tmp_path}'
     translated = hub.load(name, pretrained_cfg_overlay={'label_names': ['Katze', 'Hund', 'Stuhl'], 'crop_pct': 0.8})
-    assert names_of(translated) == ['Katze', 'Hund', 'Stuhl'] and thresholds_of(translated) == [0.2, 0.4, 0.9]
+    assert display_names(translated) == ['Katze', 'Hund', 'Stuhl'] and get_thresholds(translated) == [0.2, 0.4, 0.9]
     assert translated.pretrained_cfg['crop_pct'] == 0.8
-    assert stored_names(hub.load(name, num_classes=5)) is None
+    assert get_label_names(hub.load(name, num_classes=5)) is None
     with pytest.raises(InputError, match='2 label names for 3 logits'):
         hub.load(name, pretrained_cfg_overlay={'label_names': ['Katze', 'Hund']})
 
@@ -243,14 +244,14 @@ def same_as(model, folder, in_chans=3):
     ids=['compiled', 'parallel', 'averaged', 'EMA', 'compiled parallel', 'parallel compiled'],
 )
 @pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
-def test_save_stores_the_model_of_a_wrapper_under_its_own_names(wrap, architecture, tmp_path):
+def test_save_unwraps_models(wrap, architecture, tmp_path):
     model = timm.create_model(architecture, num_classes=3)
     hub.save(wrap(model), tmp_path, LABELS, timm.data.resolve_model_data_config(model))
     assert load_file(tmp_path / 'model.safetensors').keys() == model.state_dict().keys()
     assert same_as(model, tmp_path)
 
 
-def test_save_stores_a_model_of_compiled_parts_under_its_own_names(tmp_path):
+def test_save_drops_the_prefix_of_compiled_parts(tmp_path):
     model = timm.create_model('msff_test_resnet', num_classes=3)
     names = model.state_dict().keys()
     model.backbone = torch.compile(model.backbone)
@@ -262,7 +263,7 @@ def test_save_stores_a_model_of_compiled_parts_under_its_own_names(tmp_path):
 
 @pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
 @pytest.mark.parametrize('in_chans', [1, 2, 4, 6])
-def test_save_fits_the_preprocessing_to_the_channels_of_the_model(architecture, in_chans, tmp_path):
+def test_save_adapts_the_preprocessing_to_the_channels(architecture, in_chans, tmp_path):
     model = timm.create_model(architecture, num_classes=3, in_chans=in_chans)
     data_config = timm.data.resolve_model_data_config(model, {'img_size': 96, 'crop_pct': 0.75})
     assert data_config['input_size'] == (3, 96, 96)
@@ -284,7 +285,7 @@ def test_save_fits_the_preprocessing_to_the_channels_of_the_model(architecture, 
         ({'per_class': [0.5, 0.5, '0.5']}, 'from 0 to below 1'),
     ],
 )
-def test_thresholds_are_one_probability_for_each_logit(thresholds, part, model, folder, tmp_path):
+def test_thresholds_must_be_one_probability_for_each_logit(thresholds, part, model, folder, tmp_path):
     with pytest.raises(InputError, match=part):
         hub.save(model, tmp_path / 'new', LABELS, timm.data.resolve_model_data_config(model), thresholds=thresholds)
     with pytest.raises(InputError, match=part):
@@ -296,6 +297,6 @@ def test_thresholds_are_one_probability_for_each_logit(thresholds, part, model, 
         hub.load(f'local-dir:{folder}')
 
 
-def test_set_thresholds_names_a_folder_without_a_model(tmp_path):
+def test_set_thresholds_refuses_a_folder_without_a_model(tmp_path):
     with pytest.raises(InputError, match='holds no config.json'):
         hub.set_thresholds(f'local-dir:{tmp_path}', {'per_class': [0.5]})

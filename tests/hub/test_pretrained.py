@@ -1,4 +1,4 @@
-"""Tags: `pretrained=True` for weights that lie on a Hub, or do not yet."""
+"""Tags: `pretrained=True` with weights in the package, on a Hub, or not published yet."""
 
 import json
 import os
@@ -21,7 +21,8 @@ import msff_timm.data
 from msff_timm import hub
 from msff_timm.data import scenes, voc
 from msff_timm.data.voc_files import read_boxes
-from msff_timm.inference.explain import explain, smooth_map
+from msff_timm.inference.attention import smooth_map
+from msff_timm.inference.explain import explain
 from msff_timm.labels import COCO_LABELS, VOC_LABELS
 from msff_timm.models import msff
 from msff_timm_cli.commands import main
@@ -36,15 +37,15 @@ TAGS = {
     'msff_efficientnet_lite0.voc2012_subset': (VOC_LABELS, 320),
     'msff_test_resnet.scenes': (scenes.LABEL_NAMES, 96),
 }
-TAG = 'msff_test_resnet.scenes'  # brings its weights along; without them, what the Hub has is small enough for tests
+TAG = 'msff_test_resnet.scenes'  # its weights are part of the package, and small enough to be published in a test too
 ON_HUB = {'file': None}
 THRESHOLDS = [k / 16 for k in range(12)]
-PHOTOS = 'msff_efficientnet_lite0.voc2012_subset'  # brings its weights, too
+PHOTOS = 'msff_efficientnet_lite0.voc2012_subset'  # its weights are part of the package too
 RESULTS = Path(__file__).parents[2] / 'hub_cards' / 'results' / f'{TAG}.json'
 
 
 def python(code: str, environment: dict[str, str], home: Path) -> list[str]:
-    """Runs code in another process, without the pauses between the Hub client's own retries; returns what it prints."""
+    """Runs code in another process, without pauses between the Hub client's retries; returns the printed lines."""
     code = f'import time; time.sleep = lambda seconds: None\nimport timm, msff_timm, torch\n{code}'
     environment = {**os.environ, 'HF_HOME': str(home), **environment}
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment, timeout=300)
@@ -53,7 +54,7 @@ def python(code: str, environment: dict[str, str], home: Path) -> list[str]:
 
 
 def attempt(name: str, **overlay: object) -> str:
-    """Code that prints the type and message of what creating a pretrained model of the Hub raises."""
+    """Returns code that prints the exception of creating a pretrained model of the Hub."""
     return f"""
 try: timm.create_model({name!r}, pretrained=True, pretrained_cfg_overlay={ON_HUB | overlay!r})
 except Exception as e: print(type(e).__name__, e)
@@ -61,7 +62,7 @@ except Exception as e: print(type(e).__name__, e)
 
 
 @pytest.mark.parametrize('name', TAGS)
-def test_a_tag_tells_labels_preprocessing_licence_and_origin(name):
+def test_tag_has_labels_preprocessing_licence_and_origin(name):
     (label_names, side), cfg = TAGS[name], timm.get_pretrained_cfg(name)
     assert cfg.hf_hub_id == f'{msff.HUB_NAMESPACE}/{name}' and cfg.label_names == label_names
     assert cfg.num_classes == len(label_names) and cfg.input_size == (3, side, side)
@@ -76,19 +77,19 @@ def test_a_tag_tells_labels_preprocessing_licence_and_origin(name):
     assert timm.is_model_pretrained(name) and name in timm.list_pretrained('msff_*')
 
 
-def test_the_first_tag_is_the_default():
+def test_default_tag_is_the_first():
     assert timm.get_pretrained_cfg('msff_resnet101').tag == 'coco2014_448'
     assert not timm.is_model_pretrained('msff_resnet50')
 
 
-def test_label_names_are_those_of_the_data(coco_root):
+def test_label_names_equal_those_of_the_data(coco_root):
     content = json.loads((coco_root / 'annotations' / 'instances_val2014.json').read_text())
     categories = sorted(content['categories'], key=lambda category: category['id'])
     assert list(COCO_LABELS) == [category['name'] for category in categories]
     assert VOC_LABELS == voc.LABEL_NAMES == tuple(sorted(VOC_LABELS)) and len(VOC_LABELS) == 20
 
 
-def test_a_model_without_weights_does_not_claim_a_tag_and_one_with_other_classes_not_its_labels(tmp_path):
+def test_create_model_drops_a_tag_without_weights_and_labels_that_do_not_fit(tmp_path):
     model = timm.create_model('msff_test_resnet', num_classes=3)
     hub.save(model, tmp_path, ['a', 'b', 'c'], timm.data.resolve_model_data_config(model))
     saved = json.loads((tmp_path / 'config.json').read_text())
@@ -101,13 +102,13 @@ def test_a_model_without_weights_does_not_claim_a_tag_and_one_with_other_classes
 
 def line_of(namespace: str, why: str, home: Path, tag: str = TAG) -> str:
     return (
-        f'{tag}: {namespace}/{tag} at http://127.0.0.1:9 {why}, and the cache {home / "hub"} holds no copy; maybe'
-        " nobody has published weights there yet. Train it (README.md, 'Train') and use --model local-dir:FOLDER, or"
-        ' set MSFF_HUB_NAMESPACE to who has it.'
+        f'{tag}: {namespace}/{tag} at http://127.0.0.1:9 {why}, and the cache {home / "hub"} holds no copy; perhaps'
+        " nobody has published weights there yet. Train the model (README.md, 'Train') and use --model"
+        ' local-dir:FOLDER, or set MSFF_HUB_NAMESPACE to the owner of published weights.'
     )
 
 
-def test_without_network_one_line_tells_what_was_asked_where_and_what_to_do(tmp_path):
+def test_fetch_weights_explains_a_missing_network_in_one_line(tmp_path):
     environment = {**NOWHERE, 'HF_HUB_OFFLINE': '0', 'MSFF_HUB_NAMESPACE': 'me'}
     (line,) = python(attempt('msff_test_resnet'), environment, tmp_path)
     # Older clients of the Hub put more around the reason.
@@ -115,13 +116,13 @@ def test_without_network_one_line_tells_what_was_asked_where_and_what_to_do(tmp_
     assert line == 'InputError ' + line_of('me', f'cannot be reached ({reason})', tmp_path)
 
 
-def test_offline_it_says_so_and_the_command_says_it_once(tmp_path):
+def test_fetch_weights_explains_offline_mode(tmp_path):
     environment = {**NOWHERE, 'HF_HUB_OFFLINE': '1', 'MSFF_HUB_NAMESPACE': ''}
     command = ['predict', 'photo.jpg', '--model', 'msff_resnet101']
     code = attempt('msff_test_resnet') + attempt(TAG, hf_hub_id='not/valid/name')
     code += f'import sys; from msff_timm_cli import commands as cli; sys.stderr = sys.stdout; cli.main({command})'
     by_timm, invalid, by_command = python(code, environment, tmp_path)
-    line = partial(line_of, 'msff-timm', 'was not asked, since HF_HUB_OFFLINE is set', tmp_path)
+    line = partial(line_of, 'msff-timm', 'was not contacted, since HF_HUB_OFFLINE is set', tmp_path)
     assert by_timm == f'InputError {line()}'
     assert by_command == f'msff-timm: error: {line("msff_resnet101.coco2014_448")}'
     assert invalid.startswith(f'InputError {TAG}: not/valid/name at http://127.0.0.1:9 cannot be read (Repo id must be')
@@ -129,7 +130,7 @@ def test_offline_it_says_so_and_the_command_says_it_once(tmp_path):
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
-    """A Hub that has the weights of a tag, a repository without any, and one with a pickle."""
+    """Starts a Hub with the weights of a tag, a repository without weights, and one with a pickle."""
     root = tmp_path_factory.mktemp('hub')
     torch.manual_seed(0)
     model = timm.create_model(TAG).eval()
@@ -157,7 +158,7 @@ print(*model.pretrained_cfg['label_names'])
 """
 
 
-def test_a_tag_is_downloaded_once_and_what_a_hub_lacks_is_told_apart(published, tmp_path):
+def test_fetch_weights_downloads_once_and_explains_what_is_missing(published, tmp_path):
     server, model = published
     commit = server.repository(f'msff-timm/{TAG}').refs['main']
     server.gated.add(f'gated/{TAG}')
@@ -169,14 +170,16 @@ def test_a_tag_is_downloaded_once_and_what_a_hub_lacks_is_told_apart(published, 
     environment = {**server.environment(tmp_path / 'home'), 'MSFF_HUB_NAMESPACE': ''}
     *created, nobody, empty, gated, revision, pickled = python(code, environment, tmp_path / 'home')
     at = f'at {server.url}'
-    assert f'nobody/{TAG} {at} holds no weights yet: there is no such repository, or none that HF_TOKEN' in nobody
-    assert f'empty/{TAG} {at} holds no weights yet: it has no model.safetensors. Train it' in empty
-    assert f'gated/{TAG} {at} is gated: ask for access on its page and set HF_TOKEN. Train it' in gated
-    assert f'msff-timm/{TAG}@v7 {at} has no such revision. Train it' in revision
-    assert f'pickled/{TAG} {at} holds no weights yet: it has no model.safetensors. Mend what is named' in pickled
+    assert f'nobody/{TAG} {at} holds no weights yet: the repository does not exist, or HF_TOKEN' in nobody
+    assert f'empty/{TAG} {at} holds no weights yet: it lacks config.json or model.safetensors. Train the' in empty
+    assert f'gated/{TAG} {at} is gated: request access on its page, and set HF_TOKEN. Train the' in gated
+    assert f'msff-timm/{TAG}@v7 {at} has no such revision. Train the model' in revision
+    assert (
+        f'pickled/{TAG} {at} holds no weights yet: it lacks config.json or model.safetensors. Fix the cause' in pickled
+    )
     assert all(line.startswith('InputError msff_test_resnet') for line in (nobody, empty, gated, revision, pickled))
     asked = {path.rpartition('/')[2] for _, path in server.requests if '/resolve/' in path}
-    assert asked == {'config.json', 'model.safetensors'}  # the first for names with hf-hub: alone, and no pickle
+    assert asked == {'config.json', 'model.safetensors'}  # and no pickle
 
     server.requests.clear()
     assert python(create, {**environment, 'HF_HUB_OFFLINE': '1'}, tmp_path / 'home') == created
@@ -187,9 +190,9 @@ def test_a_tag_is_downloaded_once_and_what_a_hub_lacks_is_told_apart(published, 
     assert created == [logits.numpy().tobytes().hex(), ' '.join(scenes.LABEL_NAMES)]
 
 
-def test_a_tag_has_the_thresholds_that_lie_with_its_weights(published, tmp_path):
+def test_load_finds_the_thresholds_of_a_tag(published, tmp_path):
     server, _ = published
-    # As if the package did not bring the weights.
+    # As if the weights were not part of the package.
     code = f"""
 import dataclasses, os
 from timm.models import _registry
@@ -205,7 +208,7 @@ print(model.pretrained_cfg['hf_hub_id'])
     assert json.loads(thresholds) == THRESHOLDS and found == f'msff-timm/{TAG}@{commit}'
 
 
-def test_weights_that_do_not_have_the_hubs_digest_are_not_used(published, tmp_path):
+def test_fetch_weights_refuses_another_digest(published, tmp_path):
     server, _ = published
     server.faults.append(Fault('/resolve/.*/model.safetensors|/storage/', 'corrupt', method='GET'))
     (line,) = python(attempt(TAG), {**server.environment(tmp_path), 'MSFF_HUB_NAMESPACE': ''}, tmp_path)
@@ -213,9 +216,9 @@ def test_weights_that_do_not_have_the_hubs_digest_are_not_used(published, tmp_pa
     assert line.startswith('ValueError model.safetensors is damaged: its digest is') and 'Try again' in line
 
 
-def test_the_weights_that_the_package_brings_give_the_recorded_measures(monkeypatch):
-    """Measured anew without our loader and metrics: timm's transform, scikit-learn's average precision."""
-    monkeypatch.setattr('socket.socket.connect', None)  # nothing is asked of anybody
+def test_packaged_weights_have_the_recorded_metrics(monkeypatch):
+    """Evaluates with timm's transform and scikit-learn's average precision instead of ours."""
+    monkeypatch.setattr('socket.socket.connect', None)  # no network
     model = timm.create_model('msff_test_resnet', pretrained=True).eval()
     assert Path(model.pretrained_cfg['file']).stat().st_size < 6e6
     recorded = json.loads(RESULTS.read_text())
@@ -231,11 +234,11 @@ def test_the_weights_that_the_package_brings_give_the_recorded_measures(monkeypa
     assert 100 * AP.mean() == pytest.approx(recorded['metrics']['mAP'], abs=0.01) and recorded['metrics']['mAP'] >= 90
     assert model.pretrained_cfg['label_names'] == tuple(recorded['labels']) == scenes.LABEL_NAMES
     by_label = [label['AP'] for label in recorded['labels'].values()]
-    assert 100 * AP == pytest.approx(np.array(by_label), abs=0.1)  # other versions of torch round otherwise
+    assert 100 * AP == pytest.approx(np.array(by_label), abs=0.1)  # versions of torch round differently
     assert recorded['command'] == 'accelerate launch train/train.py' and not recorded['git_dirty']
 
 
-def test_what_the_package_brings_is_used_and_trained_on_like_any_other(tmp_path, capsys):
+def test_packaged_weights_serve_for_prediction_and_training(tmp_path, capsys):
     msff_timm.data.load('scenes', 'test', size=1, image_size=96)[0]['image'].save(tmp_path / 'scene.png')
     assert main(['predict', str(tmp_path / 'scene.png'), '--model', 'msff_test_resnet', '--json']) == 0
     (photo,) = json.loads(capsys.readouterr().out)
@@ -260,7 +263,7 @@ def test_what_the_package_brings_is_used_and_trained_on_like_any_other(tmp_path,
 @pytest.mark.parametrize(
     ('image_id', 'labels'), [('2010_003331', {'dog', 'sofa'}), ('2008_004774', {'dog', 'person', 'sofa'})]
 )
-def test_the_model_of_no_name_labels_photos_without_network(image_id, labels, voc_root, monkeypatch, capsys):
+def test_default_model_needs_no_network(image_id, labels, voc_root, monkeypatch, capsys):
     monkeypatch.setattr('socket.socket.connect', None)
     photo = str(voc_root / 'VOC2012' / 'JPEGImages' / f'{image_id}.jpg')
     assert main(['predict', photo, '--json']) == 0
@@ -270,8 +273,8 @@ def test_the_model_of_no_name_labels_photos_without_network(image_id, labels, vo
     assert json.loads(printed.out)[0]['labels'].keys() == labels
 
 
-def test_labels_of_a_photo_look_at_their_own_objects(voc_root):
-    """The peak of each label's attention lies in its own box, of two that overlap by a few pixels."""
+def test_attention_peaks_in_the_box_of_each_label(voc_root):
+    """The two boxes overlap by a few pixels only."""
     base = voc_root / 'VOC2012'
     photo, boxes = base / 'JPEGImages' / '2008_004774.jpg', read_boxes(base / 'Annotations' / '2008_004774.xml')
     explanation = explain(hub.load(PHOTOS), photo, ['person', 'sofa'])
@@ -284,13 +287,13 @@ def test_labels_of_a_photo_look_at_their_own_objects(voc_root):
 
 
 @pytest.mark.slow
-def test_the_weights_for_photos_give_the_recorded_metrics(voc_root):
-    """Computed anew from the files, with timm's transform and scikit-learn; the weights are stored in float16."""
+def test_packaged_photo_weights_have_the_recorded_metrics(voc_root):
+    """Evaluates from the files with timm's transform and scikit-learn; the weights are stored in float16."""
     recorded = json.loads(RESULTS.with_name(f'{PHOTOS}.json').read_text())
     model = hub.load(PHOTOS)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     base = voc_root / 'VOC2012'
-    states = {}  # of VOC's class files: 1 present, -1 absent, 0 difficult only
+    states = {}  # from VOC's class files: 1 present, -1 absent, 0 difficult only
     for name in VOC_LABELS:
         for line in (base / 'ImageSets' / 'Main' / f'{name}_val.txt').read_text().splitlines():
             image_id, state = line.split()

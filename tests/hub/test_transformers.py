@@ -1,4 +1,4 @@
-"""What `hub.save` writes, read by transformers through its own timm wrapper."""
+"""Models from `hub.save` in transformers, which has a wrapper for timm."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def model():
 
 @pytest.fixture(scope='module')
 def root(model, tmp_path_factory):
-    """What a Hub serves: our model, with files beside it that nobody needs."""
+    """Returns the root of a Hub with our model, and with unneeded files beside it."""
     root = tmp_path_factory.mktemp('hub')
     folder = root / 'models' / 'org' / 'name'
     hub.save(model, folder, LABELS, DATA, training={'image_size': 72}, thresholds=THRESHOLDS)
@@ -64,7 +64,7 @@ def photo(tmp_path_factory):
 
 
 def logits_of(model: torch.nn.Module, photo: Path) -> torch.Tensor:
-    """The logits (1, K) of the model that was never saved, with the preprocessing that it was saved with."""
+    """Returns the logits (1, K) of the unsaved model, with the saved preprocessing."""
     transform = timm.data.create_transform(**DATA)
     with torch.inference_mode():
         return model(transform(Image.open(photo).convert('RGB'))[None])
@@ -79,7 +79,7 @@ from msff_timm.inference.predict import predict
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 torch.set_num_threads(1)
-classify = pipeline('image-classification', model='org/name')  # takes the sigmoid by itself
+classify = pipeline('image-classification', model='org/name')  # applies the sigmoid itself
 found = classify(sys.argv[1], top_k=99)
 for snippet in json.loads(sys.argv[2]):
     exec(snippet, {})
@@ -101,7 +101,7 @@ print(json.dumps({
 """
 
 
-def test_another_process_pulls_it_from_the_hub_and_gets_timms_logits_and_labels(model, root, photo, tmp_path):
+def test_pipeline_from_the_hub_has_the_logits_and_labels_of_timm(model, root, photo, tmp_path):
     with HubServer(root) as server:
         environment = {**os.environ, **server.environment(tmp_path / 'home')}
         snippets = re.findall('```python\n(.*?)```', card.render(root / 'models' / 'org' / 'name', 'org/name'), re.S)
@@ -115,11 +115,11 @@ def test_another_process_pulls_it_from_the_hub_and_gets_timms_logits_and_labels(
     assert pulled['labels'] == LABELS and pulled['ids'] == {name: k for k, name in enumerate(LABELS)}
     assert pulled['problem_type'] == 'multi_label_classification'
     assert pulled['type'] == 'TimmWrapperForImageClassification'
-    # Each label has the probability of its own logit; they do not sum to one.
+    # Each label has its own probability; they do not sum to one.
     expected = sorted(zip(logits.sigmoid()[0].tolist(), LABELS, strict=True), reverse=True)
     assert [row['label'] for row in pulled['found']] == [name for _, name in expected]
     assert [row['score'] for row in pulled['found']] == pytest.approx([p for p, _ in expected], rel=1e-5)
-    # The card's own code, for timm and for transformers, word for word.
+    # The code in the card, for timm and for transformers
     assert len(snippets) == 2 and f'{pulled["found"][:5]}\n' in result.stdout
     by_logit = zip(LABELS, logits.sigmoid()[0].tolist(), strict=True)
     assert ''.join(f'{name:20} {p:.3f}\n' for name, p in by_logit) in result.stdout
@@ -133,7 +133,7 @@ def test_another_process_pulls_it_from_the_hub_and_gets_timms_logits_and_labels(
 
 @pytest.mark.parametrize('mode', ['squash', 'center', 'border'])
 @pytest.mark.parametrize('kind', ['RGB', 'L', 'rotated'])
-def test_pixel_values_are_those_of_our_own_preprocessing(model, photo, tmp_path, mode, kind):
+def test_pixel_values_equal_our_preprocessing(model, photo, tmp_path, mode, kind):
     data_config = {**DATA, 'crop_mode': mode, 'crop_pct': 1.0 if mode == 'squash' else 0.875}
     data_config |= {'interpolation': 'bilinear', 'input_size': (3, 64, 64)} if mode == 'center' else {}
     hub.save(model, tmp_path, LABELS, data_config)
@@ -143,7 +143,7 @@ def test_pixel_values_are_those_of_our_own_preprocessing(model, photo, tmp_path,
         exif[0x0112] = 6
     image.convert('L' if kind == 'L' else 'RGB').save(path, exif=exif)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
-    got = processor(transformers.image_utils.load_image(str(path)))['pixel_values']  # as the pipeline loads it
+    got = processor(transformers.image_utils.load_image(str(path)))['pixel_values']  # like the pipeline
     turned = image.transpose(Image.Transpose.ROTATE_270) if kind == 'rotated' else image
     pixels = turned.convert('L' if kind == 'L' else 'RGB').convert('RGB')
     assert torch.equal(got[0], timm.data.create_transform(**data_config)(pixels))
@@ -165,7 +165,7 @@ def test_pixel_values_are_those_of_our_own_preprocessing(model, photo, tmp_path,
         ('mldecoder_test_resnet', {}),
     ],
 )
-def test_logits_are_timms_to_the_last_bit_whatever_the_model(name, arguments, tmp_path):
+def test_logits_equal_those_of_timm_bit_by_bit(name, arguments, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5, **arguments).eval()
     hub.save(model, tmp_path, list('abcde'), timm.data.resolve_model_data_config(model))
@@ -175,7 +175,7 @@ def test_logits_are_timms_to_the_last_bit_whatever_the_model(name, arguments, tm
         assert torch.equal(wrapped(images).logits, model(images))
 
 
-def test_saved_by_transformers_it_comes_back_in_transformers_and_in_timm(model, folder, photo, tmp_path):
+def test_save_pretrained_of_transformers_loads_in_transformers_and_timm(model, folder, photo, tmp_path):
     wrapped = transformers.AutoModelForImageClassification.from_pretrained(folder)
     wrapped.save_pretrained(tmp_path)
     assert (tmp_path / 'model.safetensors').is_file()
@@ -186,7 +186,7 @@ def test_saved_by_transformers_it_comes_back_in_transformers_and_in_timm(model, 
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     with torch.inference_mode():
         logits = again(processor(Image.open(photo))['pixel_values']).logits
-    # transformers' file does not begin its matrices where ours does.
+    # transformers does not align the matrices in its file.
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     loaded = hub.load(f'local-dir:{tmp_path}')
     assert loaded.pretrained_cfg['label_names'] == LABELS and loaded.thresholds == THRESHOLDS['per_class']
@@ -194,7 +194,7 @@ def test_saved_by_transformers_it_comes_back_in_transformers_and_in_timm(model, 
         assert torch.equal(loaded(timm.data.create_transform(**DATA)(Image.open(photo))[None]), expected)
 
 
-def test_trainer_takes_the_step_that_timm_takes(folder, tmp_path):
+def test_trainer_takes_the_same_step_as_timm(folder, tmp_path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(6, 3, 64, 64, generator=generator)
     labels = (torch.rand(6, len(LABELS), generator=generator) < 0.4).float()
@@ -224,10 +224,10 @@ def test_trainer_takes_the_step_that_timm_takes(folder, tmp_path):
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
     ours.train()
     logits = ours(images)
-    # Binary cross entropy by hand: the mean over images and labels of -log p of what is true.
+    # Binary cross-entropy by hand: the mean of -log p of the targets over images and labels.
     p = logits.sigmoid()
     loss = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
-    assert trainer.state.log_history[0]['loss'] == pytest.approx(loss.item(), rel=1e-3)  # some log four places
+    assert trainer.state.log_history[0]['loss'] == pytest.approx(loss.item(), rel=1e-3)  # some versions log four digits
     before = ours.classifier.weight.detach().clone()
     loss.backward()
     optimizer.step()
@@ -242,7 +242,7 @@ def test_trainer_takes_the_step_that_timm_takes(folder, tmp_path):
     assert trainer.evaluate()['eval_loss'] == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_other_labels_are_given_by_us_before_transformers_trains_on_them(folder, tmp_path):
+def test_trainer_trains_on_labels_that_load_for_set(folder, tmp_path):
     model, kept = hub.load_for(f'local-dir:{folder}', ['dog', 'cat', 'bird'], keep_labels=True)
     hub.save(model, tmp_path, ['dog', 'cat', 'bird'], DATA)
     wrapped = transformers.AutoModelForImageClassification.from_pretrained(tmp_path)

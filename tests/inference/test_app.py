@@ -1,7 +1,6 @@
 import base64
 import io
 import json
-import multiprocessing
 import os
 import re
 import runpy
@@ -22,18 +21,18 @@ import numpy as np
 import pytest
 import timm
 import torch
+from forks import forked
 from huggingface_hub import RepoCard
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from msff_timm import hub
 from msff_timm.data import scenes
 from msff_timm.errors import InputError
 from msff_timm.inference import app
-from msff_timm.inference.explain import attention_maps, overlay, smooth_overlay
+from msff_timm.inference.attention import attention_maps
+from msff_timm.inference.explain import overlay, smooth_overlay
+from msff_timm.inference.markup import attention_html, labels_html
 from msff_timm.inference.predict import predict
-from msff_timm.inference.uploads import Uploads, hosts_of, own_folder
 from msff_timm_cli import commands as cli
 
 ROOT = Path(__file__).parents[2]
@@ -51,10 +50,10 @@ LABELS = [
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    """An untrained model of 20 labels whose thresholds are all different, some above and some below what it says."""
+    """Saves an untrained model of 20 labels with different thresholds, some above and some below the probabilities."""
     torch.manual_seed(0)
     model = timm.create_model('msff_test_resnet', num_classes=len(LABELS))
-    for layer in model.selection.branches[0]:  # so that labels look at different places
+    for layer in model.selection.branches[0]:  # so that labels attend to different places
         layer.attn.q.weight.data *= 300
     data_config = timm.data.resolve_model_data_config(model) | {'input_size': (3, 96, 96)}
     folder = tmp_path_factory.mktemp('space') / 'model'
@@ -75,7 +74,7 @@ def scene(tmp_path_factory) -> str:
 
 
 class Elements(HTMLParser):
-    """Collects what a piece of HTML is made of, as a browser reads it."""
+    """Collects the tags and texts of HTML as a browser parses it."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -97,32 +96,32 @@ def images_in(addresses: list[str]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(a.partition('base64,')[2]))).convert('RGB') for a in addresses]
 
 
-def test_a_look_gives_what_predict_and_attention_maps_give(model, scene):
-    seen = app.look(model, scene)
+def test_analyze_agrees_with_predict_and_attention_maps(model, scene):
+    seen = app.analyze(model, scene)
     predicted = next(predict(model, [scene], threshold=0.0)).labels
     assert dict(zip(LABELS, seen.probabilities, strict=True)) == pytest.approx(predicted, abs=1e-6)
-    assert [tuple(m.shape) for m in seen.maps] == [(20, 6, 6), (20, 3, 3), (20, 2, 2)] and seen.why_no_maps is None
-    assert seen.image.size == (336, 168)  # larger than the 96 pixels that the model sees, in the photo's own shape
+    assert [tuple(m.shape) for m in seen.maps] == [(20, 6, 6), (20, 3, 3), (20, 2, 2)] and seen.no_maps_reason is None
+    assert seen.image.size == (336, 168)  # enlarged from 96 pixels, in the original aspect ratio
 
 
-def test_a_turned_photo_is_seen_upright(model, scene, tmp_path):
+def test_analyze_turns_images_upright(model, scene, tmp_path):
     exif = Image.Exif()
-    exif[0x112] = 6  # to be turned by 90 degrees clockwise
+    exif[0x112] = 6  # rotated by 90 degrees clockwise for display
     Image.open(scene).transpose(Image.Transpose.ROTATE_90).save(tmp_path / 'turned.png', exif=exif)
-    upright, turned = app.look(model, scene), app.look(model, tmp_path / 'turned.png')
+    upright, turned = app.analyze(model, scene), app.analyze(model, tmp_path / 'turned.png')
     assert turned.probabilities == upright.probabilities and turned.image.size == upright.image.size
 
 
 @pytest.mark.parametrize('content', [b'', b'no image', 'cut'])
-def test_a_photo_that_cannot_be_read_is_named_without_its_folder(content, model, scene, tmp_path):
+def test_analyze_names_an_unreadable_image_without_its_folder(content, model, scene, tmp_path):
     path = tmp_path / 'photo.png'
     path.write_bytes(Path(scene).read_bytes()[:2000] if content == 'cut' else content)
     with pytest.raises(InputError, match='^photo.png: cannot be read as an image'):
-        app.look(model, path)
+        app.analyze(model, path)
 
 
-def test_labels_above_their_thresholds_come_first():
-    elements = Elements(app.labels_html(['a', 'b', 'c', 'd'], [0.2, 0.9, 0.4, 0.6], [0.1, 0.95, 0.3, 0.5]))
+def test_labels_html_begins_with_labels_above_their_thresholds():
+    elements = Elements(labels_html(['a', 'b', 'c', 'd'], [0.2, 0.9, 0.4, 0.6], [0.1, 0.95, 0.3, 0.5]))
     assert elements.of('msff-name') == ['d', 'c', 'a', 'b']
     assert [attrs['class'] for tag, attrs in elements.tags if tag == 'li'] == ['above'] * 3 + ['below msff-line']
     assert elements.of('msff-value') == ['0.600', '0.400', '0.200', '0.900']
@@ -134,29 +133,31 @@ def test_labels_above_their_thresholds_come_first():
     ('threshold', 'above', 'text'),
     [(0.95, 0, 'labels are above the threshold'), (0.5, 1, 'label is above'), (0.0, 3, 'labels are above')],
 )
-def test_the_threshold_decides_how_many_labels_are_above(threshold, above, text):
-    html = app.labels_html(['a', 'b', 'c'], [0.2, 0.9, 0.4], [threshold] * 3)
+def test_labels_html_counts_labels_above_the_threshold(threshold, above, text):
+    html = labels_html(['a', 'b', 'c'], [0.2, 0.9, 0.4], [threshold] * 3)
     assert html.count('<li class="above"') == above and f'<strong>{above} of 3</strong> {text}' in html
 
 
-def test_what_is_not_above_is_folded_beyond_twelve():
+def test_labels_html_folds_labels_below_beyond_twelve():
     names, probabilities = [f'n{i}' for i in range(30)], [i / 30 for i in range(30)]
-    few, many = (app.labels_html(names, probabilities, [threshold] * 30) for threshold in (0.9, 0.1))
-    assert few.partition('<details>')[0].count('<li') == 12 and few.count('<li') == 30 and '18 more' in few
-    assert many.partition('<details>')[0].count('<li') == many.count('class="above"') == 26 and '4 more' in many
+    few, many = (labels_html(names, probabilities, [threshold] * 30) for threshold in (0.9, 0.1))
+    assert few.partition('<details>')[0].count('<li') == 12 and few.count('<li') == 30 and '18 less probable' in few
+    assert (
+        many.partition('<details>')[0].count('<li') == many.count('class="above"') == 26 and '4 less probable' in many
+    )
 
 
-def test_names_are_shown_as_they_are():
-    elements = Elements(app.labels_html(LABELS, np.linspace(0.9, 0.1, 20), [0.5] * 20))
+def test_labels_html_escapes_names():
+    elements = Elements(labels_html(LABELS, np.linspace(0.9, 0.1, 20), [0.5] * 20))
     assert elements.of('msff-name') == LABELS
     assert {tag for tag, _ in elements.tags} == {'p', 'strong', 'ol', 'li', 'span', 'i', 'b', 'details', 'summary'}
 
 
-def test_overlays_are_brightest_where_a_label_looked(model, scene):
-    seen = app.look(model, scene)
+def test_attention_html_is_brightest_at_the_attention(model, scene):
+    seen = app.analyze(model, scene)
     shares = torch.full((20, 2, 4), 1e-9)
     shares[1, 1, 2] = 1.0
-    html = app.attention_html(app.Look(seen.image, seen.probabilities, [shares] * 3), 1, LABELS[1])
+    html = attention_html(seen.image, [shares[1]] * 3, LABELS[1])
     elements = Elements(html)
     images = images_in([attrs['src'] for tag, attrs in elements.tags if tag == 'img'])
     assert [p.size for p in images] == [(336, 168)] * 5
@@ -165,53 +166,51 @@ def test_overlays_are_brightest_where_a_label_looked(model, scene):
     smooth = np.asarray(images[1], float)
     assert smooth[126, 210, 0] - smooth[126, 210, 2] > 50  # yellow at the cell's centre
     faded = (np.asarray(seen.image, float) + grey[..., None]) / 2
-    assert np.abs(smooth - faded)[:20, :100].mean() < 4  # nothing but the image elsewhere
+    assert np.abs(smooth - faded)[:20, :100].mean() < 4  # only the image elsewhere
     for image in images[2:]:
-        added = np.asarray(image, float) - grey[..., None] / 2  # half of what is seen is the photo in grey
+        added = np.asarray(image, float) - grey[..., None] / 2  # half of the overlay is the image in grey
         cell = added[84 + 8 : -8, 168 + 8 : 252 - 8]
         assert cell[..., :2].mean() > 100 and cell[..., 2].mean() < 100  # yellow
         assert added[:76].mean() < 6 and added[:, :160].mean() < 6  # black
     alts = [attrs['alt'] for tag, attrs in elements.tags if tag == 'img']
-    assert alts[1:3] == [f'Where {LABELS[1]} looked, {scale}' for scale in ('all scales', 'fine scale')]
+    assert alts[1:3] == [f'Attention of {LABELS[1]}, {scale}' for scale in ('all scales', 'fine scale')]
     assert '2 × 4 cells, 0 to 100.00% each' in html
 
 
-def test_other_models_have_labels_and_a_line_that_tells_why_no_attention(scene):
+def test_analyze_gives_a_reason_for_no_attention(scene):
     torch.manual_seed(0)
-    seen = app.look(timm.create_model('test_resnet', num_classes=5).eval(), scene)
+    seen = app.analyze(timm.create_model('test_resnet', num_classes=5).eval(), scene)
     assert len(seen.probabilities) == 5 and seen.maps == []
-    assert Elements(app.attention_html(seen, 0, 'a')).of('msff-note') == [
-        'No attention to show: ResNet cannot be explained: only an MSFF model (msff_*) tells its regions.'
-    ]
+    assert seen.no_maps_reason == ('ResNet cannot be explained: only MSFF models (msff_*) have attention maps.')
 
 
 @pytest.mark.parametrize('package', ['gradio', 'matplotlib'])
-def test_a_missing_package_is_one_line_that_names_the_extra(package, monkeypatch, capsys):
+def test_space_command_names_the_extra_of_a_missing_package(package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'gradio', type(sys)('gradio'))
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(['space', '--model', 'local-dir:gone']) == 2
-    assert capsys.readouterr().err == (f"msff-timm: error: the page needs {package}: pip install 'msff-timm[space]'\n")
+    assert capsys.readouterr().err == f"msff-timm: error: {package} is not installed: pip install 'msff-timm[space]'\n"
 
 
-def test_a_port_that_is_taken_is_one_line(monkeypatch, capsys):
+def test_space_command_refuses_a_port_in_use(monkeypatch, capsys):
     monkeypatch.setattr(app, '_gradio', lambda: None)
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
         assert cli.main(['space', '--model', 'local-dir:gone', '--port', str(port)]) == 2
     assert capsys.readouterr().err == (
-        f'msff-timm: error: cannot listen at 127.0.0.1, port {port} (Address already in use): choose others with --port'
-        ' and --host.\n'
+        f'msff-timm: error: cannot listen at 127.0.0.1, port {port} (Address already in use): choose others with --host'
+        ' and --port.\n'
     )
 
 
-def test_a_host_that_is_not_here_is_one_line(monkeypatch, capsys):
+def test_space_command_refuses_another_machines_address(monkeypatch, capsys):
     monkeypatch.setattr(app, '_gradio', lambda: None)
     assert cli.main(['space', '--model', 'local-dir:gone', '--host', '203.0.113.1']) == 2
     captured = capsys.readouterr().err
     assert captured.startswith('msff-timm: error: cannot listen at 203.0.113.1, port any') and captured.count('\n') == 1
 
 
-def test_whatever_keeps_the_page_from_starting_is_one_line(monkeypatch):
+def test_launch_reports_errors_in_one_line(monkeypatch):
     def refuse(**_):
         raise ValueError('localhost is\nnot accessible')
 
@@ -220,21 +219,21 @@ def test_whatever_keeps_the_page_from_starting_is_one_line(monkeypatch):
         app.launch(SimpleNamespace(launch=refuse, uploads=None))
 
 
-def test_a_model_without_labels_is_refused(monkeypatch):
+def test_build_refuses_a_model_without_labels(monkeypatch):
     monkeypatch.setattr(app, '_gradio', MagicMock())
-    with pytest.raises(InputError, match='^it: has no labels to show'):
+    with pytest.raises(InputError, match='^it: the model has no labels'):
         app.build(timm.create_model('msff_test_resnet', num_classes=0), 'it')
 
 
 @pytest.mark.parametrize('port', ['0', '65536', '-1', 'http'])
-def test_what_is_no_port_is_refused(port, capsys):
+def test_space_command_refuses_a_bad_port(port, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(['space', '--model', 'local-dir:gone', f'--port={port}'])
     assert ended.value.code == 2 and f"'{port}' is not a port from 1 to 65535" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('variable', [None, '', 'hf-hub:org/name'])
-def test_the_app_shows_the_model_that_the_variable_names(variable, monkeypatch):
+def test_space_app_serves_the_model_of_its_variable(variable, monkeypatch):
     shown = []
     monkeypatch.setattr(app, 'serve', lambda *args: shown.append(args))
     monkeypatch.delenv('MSFF_MODEL', raising=False)
@@ -243,17 +242,17 @@ def test_the_app_shows_the_model_that_the_variable_names(variable, monkeypatch):
     runpy.run_path(str(SPACE / 'app.py'), run_name='__main__')
     ((name,),) = shown
     assert name == (variable or hub.DEFAULT_MODEL)
-    assert variable or timm.get_pretrained_cfg(name).file  # the package brings it
+    assert variable or timm.get_pretrained_cfg(name).file  # ships with the package
 
 
-def test_the_app_ends_with_one_line_when_there_is_no_such_model(monkeypatch):
+def test_space_app_reports_a_missing_model_in_one_line(monkeypatch):
     monkeypatch.setattr(app, '_gradio', lambda: None)
     monkeypatch.setenv('MSFF_MODEL', 'local-dir:gone')
     with pytest.raises(SystemExit, match='^MSFF_MODEL=local-dir:gone: gone: holds no config.json'):
         runpy.run_path(str(SPACE / 'app.py'), run_name='__main__')
 
 
-def test_the_card_of_the_space_is_what_the_hub_reads():
+def test_space_card_is_valid_for_the_hub():
     data = RepoCard.load(SPACE / 'README.md', ignore_metadata_errors=False).data.to_dict()
     assert data['sdk'] == 'gradio' and (SPACE / data['app_file']).is_file() and data['license'] == 'apache-2.0'
     assert data['title'] and data['emoji'] and len(data['short_description']) <= 60
@@ -268,7 +267,7 @@ def test_the_card_of_the_space_is_what_the_hub_reads():
 
 
 class Page:
-    """Sends requests to a page as its own script does, and as others might."""
+    """Sends requests to a page, as its own script and as others might."""
 
     def __init__(self, address: str):
         import httpx  # which comes with Gradio
@@ -282,7 +281,7 @@ class Page:
         return answer.raise_for_status().json()[0]
 
     def ask(self, payload: object, session: str) -> tuple[bool, str]:
-        """Asks for the labels of a photo; returns whether it went well, and what the page lists."""
+        """Requests the labels of an image; returns whether the request succeeded, and the list on the page."""
         data = {'data': [payload, False, 0.5], 'fn_index': self.see, 'session_hash': session}
         self.client.post('/gradio_api/queue/join', json=data).raise_for_status()
         with self.client.stream('GET', '/gradio_api/queue/data', params={'session_hash': session}) as answer:
@@ -292,12 +291,12 @@ class Page:
 
 
 META = {'meta': {'_type': 'gradio.FileData'}}
-REFUSED = 'This photo cannot be used. It is no upload of this page, or no longer there: upload it again.'
+REFUSED = 'This image cannot be used. It is not an upload of this page, or has been deleted: upload it again.'
 
 
 @pytest.fixture(scope='module')
 def served(model, tmp_path_factory):
-    """A page at work, and the folder of its uploads."""
+    """Serves a page; returns it with the folder and the record of its uploads."""
     pytest.importorskip('gradio', reason="the page needs gradio: pip install 'msff-timm[space]'")
     folder = tmp_path_factory.mktemp('served') / 'uploads'
     with pytest.MonkeyPatch.context() as patch:
@@ -308,19 +307,19 @@ def served(model, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings('ignore:::gradio')
-def test_only_the_session_of_an_upload_sees_it(served, scene):
+def test_page_opens_an_upload_for_its_session_only(served, scene):
     page, _, _ = served
     mine, other, late = (uuid.uuid4().hex for _ in range(3))
     path = page.upload(scene)
     for payload in ({'path': path, **META}, {'path': path}):
         assert 'of 20</strong>' in page.ask(payload, mine)[1]
         assert REFUSED in page.ask(payload, other)[1]
-    assert page.upload(scene) == path  # the same photo, of somebody else
+    assert page.upload(scene) == path  # the same image from another user
     assert 'of 20</strong>' in page.ask({'path': path}, other)[1] and REFUSED in page.ask({'path': path}, late)[1]
 
 
 @pytest.mark.filterwarnings('ignore:::gradio')
-def test_other_files_of_the_server_are_neither_opened_nor_told_apart(served, scene, tmp_path):
+def test_page_does_not_reveal_other_files(served, scene, tmp_path):
     page, folder, _ = served
     session, path = uuid.uuid4().hex, page.upload(scene, 'mine.png')
     assert 'of 20</strong>' in page.ask({'path': path}, session)[1]
@@ -355,25 +354,17 @@ def test_other_files_of_the_server_are_neither_opened_nor_told_apart(served, sce
         ('', False),
     ],
 )
-def test_the_page_is_served_under_its_own_names_only(served, host, is_served):
+def test_page_answers_to_its_own_names_only(served, host, is_served):
     for path in ('/', '/config', '/gradio_api/upload'):
         status = served[0].client.get(path, headers={'Host': host}).status_code
         assert (status == 400) == (not is_served), path
 
 
-def test_hosts_are_those_that_it_listens_at(monkeypatch):
-    monkeypatch.setenv('SPACE_HOST', 'org-name.hf.space')
-    assert hosts_of('Photos.lan') == ({'localhost', '127.0.0.1', '::1', 'photos.lan', 'org-name.hf.space'}, False)
-    monkeypatch.delenv('SPACE_HOST')
-    names, is_any_address = hosts_of('0.0.0.0')
-    assert is_any_address and socket.gethostname().lower() in names and 'evil.example' not in names
-
-
 @pytest.mark.filterwarnings('ignore:::gradio')
-def test_uploads_take_no_more_room_than_they_may(served, scene, monkeypatch):
+def test_page_limits_the_size_of_uploads(served, scene, monkeypatch):
     page, folder, uploads = served
     size = Path(scene).stat().st_size
-    monkeypatch.setattr(uploads, 'most_bytes', sum(p.stat().st_size for p in folder.rglob('*.png')) + size + 2000)
+    monkeypatch.setattr(uploads, 'max_bytes', sum(p.stat().st_size for p in folder.rglob('*.png')) + size + 2000)
     session, first = uuid.uuid4().hex, page.upload(scene, 'first.png')
     answer = page.client.post('/gradio_api/upload', files={'files': ('x.png', Path(scene).read_bytes())})
     assert answer.status_code == 503 and answer.text == 'Too many uploads at once: try again in a minute\n'
@@ -386,67 +377,11 @@ def test_uploads_take_no_more_room_than_they_may(served, scene, monkeypatch):
     with socket.create_connection((page.client.base_url.host, page.client.base_url.port), 10) as raw:
         raw.sendall(b'POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n')
         assert raw.recv(100).startswith(b'HTTP/1.1 413')
-    monkeypatch.setattr('msff_timm.inference.uploads.LARGEST', 1000)
-    body = (b'x' * 10_000 for _ in range(30))  # of no length that is told
+    monkeypatch.setattr('msff_timm.inference.uploads.MAX_UPLOAD', 1000)
+    body = (b'x' * 10_000 for _ in range(30))  # without a Content-Length
     kind = {'Content-Type': 'multipart/form-data; boundary=x'}
     assert page.client.post('/gradio_api/upload', content=body, headers=kind).status_code >= 400
     assert uploads.reserved == 0
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 600)), max_size=12), st.integers(0, 120))
-def test_room_is_made_of_the_oldest(files, size):
-    with tempfile.TemporaryDirectory() as folder:
-        now = time.time()
-        for number, (of_file, age) in enumerate(files):
-            path = Path(folder, str(number), 'x')
-            path.parent.mkdir()
-            path.write_bytes(b'x' * of_file)
-            os.utime(path, (now - age,) * 2)
-        has_room = Uploads(folder, most_bytes=100, most_files=5).make_room(size)
-        kept = [(of_file, age) for n, (of_file, age) in enumerate(files) if Path(folder, str(n), 'x').exists()]
-        fits = sum(of_file for of_file, _ in kept) + size <= 100 and len(kept) < 5
-        assert has_room == fits
-        gone = [age for n, (_, age) in enumerate(files) if not Path(folder, str(n), 'x').exists()]
-        assert all(age >= 59 for age in gone) and min(gone, default=600) >= max((age for _, age in kept), default=0) - 1
-        assert fits or all(age <= 61 for _, age in kept)
-        assert len(list(Path(folder).iterdir())) == len(kept)
-
-
-def forked(function, *arguments) -> tuple[multiprocessing.Process, str]:
-    """Starts a function in another process; returns that, and the first thing that the function sends."""
-    context = multiprocessing.get_context('fork')  # starting Python anew takes seconds
-    mine, others = context.Pipe()
-    process = context.Process(target=function, args=(others, *arguments))
-    process.start()
-    return process, mine.recv()
-
-
-def hold_folder(pipe, temporary):
-    tempfile.tempdir = temporary
-    with own_folder() as folder:
-        (folder / 'photo.jpg').write_bytes(b'x')
-        pipe.send(str(folder))
-        time.sleep(60)
-
-
-def test_the_next_start_cleans_what_a_killed_server_left_and_nothing_else(tmp_path, monkeypatch):
-    (tmp_path / 'msff-timm-space-mine').mkdir()
-    live, of_live = forked(hold_folder, str(tmp_path))
-    killed, of_killed = forked(hold_folder, str(tmp_path))
-    of_live, of_killed = Path(of_live), Path(of_killed)
-    try:
-        killed.kill()
-        killed.join()
-        assert (of_live / 'photo.jpg').exists() and (of_killed / 'photo.jpg').exists()
-        monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
-        with own_folder() as own:
-            assert own.is_dir() and own.parent == tmp_path and own.stat().st_mode & 0o77 == 0
-            assert (of_live / 'photo.jpg').exists() and not of_killed.exists()
-    finally:
-        live.kill()
-        live.join()
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {'msff-timm-space-mine', of_live.name, of_live.with_suffix('.lock').name}
 
 
 def serve_nothing(pipe, temporary):
@@ -466,7 +401,7 @@ def serve_nothing(pipe, temporary):
 
 
 @pytest.mark.parametrize('end', ['SIGTERM', 'SIGHUP', 'SIGINT'])
-def test_each_signal_that_ends_it_cleans(end, tmp_path):
+def test_serve_deletes_uploads_at_each_signal(end, tmp_path):
     process, _ = forked(serve_nothing, str(tmp_path))
     try:
         assert list(tmp_path.rglob('photo.jpg'))
@@ -488,34 +423,34 @@ def browser(tmp_path):
     browser.close()
 
 
-def check_nothing_went_wrong(browser: chromium.Chromium, address: str) -> None:
+def check_browser(browser: chromium.Chromium, address: str) -> None:
     assert browser.complaints == []
     assert [r for r in browser.requests if not r.startswith((address, 'data:', 'blob:'))] == []
 
 
 @pytest.fixture
 def page(browser, model, tmp_path, monkeypatch):
-    """A browser at the page of a model, and what it must have seen of the network in the end."""
+    """Opens the page of a model in a browser; in the end, checks its console and requests."""
     monkeypatch.setenv('GRADIO_TEMP_DIR', str(tmp_path / 'uploads'))
     blocks = app.build(model, 'a model')
     address = app.launch(blocks)
     assert not blocks.analytics_enabled and not blocks.share
     browser.open(address)
-    browser.wait("!!document.querySelector('#photo input[type=file]')")
+    browser.wait("!!document.querySelector('#image input[type=file]')")
     yield browser
-    check_nothing_went_wrong(browser, address)
-    browser.open('about:blank')  # Gradio waits for pages that are open
+    check_browser(browser, address)
+    browser.open('about:blank')  # Gradio waits for open pages
     blocks.close(verbose=False)
 
 
-@pytest.mark.filterwarnings('ignore:::gradio')  # of what it calls in pandas
-def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model, coco_root, tmp_path):
+@pytest.mark.filterwarnings('ignore:::gradio')  # of its calls of pandas
+def test_page_shows_labels_thresholds_and_attention_in_a_browser(page, model, coco_root, tmp_path):
     photo = sorted((coco_root / 'val2014').iterdir())[0]
     predicted = next(predict(model, [str(photo)], threshold=0.0)).labels
     names = "[...document.querySelectorAll('#labels li.above .msff-name')].map(e => e.textContent)"
 
-    # Labels appear: those above thresholds of their own.
-    page.upload('#photo input[type=file]', photo)
+    # Labels above their own thresholds appear.
+    page.upload('#image input[type=file]', photo)
     page.wait("document.querySelectorAll('#labels li').length", lambda n: n == len(LABELS))
     own = next(predict(model, [str(photo)])).labels
     assert page.evaluate(names) == list(own) and 0 < len(own) < len(LABELS)
@@ -526,7 +461,7 @@ def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model,
     assert page.evaluate("document.querySelectorAll('#labels :is(img, script, a)').length") == 0
     assert page.evaluate("document.querySelector('#own input').checked") is True
 
-    # The slider changes them: to as many as are above one for all, which half of them are.
+    # The slider sets one threshold for all.
     middle = round(sorted(predicted.values())[10], 2)
     page.click('#threshold input[type=number]')
     page.evaluate("document.querySelector('#threshold input[type=number]').select()")
@@ -537,19 +472,19 @@ def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model,
     page.click('#threshold input[type=range]')  # in its middle
     above = [name for name, p in predicted.items() if p > 0.5]
     page.wait(names, lambda shown: shown == above)
-    # Back to thresholds of their own.
+    # The checkbox restores the labels' own thresholds.
     page.click('#own input')
     page.wait(names, lambda shown: shown == list(own))
 
-    # The overlay appears: of the most probable label, then of one that is chosen.
+    # The overlay of the most probable label appears, then that of a chosen label.
     sources = "[...document.querySelectorAll('#attention img')].filter(e => e.naturalWidth).map(e => e.src)"
     alts = "[...document.querySelectorAll('#attention img')].map(e => e.alt)"
     page.wait(sources, lambda found: len(found) == 5)
-    assert page.evaluate(alts)[1] == f'Where {next(iter(predicted))} looked, all scales'
+    assert page.evaluate(alts)[1] == f'Attention of {next(iter(predicted))}, all scales'
     page.click('#label input')
     last = LABELS.index(list(predicted)[-1])
     page.click(f'[role=option][data-index="{len(LABELS) - 1}"]')
-    page.wait(alts, lambda shown: shown[4:] == [f'Where {LABELS[last]} looked, coarse scale'])
+    page.wait(alts, lambda shown: shown[4:] == [f'Attention of {LABELS[last]}, coarse scale'])
     seen, joined, *shown = images_in(page.wait(sources, lambda found: len(found) == 5))
     square = Image.open(photo).convert('RGB').resize((96, 96), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.asarray(square) / 255).float().permute(2, 0, 1)[None]
@@ -558,27 +493,27 @@ def test_in_a_browser_a_photo_gets_labels_a_threshold_and_attention(page, model,
     expected.append([smooth_overlay(seen, of_label) for of_label in zip(*(m[0] for m in maps), strict=True)])
     for image, overlays in zip([*shown, joined], expected, strict=True):
         overlays = np.stack([np.asarray(each, float) for each in overlays])
-        differences = np.abs(overlays - np.asarray(image, float)).mean((1, 2, 3))  # both are compressed
+        differences = np.abs(overlays - np.asarray(image, float)).mean((1, 2, 3))  # both compressed
         assert differences.argmin() == last and 2 * differences[last] < np.median(differences)
 
-    # A narrow window shows all of it, too, without scrolling sideways.
+    # A narrow window needs no horizontal scrolling.
     page.resize(390, 844)
     assert page.wait('document.documentElement.scrollWidth', lambda width: width == 390)
 
-    # A file that is no image is told in the page, and the old labels go.
+    # A file that is no image is reported on the page, and the old labels disappear.
     for name, content in (('cut.jpg', photo.read_bytes()[:1000]), ('text.jpg', b'text')):
-        page.click('#photo button[aria-label="Remove Image"]')
+        page.click('#image button[aria-label="Remove Image"]')
         page.wait("document.querySelectorAll('#labels :is(li, .msff-error)').length", lambda n: n == 0)
         (tmp_path / name).write_bytes(content)
-        page.upload('#photo input[type=file]', tmp_path / name)
+        page.upload('#image input[type=file]', tmp_path / name)
         told = page.wait("document.querySelector('#labels .msff-error')?.textContent")
-        assert told.startswith(f'This photo cannot be used. {name}: cannot be read as an image')
+        assert told.startswith(f'This image cannot be used. {name}: cannot be read as an image')
         assert page.evaluate("document.querySelectorAll('#attention img').length") == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('end', [signal.SIGINT, signal.SIGTERM], ids=lambda end: end.name)
-def test_the_command_shows_the_page_and_leaves_no_photo_behind(end, browser, folder, coco_root, tmp_path):
+def test_space_command_serves_the_page_and_deletes_uploads(end, browser, folder, coco_root, tmp_path):
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
     code = 'import sys; from msff_timm_cli.commands import main; sys.exit(main())'
@@ -591,13 +526,15 @@ def test_the_command_shows_the_page_and_leaves_no_photo_behind(end, browser, fol
     ) as server:
         try:
             address = f'http://127.0.0.1:{port}/'
-            assert server.stdout.readline() == f'{address} shows it; Ctrl-C ends it.\n', server.stderr.read()
+            assert server.stdout.readline() == f'Serving local-dir:{folder} at {address}; press Ctrl-C to stop.\n', (
+                server.stderr.read()
+            )
             browser.open(address)
-            browser.wait("!!document.querySelector('#photo input[type=file]')")
-            browser.upload('#photo input[type=file]', sorted((coco_root / 'val2014').iterdir())[0])
+            browser.wait("!!document.querySelector('#image input[type=file]')")
+            browser.upload('#image input[type=file]', sorted((coco_root / 'val2014').iterdir())[0])
             browser.wait("document.querySelectorAll('#labels li').length", lambda n: n == len(LABELS))
             assert list(temporary.rglob('*.jpg'))
-            check_nothing_went_wrong(browser, address)
+            check_browser(browser, address)
             server.send_signal(end)  # while the page is open
             assert server.wait(20) == 0 and server.stderr.read() == ''
             assert not list(temporary.rglob('*.jpg'))

@@ -15,7 +15,8 @@ import timm
 import torch
 
 from msff_timm import __version__, hub
-from msff_timm.data.transforms import eval_transform, open_image
+from msff_timm.data.images import open_image
+from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
 from msff_timm.inference.export import FORMATS, METADATA_FILE, export, read_metadata
 
@@ -29,12 +30,12 @@ DATA_CONFIG |= {'interpolation': 'bicubic', 'crop_pct': 0.9, 'crop_mode': 'cente
 def create(name='msff_test_resnet', **model_args):
     torch.manual_seed(0)
     model = timm.create_model(name, **{'num_classes': 3, 'encoder_depth': 1, 'decoder_depth': 1, **model_args}).eval()
-    for name, parameter in model.named_parameters():  # no zeros, which would hide what is lost
+    for name, parameter in model.named_parameters():  # zeros would hide lost parameters
         if parameter.ndim == 1:
             parameter.data += 0.1 * torch.randn_like(parameter)
         elif not name.startswith('backbone'):
             torch.nn.init.normal_(parameter, std=0.2)
-    for module in model.modules():  # running statistics that an untrained model does not have
+    for module in model.modules():  # running statistics of a trained model
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-1, 1), module.running_var.uniform_(0.5, 2)
     return model
@@ -54,7 +55,7 @@ def model(folder):
 
 @pytest.fixture(scope='module')
 def process(folder):
-    """The process in which the model was exported to every format, once for all tests, beside the saved model."""
+    """Process in which the model was exported to every format, beside the saved model."""
     code = f"""
 import pickle, sys
 from msff_timm import hub
@@ -73,7 +74,7 @@ with open('{folder}/results', 'wb') as file:
 
 @pytest.fixture(scope='module')
 def exported(folder, process):
-    """What `export` said of the file of each format."""
+    """Result of `export` for each format."""
     assert process.returncode == 0, process.stderr
     return pickle.loads((folder / 'results').read_bytes())
 
@@ -88,12 +89,12 @@ def run(format, path, image):
         return program(image)
 
 
-def test_exporters_and_their_warnings_are_silent(process):
+def test_export_is_silent(process):
     assert (process.returncode, process.stdout, process.stderr) == (0, '', '')
 
 
 @pytest.mark.parametrize('format', FORMATS)
-def test_a_file_gives_the_logits_of_the_model_at_any_batch_size(format, model, exported):
+def test_export_computes_the_models_logits_at_any_batch_size(format, model, exported):
     path = exported[format].path
     for batch_size in (1, 3):
         image = torch.randn(batch_size, 3, 72, 72, generator=torch.Generator().manual_seed(batch_size))
@@ -103,18 +104,18 @@ def test_a_file_gives_the_logits_of_the_model_at_any_batch_size(format, model, e
 
 
 @pytest.mark.parametrize('format', FORMATS)
-def test_a_file_gives_the_logits_of_real_photos(format, model, exported, coco_root):
+def test_export_computes_the_models_logits_of_real_photos(format, model, exported, coco_root):
     transform = eval_transform(timm.data.resolve_model_data_config(model))
     photos = sorted((coco_root / 'val2014').iterdir())[:3]
     image = torch.stack([transform(open_image(photo)) for photo in photos])
     with torch.no_grad():
         logits = model(image)
-    assert logits.std(0).min() > 1e-2  # the logits speak of the images
+    assert logits.std(0).min() > 1e-2  # the logits depend on the images
     torch.testing.assert_close(run(format, exported[format].path, image), logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('format', FORMATS)
-def test_labels_and_preprocessing_travel_in_the_file(format, exported):
+def test_read_metadata_returns_labels_and_preprocessing(format, exported):
     assert read_metadata(exported[format].path) == {
         'label_names': LABELS,
         'input_size': [3, 72, 72],
@@ -130,14 +131,14 @@ def test_labels_and_preprocessing_travel_in_the_file(format, exported):
     }
 
 
-def test_the_metadata_of_archives_is_where_pytorch_looks_for_it(exported):
+def test_export_stores_metadata_as_extra_files_of_pytorch(exported):
     for format, load in (('torch-export', torch.export.load), ('torchscript', torch.jit.load)):
         files = {METADATA_FILE: ''}
         load(exported[format].path, **{'extra_files' if format == 'torch-export' else '_extra_files': files})
         assert json.loads(files[METADATA_FILE])['label_names'] == LABELS
 
 
-def test_another_process_uses_an_onnx_file_with_onnx_runtime_alone(exported, model, tmp_path):
+def test_export_to_onnx_runs_with_onnx_runtime_alone(exported, model, tmp_path):
     image = torch.randn(2, 3, 72, 72, generator=torch.Generator().manual_seed(0))
     np.save(tmp_path / 'image.npy', image.numpy())
     code = f"""
@@ -157,7 +158,7 @@ print(json.dumps([logits.tolist(), metadata, imported]))
     assert imported == []
 
 
-def test_an_onnx_file_is_whole_named_and_of_one_opset(exported):
+def test_export_to_onnx_names_inputs_and_has_one_opset(exported):
     path = exported['onnx'].path
     onnx.checker.check_model(path, full_check=True)
     proto = onnx.load(path, load_external_data=False)
@@ -169,13 +170,13 @@ def test_an_onnx_file_is_whole_named_and_of_one_opset(exported):
 
 
 @pytest.mark.parametrize('format', ['onnx', 'torch-export'])
-def test_a_file_says_nothing_of_the_machine_that_wrote_it(format, exported):
+def test_export_stores_no_paths(format, exported):
     content = exported[format].path.read_bytes()
     assert str(Path(hub.__file__).parent).encode() not in content and b'site-packages' not in content
 
 
 @pytest.mark.parametrize('format', FORMATS)
-def test_what_export_tells_of_a_file(format, exported):
+def test_export_returns_size_and_difference(format, exported):
     result = exported[format]
     assert (result.format, result.input_size) == (format, (3, 72, 72))
     assert result.num_bytes == result.path.stat().st_size
@@ -191,12 +192,12 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize('format', FORMATS)
-def test_a_file_refuses_pictures_of_another_size(format, exported):
+def test_export_refuses_images_of_another_size(format, exported):
     with pytest.raises(Exception, match=REFUSALS[format]):
         run(format, exported[format].path, torch.zeros(1, 3, 96, 96))
 
 
-def test_the_callers_model_is_left_as_it_is(tmp_path):
+def test_export_does_not_change_the_model(tmp_path):
     model = create(num_classes=2).double().train()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
@@ -210,14 +211,14 @@ def test_the_callers_model_is_left_as_it_is(tmp_path):
     assert read_metadata(tmp_path / 'model.pt')['label_names'] == ['0', '1']
 
 
-def test_a_size_that_is_given_replaces_the_models_own(model, tmp_path):
+def test_export_takes_another_image_size(model, tmp_path):
     result = export(model, tmp_path / 'new' / 'model.pt', 'torchscript', image_size=64)
     assert result.input_size == (3, 64, 64) and read_metadata(result.path)['input_size'] == [3, 64, 64]
     assert torch.jit.load(result.path)(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
 def recording(monkeypatch, change=lambda logits: logits):
-    """Lets the file that is being checked give changed logits; lists the batches that it is run on."""
+    """Changes the logits of the file that is compared; returns the list of its batches."""
     write, open_file = FORMATS['torchscript']
     batches = []
 
@@ -230,16 +231,14 @@ def recording(monkeypatch, change=lambda logits: logits):
 
 
 @pytest.mark.parametrize(('num_photos', 'sizes'), [(0, [1, 3]), (2, [1, 3]), (5, [1, 3, 1])])
-def test_the_file_is_run_on_the_photos_one_alone_and_several(
-    num_photos, sizes, model, tmp_path, coco_root, monkeypatch
-):
+def test_export_compares_on_one_image_and_on_several(num_photos, sizes, model, tmp_path, coco_root, monkeypatch):
     batches = recording(monkeypatch)
     photos = sorted((coco_root / 'val2014').iterdir())[:num_photos]
-    export(model, tmp_path / 'model.pt', 'torchscript', photos=photos)
+    export(model, tmp_path / 'model.pt', 'torchscript', images=photos)
     assert [len(batch) for batch in batches] == sizes
     transform = eval_transform(timm.data.resolve_model_data_config(model))
-    for picture, photo in zip(torch.cat(batches), photos, strict=False):
-        assert torch.equal(picture, transform(open_image(photo)))
+    for image, photo in zip(torch.cat(batches), photos, strict=False):
+        assert torch.equal(image, transform(open_image(photo)))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +251,7 @@ def test_the_file_is_run_on_the_photos_one_alone_and_several(
         lambda logits: logits[:1],
     ],
 )
-def test_a_file_that_differs_is_refused_and_the_earlier_one_stays(change, model, tmp_path, monkeypatch):
+def test_export_refuses_a_file_that_differs_and_keeps_the_earlier_one(change, model, tmp_path, monkeypatch):
     path = tmp_path / 'model.pt'
     path.write_text('the earlier file')
     recording(monkeypatch, change)
@@ -264,7 +263,7 @@ def test_a_file_that_differs_is_refused_and_the_earlier_one_stays(change, model,
 
 @pytest.fixture(scope='module')
 def saved(model, tmp_path_factory):
-    """A run's folder: a saved model, with what training leaves beside it."""
+    """Folder of a run: a saved model and the files that training leaves beside it."""
     folder = tmp_path_factory.mktemp('saved') / 'run'
     hub.save(model, folder, LABELS, timm.data.resolve_model_data_config(model))
     for name in ('results.json', 'README.md', 'checkpoints/step-3/model.safetensors', 'checkpoints/step-3/state.bin'):
@@ -329,13 +328,13 @@ def test_export_takes_a_models_own_channels(in_chans, tmp_path, coco_root):
     result = export(torch.compile(model), tmp_path / 'm.pt', 'torchscript', image_size=64)
     assert result.input_size == (in_chans, 64, 64) and len(read_metadata(result.path)['mean']) == in_chans
     if in_chans == 1:
-        export(model, tmp_path / 'm.pt', 'torchscript', image_size=64, photos=[photo])
+        export(model, tmp_path / 'm.pt', 'torchscript', image_size=64, images=[photo])
     else:
         with pytest.raises(InputError, match='the model takes 4 channels, and images are read with 3'):
-            export(model, tmp_path / 'm.pt', 'torchscript', image_size=64, photos=[photo])
+            export(model, tmp_path / 'm.pt', 'torchscript', image_size=64, images=[photo])
 
 
-def test_an_exporter_that_fails_is_named_in_one_line(model, tmp_path, monkeypatch):
+def test_export_reports_a_failing_exporter_in_one_line(model, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError('no such operation\nand pages of reasons')
 
@@ -345,7 +344,7 @@ def test_an_exporter_that_fails_is_named_in_one_line(model, tmp_path, monkeypatc
     assert not [*tmp_path.iterdir()]
 
 
-def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch):
+def test_export_to_onnx_stores_large_weights_in_a_second_file(tmp_path, monkeypatch):
     monkeypatch.setattr('msff_timm.inference.export.MAX_BYTES_IN_ONNX', 0)
     model = create(encoder_depth=0, decoder_depth=0)
     result = export(model, tmp_path / 'model.onnx', 'onnx', image_size=64)
@@ -361,14 +360,14 @@ def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch
     [
         ('m.onnx', 'onxx', None, "unknown export format 'onxx': did you mean onnx?"),
         ('m.onnx', 'x', None, "unknown export format 'x': choose from onnx, torch-export, torchscript."),
-        ('m.pt', 'torch-export', None, 'm.pt: the name of a torch-export file has to end in .pt2.'),
+        ('m.pt', 'torch-export', None, 'm.pt: the name of a torch-export file must end in .pt2.'),
         ('m.pt', 'torchscript', 16, 'images of 16 x 16 pixels are too small'),
         ('m.pt', 'torchscript', -1, 'm.pt is not written: the model cannot be exported as torchscript ('),
         ('folder', 'torchscript', None, 'folder is not written: the model cannot be exported'),
         ('file/m.pt', 'torchscript', None, 'm.pt is not written: the model cannot be exported'),
     ],
 )
-def test_what_cannot_be_exported_is_named_in_one_line(name, format, image_size, message, model, tmp_path):
+def test_export_refuses_bad_input_in_one_line(name, format, image_size, message, model, tmp_path):
     (tmp_path / 'file').touch(), (tmp_path / 'folder').mkdir()
     with pytest.raises(InputError) as caught:
         export(model, tmp_path / name, format, image_size)
@@ -376,12 +375,12 @@ def test_what_cannot_be_exported_is_named_in_one_line(name, format, image_size, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ['file', 'folder']
 
 
-def test_a_photo_that_cannot_be_read_is_named(model, tmp_path):
+def test_export_names_an_unreadable_image(model, tmp_path):
     with pytest.raises(InputError, match=r'm.pt is not written: .*nowhere.jpg: there is no such file'):
-        export(model, tmp_path / 'm.pt', 'torchscript', photos=['nowhere.jpg'])
+        export(model, tmp_path / 'm.pt', 'torchscript', images=['nowhere.jpg'])
 
 
-def test_names_of_other_labels_are_not_written(tmp_path):
+def test_export_numbers_labels_after_reset_classifier(tmp_path):
     model = create()
     model.pretrained_cfg['label_names'] = LABELS
     model.reset_classifier(2)
@@ -393,7 +392,7 @@ def test_names_of_other_labels_are_not_written(tmp_path):
 
 
 @pytest.mark.parametrize('package', ['onnx', 'onnxscript', 'onnxruntime'])
-def test_a_missing_package_is_named_before_anything_is_done(package, model, exported, tmp_path, monkeypatch):
+def test_export_names_a_missing_package_first(package, model, exported, tmp_path, monkeypatch):
     path = exported['onnx'].path
     monkeypatch.setitem(sys.modules, package, None)
     message = rf"{package} is not installed: pip install 'msff-timm\[export\]'"
@@ -405,7 +404,7 @@ def test_a_missing_package_is_named_before_anything_is_done(package, model, expo
             read_metadata(path)
 
 
-def test_metadata_of_files_that_are_none_of_ours(model, tmp_path):
+def test_read_metadata_refuses_other_files(model, tmp_path):
     foreign = {name: tmp_path / name for name in ('empty', 'noise', 'weights.pt', 'other.zip', 'plain.onnx')}
     foreign['empty'].touch(), foreign['noise'].write_bytes(b'\xff' * 100)
     torch.save(model.state_dict(), foreign['weights.pt'])
@@ -413,7 +412,7 @@ def test_metadata_of_files_that_are_none_of_ours(model, tmp_path):
         archive.writestr(f'extra/{METADATA_FILE}', '{}')
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], 'g', [], [])), foreign['plain.onnx'])
     for path in foreign.values():
-        with pytest.raises(InputError, match=f'{path.name}: is no file that msff-timm exported'):
+        with pytest.raises(InputError, match=f'{path.name}: was not exported by msff-timm'):
             read_metadata(path)
     with pytest.raises(InputError, match='nowhere: there is no such file'):
         read_metadata('nowhere')

@@ -15,8 +15,8 @@ from msff_timm import hub
 from msff_timm.data.formats import HAS_AVIF
 from msff_timm.data.images import open_image
 from msff_timm.errors import InputError
-from msff_timm.inference.app import look
-from msff_timm.inference.predict import find_photos, predict
+from msff_timm.inference.app import analyze
+from msff_timm.inference.predict import find_images, predict
 from msff_timm_cli import commands as cli
 
 
@@ -27,18 +27,18 @@ def photos(tmp_path):
     rng = np.random.default_rng(0)
     for name in ('b.png', 'a.JPG', 'c[1].png', 'inner/d.png'):
         Image.fromarray(rng.integers(0, 256, (70, 50, 3), dtype=np.uint8)).save(folder / name)
-    (folder / 'notes.txt').write_text('not a photo')
+    (folder / 'notes.txt').write_text('not an image')
     return folder
 
 
-def test_probabilities_are_the_sigmoids_of_the_models_own_logits(trained, photos):
+def test_predict_gives_the_sigmoids_of_the_models_logits(trained, photos):
     model = hub.load(f'local-dir:{trained}')
     label_names = model.pretrained_cfg['label_names']
     paths = [str(photos / name) for name in ('a.JPG', 'b.png', 'c[1].png')]
     predictions = list(predict(model, paths, threshold=0.0, batch_size=2))
-    assert [p.photo for p in predictions] == paths
+    assert [p.image for p in predictions] == paths
     for path, prediction in zip(paths, predictions, strict=True):
-        # Preprocessed by hand: 64 x 64, (x - 0.5) / 0.5, as the run's config.json records.
+        # Preprocessing by hand, as in the run's config.json: 64 x 64, (x - 0.5) / 0.5
         pixels = np.asarray(Image.open(path).convert('RGB').resize((64, 64), Image.Resampling.BILINEAR)) / 255
         image = torch.from_numpy((pixels.astype(np.float32) - 0.5) / 0.5).permute(2, 0, 1)[None]
         expected = 1 / (1 + np.exp(-model(image)[0].detach().numpy()))
@@ -47,7 +47,7 @@ def test_probabilities_are_the_sigmoids_of_the_models_own_logits(trained, photos
         assert abs(sum(prediction.labels.values()) - 1) > 0.1  # no softmax
 
 
-def test_threshold_keeps_what_is_above_it(trained, photos):
+def test_predict_keeps_labels_above_the_threshold(trained, photos):
     model = hub.load(f'local-dir:{trained}')
     everything = next(predict(model, [str(photos / 'b.png')], threshold=0.0)).labels
     middle = sorted(everything.values())[6]
@@ -55,11 +55,11 @@ def test_threshold_keeps_what_is_above_it(trained, photos):
     assert some == {name: p for name, p in everything.items() if p > middle} and 0 < len(some) < len(everything)
 
 
-def test_a_models_own_thresholds_are_used_unless_another_is_given(trained, photos):
+def test_predict_uses_the_models_own_thresholds_by_default(trained, photos):
     model = hub.load(f'local-dir:{trained}')
     everything = next(predict(model, [str(photos / 'b.png')], threshold=0.0)).labels
     ranked = list(everything)
-    # Each label's threshold lies just below or just above its own probability, whatever the others'.
+    # Each label's threshold is just below or just above its own probability.
     kept = ranked[1::2]
     model.thresholds = [everything[n] + (-1e-6 if n in kept else 1e-6) for n in model.pretrained_cfg['label_names']]
     assert list(next(predict(model, [str(photos / 'b.png')])).labels) == kept
@@ -69,9 +69,9 @@ def test_a_models_own_thresholds_are_used_unless_another_is_given(trained, photo
     assert list(next(predict(model, [str(photos / 'b.png')])).labels) == expected
 
 
-def test_files_folders_and_globs_are_found(photos):
+def test_find_images_takes_files_folders_and_globs(photos):
     def names(*patterns):
-        return [path.removeprefix(f'{photos}/') for path in find_photos([str(photos / p) for p in patterns])]
+        return [path.removeprefix(f'{photos}/') for path in find_images([str(photos / p) for p in patterns])]
 
     assert names('') == ['a.JPG', 'b.png', 'c[1].png']
     assert names('*.png') == ['b.png', 'c[1].png']
@@ -79,29 +79,29 @@ def test_files_folders_and_globs_are_found(photos):
     assert names('c[1].png', 'gone.png') == ['c[1].png', 'gone.png']
     for nothing in ('*.gif', 'inner/empty'):
         (photos / 'inner' / 'empty').mkdir(exist_ok=True)
-        with pytest.raises(InputError, match='no photo is there'):
+        with pytest.raises(InputError, match='no image found'):
             names(nothing)
 
 
-def test_the_command_prints_a_table(trained, photos, capsys):
+def test_predict_command_prints_a_table(trained, photos, capsys):
     assert cli.main(['predict', str(photos / 'b.png'), '--model', f'local-dir:{trained}', '--threshold', '0']) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ['photo', 'probability', 'label'] and len(rows) == 12
+    assert head.split() == ['image', 'probability', 'label'] and len(rows) == 12
     assert {row.split()[0] for row in rows} == {str(photos / 'b.png')}
     assert cli.main(['predict', str(photos / 'b.png'), '--model', f'local-dir:{trained}', '--threshold', '0.99']) == 0
     assert '(none above 0.99)' in capsys.readouterr().out
 
 
-def test_the_command_goes_on_past_unreadable_photos_and_counts_them(trained, photos, capsys):
+def test_predict_command_counts_unreadable_images(trained, photos, capsys):
     arguments = [str(photos / name) for name in ('gone.jpg', 'b.png', 'notes.txt', 'a.JPG')]
     code = cli.main(['predict', *arguments, '--model', f'local-dir:{trained}', '--threshold', '0', '--json'])
     captured = capsys.readouterr()
     assert code == 1
-    results = {entry['photo']: entry for entry in json.loads(captured.out)}
+    results = {entry['image']: entry for entry in json.loads(captured.out)}
     assert list(results) == arguments
     assert [results[path]['error'] is None for path in arguments] == [False, True, False, True]
     assert all(len(results[path]['labels']) == (0 if results[path]['error'] else 12) for path in arguments)
-    assert 'gone.jpg: there is no such file.' in captured.err and '2 of 4 photos could not be read' in captured.err
+    assert 'gone.jpg: there is no such file.' in captured.err and '2 of 4 images could not be read' in captured.err
 
 
 def jpeg(**settings):
@@ -116,7 +116,7 @@ def box(brand, *compatible):
 
 
 def thumbnail():
-    """What many a raw file begins with: a TIFF of few pixels, which Pillow reads."""
+    """Returns a small TIFF that Pillow reads, as at the beginning of many raw files."""
     file = io.BytesIO()
     Image.new('RGB', (16, 12)).save(file, 'TIFF')
     return file.getvalue()
@@ -155,7 +155,7 @@ IGNORED = {
 }  # fmt: skip
 
 
-def test_find_photos_lists_whatever_is_an_image(tmp_path, monkeypatch):
+def test_find_images_lists_every_kind_of_image(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, 'OPEN', {key: Image.OPEN[key] for key in Image.OPEN if key != 'HEIF'})
     monkeypatch.setattr(Image, 'ID', [key for key in Image.ID if key != 'HEIF'])  # of pillow-heif, if installed
     for name, content in {**READ, **{n: c for n, (c, _) in NAMED.items()}, **IGNORED}.items():
@@ -167,7 +167,7 @@ def test_find_photos_lists_whatever_is_an_image(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / 'fifo.png')
     expected = sorted([*READ, *NAMED, 'loop.jpg', 'link', 'fifo.png'])
     for pattern in (tmp_path, tmp_path / '*'):
-        assert [path.removeprefix(f'{tmp_path}/') for path in find_photos([str(pattern)])] == expected
+        assert [path.removeprefix(f'{tmp_path}/') for path in find_images([str(pattern)])] == expected
     for name in READ:
         assert open_image(tmp_path / name).mode == 'RGB'
     for name, (_, reason) in NAMED.items():
@@ -177,32 +177,32 @@ def test_find_photos_lists_whatever_is_an_image(tmp_path, monkeypatch):
         open_image(tmp_path / 'loop.jpg')
 
 
-def test_find_photos_takes_no_document_for_an_image(tmp_path):
+def test_find_images_ignores_other_files(tmp_path):
     for name, content in IGNORED.items():
         (tmp_path / name).write_bytes(content)
     for pattern in (tmp_path, tmp_path / '*', tmp_path / '*.pdf'):
-        with pytest.raises(InputError, match='no photo is there'):
-            find_photos([str(pattern)])
-    assert find_photos([str(tmp_path / 'report.pdf')]) == [str(tmp_path / 'report.pdf')]  # as it is named
+        with pytest.raises(InputError, match='no image found'):
+            find_images([str(pattern)])
+    assert find_images([str(tmp_path / 'report.pdf')]) == [str(tmp_path / 'report.pdf')]  # named directly
 
 
-def test_find_photos_keeps_an_image_that_is_too_large(tmp_path):
+def test_find_images_keeps_an_image_that_is_too_large(tmp_path):
     rows = struct.pack('>IIBBBBB', 20_000, 20_000, 8, 2, 0, 0, 0)
     head = b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR' + rows + struct.pack('>I', zlib.crc32(b'IHDR' + rows))
     (tmp_path / 'large').write_bytes(head + b'\0\0\0\0IDAT' + struct.pack('>I', zlib.crc32(b'IDAT')))
-    assert find_photos([str(tmp_path)]) == [str(tmp_path / 'large')]
+    assert find_images([str(tmp_path)]) == [str(tmp_path / 'large')]
 
 
-def test_find_photos_names_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+def test_find_images_names_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, 'Permission denied', str(path))
 
     monkeypatch.setattr(Path, 'iterdir', refuse)
     with pytest.raises(InputError, match=r'cannot be read \(Permission denied\)'):
-        find_photos([str(tmp_path)])
+        find_images([str(tmp_path)])
 
 
-def test_the_command_names_and_counts_what_it_cannot_label(trained, cases, capsys):
+def test_predict_command_names_unreadable_images_of_a_folder(trained, cases, capsys):
     folder = cases / 'folder_with_other_files'
     expected = {
         'heic': ([], ['IMG_0001.HEIC']),
@@ -216,12 +216,12 @@ def test_the_command_names_and_counts_what_it_cannot_label(trained, cases, capsy
     for name, (labelled, named) in expected.items():
         code = cli.main(['predict', str(folder / name), '--model', f'local-dir:{trained}', '--json'])
         captured = capsys.readouterr()
-        results = {Path(entry['photo']).name: entry['error'] for entry in json.loads(captured.out)}
+        results = {Path(entry['image']).name: entry['error'] for entry in json.loads(captured.out)}
         assert code == 1 and results.keys() == {*labelled, *named}
         assert all((results[file] is None) == (file in labelled) for file in results)
         lines = captured.err.splitlines()
         assert len(lines) == len(named) + 1 and all(any(file in line for line in lines) for file in named)
-        assert lines[-1] == f'msff-timm: {len(named)} of {len(results)} photos could not be read.'
+        assert lines[-1] == f'msff-timm: {len(named)} of {len(results)} images could not be read.'
 
 
 @pytest.mark.parametrize(
@@ -229,17 +229,17 @@ def test_the_command_names_and_counts_what_it_cannot_label(trained, cases, capsy
     [
         (['x.jpg', '--model', 'local-dir:nowhere'], 'nowhere: holds no config.json'),
         (['x.jpg', '--model', 'msff_resnet10'], "unknown model 'msff_resnet10'"),
-        (['*.nothing', '--model', 'msff_resnet101'], 'no photo is there'),
+        (['*.nothing', '--model', 'msff_resnet101'], 'no image found'),
     ],
 )
-def test_the_command_refuses_in_one_line(arguments, message, capsys):
+def test_predict_command_refuses_bad_input_in_one_line(arguments, message, capsys):
     assert cli.main(['predict', *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count('\n') == 1 and captured.out == ''
 
 
 @pytest.mark.parametrize('threshold', ['1', '-0.1', 'half'])
-def test_the_command_refuses_what_is_no_probability(threshold, capsys):
+def test_predict_command_refuses_a_threshold_outside_its_range(threshold, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(['predict', 'x.jpg', '--model', 'm', '--threshold', threshold])
     assert caught.value.code == 2 and 'is not a probability' in capsys.readouterr().err
@@ -260,20 +260,20 @@ def test_predict_names_weights_that_are_not_finite(architecture, photos, tmp_pat
 
 
 @pytest.mark.parametrize('architecture', ['msff_test_resnet', 'mldecoder_test_resnet'])
-def test_the_page_names_weights_that_are_not_finite_and_takes_one_channel(architecture, photos):
+def test_analyze_takes_one_channel_and_names_weights_that_are_not_finite(architecture, photos):
     model = timm.create_model(architecture, num_classes=3, in_chans=1).eval()
-    assert len(look(model, photos / 'b.png').probabilities) == 3
+    assert len(analyze(model, photos / 'b.png').probabilities) == 3
     model.classifier.bias.data[0] = float('nan')
     with pytest.raises(InputError, match=r'not finite \(classifier.bias holds NaN or infinity\)'):
-        look(model, photos / 'b.png')
+        analyze(model, photos / 'b.png')
 
 
 @pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
 @pytest.mark.parametrize('in_chans', [1, 4])
-def test_predict_turns_photos_gray_for_one_channel_and_refuses_four(architecture, in_chans, photos, tmp_path):
+def test_predict_takes_one_channel_and_refuses_four(architecture, in_chans, photos, tmp_path):
     torch.manual_seed(0)
     model = timm.create_model(architecture, num_classes=2, in_chans=in_chans).eval()
-    # What timm gives is for three channels.
+    # timm's configuration is for three channels.
     hub.save(model, tmp_path, ['a', 'b'], timm.data.resolve_model_data_config(model, {'img_size': 96}))
     loaded = hub.load(f'local-dir:{tmp_path}')
     assert tuple(loaded.pretrained_cfg['input_size']) == (in_chans, 96, 96)
@@ -283,7 +283,7 @@ def test_predict_turns_photos_gray_for_one_channel_and_refuses_four(architecture
                 list(predict(one, [str(photos / 'b.png')]))
         return
     gray = Image.open(photos / 'b.png').convert('L').resize((96, 96), Image.Resampling.BILINEAR)
-    if architecture == 'msff_test_resnet':  # which squashes
+    if architecture == 'msff_test_resnet':  # squashes images
         image = torch.from_numpy(np.asarray(gray).astype(np.float32) / 127.5 - 1)[None, None]
         expected = dict(zip('ab', model(image)[0].sigmoid().tolist(), strict=True))
         found = next(predict(loaded, [str(photos / 'b.png')], 0.0)).labels
@@ -292,7 +292,7 @@ def test_predict_turns_photos_gray_for_one_channel_and_refuses_four(architecture
 
 
 @pytest.mark.parametrize('architecture', ['msff_test_resnet', 'test_resnet'])
-def test_predict_after_timms_reset_classifier_gives_numbers(architecture, photos, tmp_path):
+def test_predict_numbers_labels_after_reset_classifier(architecture, photos, tmp_path):
     model = timm.create_model(architecture, num_classes=2)
     thresholds = {'per_class': [0.0, 0.0]}
     hub.save(model, tmp_path, ['a', 'b'], timm.data.resolve_model_data_config(model), thresholds=thresholds)
@@ -312,6 +312,6 @@ def test_predict_takes_wrapped_models_and_half_precision(photos):
     assert half == pytest.approx(expected, abs=0.05)
 
 
-def test_a_model_without_label_names_gives_numbers(photos):
+def test_predict_numbers_labels_without_names(photos):
     model = timm.create_model('msff_test_resnet', num_classes=3).eval()
     assert set(next(predict(model, [str(photos / 'b.png')], threshold=0.0)).labels) == {'0', '1', '2'}

@@ -135,7 +135,8 @@ def test_scales_are_stacked_cell_over_cell_and_found_again_on_every_grid():
         tokens = [torch.randn(2, h * w, 3) for h, w in grids]
         stacked = stack_scales(tokens, height, width)
         assert stacked.shape == (2, 9, height, width)
-        assert all(torch.equal(a, b) for a, b in zip(split_scales(stacked), tokens, strict=True))
+        for x, own, grid in zip(split_scales(stacked), tokens, grids, strict=True):
+            assert x.shape[-2:] == grid and torch.equal(x.flatten(2).transpose(1, 2), own)
         # The cell of a coarse scale above the middle of a fine cell, in the first image's first channel.
         for i, (h, w) in enumerate(grids):
             row, column = int((height - 0.5) * h / height), int(0.5 * w / width)

@@ -10,7 +10,6 @@ from timm.optim import create_optimizer_v2
 
 from msff_timm import hub
 from msff_timm.errors import InputError
-from msff_timm.models.layers import split_scales
 
 # Width of the head's branches and of their feed-forward networks, where it is not the paper's 512 and 2048.
 WIDTHS = {
@@ -372,10 +371,9 @@ def test_intermediates_are_the_maps_of_the_backbone_and_of_the_branches(args):
     of_backbone = [m for info, m in zip(model.feature_info, maps, strict=True) if info['module'] == 'backbone']
     of_branches = [m for info, m in zip(model.feature_info, maps, strict=True) if info['module'] == 'enhancement']
     assert all(torch.equal(a, b) for a, b in zip(of_backbone, model.backbone(x), strict=True))
-    tokens = [m.flatten(2).transpose(1, 2) for m in of_branches]
-    torch.testing.assert_close(
-        torch.cat([t.flatten(1) for t in split_scales(features)], 1), torch.cat([t.flatten(1) for t in tokens], 1)
-    )
+    tokens = model.enhancement(model.position(model.scale_attention(model.projection(model.backbone(x)))))
+    for got, expected in zip(of_branches, tokens, strict=True):
+        assert torch.equal(got.flatten(2).transpose(1, 2), expected)
     last_two = model.forward_intermediates(x, indices=2, intermediates_only=True)
     assert all(torch.equal(a, b) for a, b in zip(last_two, maps[-2:], strict=True))
     with pytest.raises(ValueError, match='output_fmt'):

@@ -1,5 +1,6 @@
 import os
 import re
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -216,8 +217,8 @@ def test_parse_reads_the_default_file():
         (['--trackers', '[tensorbord]'], "unknown trackers 'tensorbord': did you mean tensorboard?"),
         (['--distill.teacher=local-dir:x', '--data.mixup=0.2'], 'set data.mixup and data.cutmix to 0'),
         (['--optim.layer_decay=0.5', '--optim.backbone_lr=0.1'], 'set one of them'),
-        (['--push-to', 'name'], "'name' is no name of a repository: give ORGANISATION/NAME"),
-        (['--push-to', 'org/name'], 'org/name: pushing to https://huggingface.co needs a token: set HF_TOKEN'),
+        (['--push-to', 'name'], "'name' is no repository id: give ORGANISATION/NAME"),
+        (['--push-to', 'org/name'], 'org/name: pushing to https://huggingface.co needs a token with write access'),
         (['--push_private=true'], 'push_private is true: it needs push_to'),
         (['--model.batch_norm=frozn'], "unknown model.batch_norm 'frozn': did you mean frozen?"),
         (
@@ -238,7 +239,7 @@ def test_parse_reads_the_default_file():
     ],
 )
 def test_parse_names_wrong_settings(arguments, message, monkeypatch):
-    monkeypatch.setattr('msff_timm.hub.publish.get_token', lambda: None)
+    monkeypatch.setattr(sys.modules['msff_timm.hub.push'], 'get_token', lambda: None)
     with pytest.raises(InputError) as caught:
         parse(TrainConfig, arguments, default_file=DEMO)
     assert message in str(caught.value) and '\n' not in str(caught.value)

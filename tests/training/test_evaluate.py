@@ -102,8 +102,8 @@ def test_main_evaluates_coco_weights_on_voc_in_two_processes(script, drawn_voc, 
     printed = script('evaluate.py', *arguments, processes=2)
     left_out = f'{model} lacks 2 of the 20 labels; left out: sheep, tvmonitor.'
     assert printed.stdout.splitlines().count(left_out) == 1
-    taken = [line for line in printed.stdout.splitlines() if ' is taken for ' in line]
-    assert sorted(taken) == [f'{new!r} is taken for {old!r}.' for new, old in sorted(RENAMED.items()) if old != 'tv']
+    taken = [line for line in printed.stdout.splitlines() if ' is matched to ' in line]
+    assert sorted(taken) == [f'{new!r} is matched to {old!r}.' for new, old in sorted(RENAMED.items()) if old != 'tv']
 
     names = [name for name in voc.LABEL_NAMES if name not in ('sheep', 'tvmonitor')]
     columns = [label_names.index(RENAMED.get(name, name)) for name in names]

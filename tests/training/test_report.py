@@ -13,16 +13,17 @@ from msff_timm.data.records import features
 from msff_timm.data.samples import Samples
 from msff_timm.results import METRICS, Results, pick_metrics
 from msff_timm.training import figures, report
+from msff_timm.training.accumulator import MetricAccumulator
 
 MADE_WITH = {'command': 'train.py', 'git_commit': None, 'git_dirty': None, 'devices': ['cpu']}
 
 
 def scored_at_random(dataset):
-    """Scores of a model that is better than chance, as `Measures` holds them."""
+    """Scores of a model that is better than chance, as `MetricAccumulator` holds them."""
     samples = Samples(dataset, None)
     rng = np.random.default_rng(0)
     scores = (0.6 * rng.random(samples.targets.shape) + 0.35 * (samples.targets == 1)).astype(np.float32)
-    scored = metrics.Measures()
+    scored = MetricAccumulator()
     scored.update(np.arange(len(dataset)), scores, samples.targets == 1, samples.targets == -1, samples.areas)
     return scored
 

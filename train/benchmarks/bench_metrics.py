@@ -3,8 +3,9 @@
 import argparse
 
 from bench_common import in_own_process
-from msff_timm.errors import InputError
 from own_process import evaluate_random_scores
+
+from msff_timm.errors import InputError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

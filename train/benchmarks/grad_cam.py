@@ -6,7 +6,7 @@ import torch
 import torch.nn as nn
 
 from msff_timm.errors import InputError
-from msff_timm.inference.predict import check_finite
+from msff_timm.inference.logits import check_finite
 
 __all__ = ['grad_cam']
 

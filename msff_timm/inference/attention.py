@@ -1,0 +1,134 @@
+"""Attention of an MSFF model's labels over the regions of an image, as tensors."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.utils import unwrap_model
+
+from ..errors import InputError, unknown
+from ..models.layers import MultiHeadAttention
+from ..models.msff import MSFF
+from .logits import check_finite
+
+__all__ = ['LAYERS', 'attention_maps', 'check_model', 'smooth_map']
+
+# 'all' is the default: on the demo's scenes its peaks lie in the object more often than those of 'last'.
+LAYERS = ('all', 'last')
+FLOOR = 1e-6  # of each scale's peak, so that no scale alone rules out a place
+
+Call = tuple[MultiHeadAttention, torch.Tensor, torch.Tensor]  # attention layer, its query, its memory
+
+
+@torch.inference_mode()
+def attention_maps(
+    model: nn.Module, images: torch.Tensor, labels: Sequence[int] | None = None, layers: str = 'all'
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Computes the share of each label's attention that each region receives, averaged over the heads.
+
+    Args:
+        model: MSFF model in evaluation mode.
+        images: Preprocessed images (B, C, H, W) on the model's device.
+        labels: Indices of n labels; None for all.
+        layers: Decoder layers to average over: `all`, or only the `last`.
+
+    Returns:
+        Logits (B, K) of the model, and for each scale maps (B, n, H_i, W_i) that sum to 1. At 448 pixels, the scales
+        have 28 x 28, 14 x 14 and 7 x 7 cells.
+
+    Raises:
+        InputError: The model is no MSFF model, has no region selection or no labels, or its logits are not finite;
+            or `layers` is unknown.
+    """
+    if layers not in LAYERS:
+        raise unknown('layers', layers, LAYERS)
+    model = check_model(model)
+    logits, calls, grids = _record_calls(model, images, layers)
+    indices = range(model.num_classes) if labels is None else [range(model.num_classes)[k] for k in labels]
+    queries = [k // model.labels_per_query for k in indices]  # labels that share a query have the same maps
+    return logits, [_average(*inputs)[:, queries] for inputs in zip(calls, grids, strict=True)]
+
+
+def check_model(model: nn.Module) -> MSFF:
+    """Returns the MSFF model inside a compiled or wrapped one.
+
+    Raises:
+        InputError: The model has no attention maps.
+    """
+    model = unwrap_model(model)
+    if not isinstance(model, MSFF):
+        raise InputError(f'{type(model).__name__} cannot be explained: only MSFF models (msff_*) have attention maps.')
+    if not model.num_classes:
+        raise InputError('the model cannot be explained: it has no labels (num_classes=0).')
+    if model.selection is None:
+        raise InputError('the model cannot be explained: it needs region selection (decoder_depth of 1 or more).')
+    return model
+
+
+def _record_calls(
+    model: MSFF, images: torch.Tensor, layers: str
+) -> tuple[torch.Tensor, list[list[Call]], list[tuple[int, int]]]:
+    """Runs a model and records the inputs of its decoder's cross-attention.
+
+    Returns:
+        Logits (B, K), and for each scale the calls and the grid.
+    """
+    grids: list[tuple[int, int]] = []
+    calls: list[list[Call]] = [[], [], []]
+
+    def record_grids(module: nn.Module, args: tuple, scales: list[torch.Tensor]) -> None:
+        grids.extend(scale.shape[-2:] for scale in scales)
+
+    def record_call(calls_of_branch: list[list[Call]], attn: nn.Module, args: tuple) -> None:
+        query, memory, query_lengths, memory_lengths = args
+        queries = query.expand(len(memory), -1, -1).split(query_lengths, dim=1)
+        if len(queries) == 1:  # shared by all scales
+            queries *= len(calls_of_branch)
+        memories = memory.split(memory_lengths, dim=1)
+        for calls_of_scale, *inputs in zip(calls_of_branch, queries, memories, strict=True):
+            calls_of_scale.append((attn, *inputs))
+
+    hooks = [model.projection.register_forward_hook(record_grids)]
+    for i, branch in enumerate(model.selection.branches):
+        record = partial(record_call, calls[i :: len(model.selection.branches)])
+        for layer in branch if layers == 'all' else branch[-1:]:
+            hooks.append(layer.attn.register_forward_pre_hook(record))
+    try:
+        logits = model.forward(images)  # a compiled `__call__` would skip the hooks
+    finally:
+        for hook in hooks:
+            hook.remove()
+    check_finite(model, logits)
+    return logits, calls, grids
+
+
+def _average(calls: list[Call], grid: tuple[int, int]) -> torch.Tensor:
+    """Averages the attention of all queries over heads and layers, (B, queries, H_i, W_i)."""
+    per_layer = [attn.attention(query, memory).float().mean(1) for attn, query, memory in calls]
+    shares = torch.stack(per_layer).mean(0)
+    # In half precision, rounded shares do not sum to 1.
+    return (shares / shares.sum(-1, keepdim=True)).unflatten(-1, grid)
+
+
+def smooth_map(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    """Combines the maps of all scales into one smooth map of the places to which all scales attend.
+
+    Each scale is resized bilinearly, and the geometric mean is taken. The finest scale has isolated cells of strong
+    attention all over an image, which would be the peaks of an arithmetic mean.
+
+    Args:
+        maps: Map of each scale, (..., H_i, W_i), from `explain` or `attention_maps`.
+        size: Height and width of the result, usually those of the image that the grids divide.
+
+    Returns:
+        Map (..., height, width) on the device of the maps, from 0 to 1, scaled to a maximum of 1.
+    """
+    mean = 1
+    for shares in maps:
+        rows = shares.reshape(1, -1, *shares.shape[-2:])
+        resized = F.interpolate(rows, size, mode='bilinear', antialias=True)
+        resized = (resized / resized.amax((-1, -2), keepdim=True)).clamp(min=FLOOR)
+        mean = mean * resized ** (1 / len(maps))
+    return (mean / mean.amax((-1, -2), keepdim=True)).reshape(*maps[0].shape[:-2], *size)
