@@ -5,13 +5,10 @@ from dataclasses import replace
 import bench_model
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from bench_model import Case
-
-from msff_timm.hub import card
 
 CASE = Case(32, 5, 2, 'float32', 'channels_last', 'eager', 'forward')
 CPU = torch.device('cpu')
@@ -20,13 +17,9 @@ CPU = torch.device('cpu')
 class Attention(nn.Module):
     """Attention of each pixel to all pixels, without other products."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(()))
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.flatten(2).transpose(1, 2).unsqueeze(1)
-        return F.scaled_dot_product_attention(tokens, tokens, tokens) * self.scale
+        return F.scaled_dot_product_attention(tokens, tokens, tokens)
 
 
 def test_count_case_matches_hand_computation(monkeypatch):
@@ -41,14 +34,6 @@ def test_count_case_matches_hand_computation(monkeypatch):
     assert bench_model.count_case('convolution', replace(CASE, kind='train')) == 2 * forward
     # Two products of 1024 x 1024 x 3, with any kernel
     assert bench_model.count_case('attention', CASE) == 2 * 2 * 2 * 1024 * 1024 * 3
-
-
-def test_count_flops_forward_matches_card():
-    with torch.device('meta'):
-        model, images = timm.create_model('msff_test_resnet').eval(), torch.empty(1, 3, 64, 64)
-    forward, both = bench_model.count_flops(model, images)
-    assert 2.5 < both / forward < 3.5  # a backward pass takes about two forward passes
-    assert forward / 1e9 == pytest.approx(card.count(model, (3, 64, 64))['gflops'])
 
 
 def test_make_pass_forward_uses_format_and_dtype(one_thread, monkeypatch):

@@ -225,7 +225,7 @@ def test_models_and_data_that_cannot_be_used_are_refused(root, monkeypatch):
     at = f'--data.root={root}'
     for arguments, message in (
         (['--model=a', '--pooled=b', at], r'b: does not see the whole image \(crop_mode center, crop_pct 0.875\)'),
-        (['--model=c', at], 'PooledColours cannot be explained: only an MSFF model'),
+        (['--model=c', at], 'PooledColours cannot be explained: only MSFF models'),
         (['--model=a', '--data.name=scenes'], 'data.name is scenes: boxes are read of voc2007 and voc2012 only'),
         (['--model=a', '--layers=first', at], "unknown layers 'first'"),
         (['--model=a', '--bootstrap=0', at], 'bootstrap is 0: must be at least 1'),

@@ -114,7 +114,7 @@ def test_ablate_shares_runs_between_tables(tmp_path, monkeypatch, capsys):
     )
     assert bicubic['difference']['mAP'] == {'mean': -1, 'low': -1, 'high': -1} and bilinear['mean']['mAP'] == 80.5
     assert "the paper's mAP (COCO 2014)" in text and '85.12 |' in text and 'at 448 pixels (Table 6' in text
-    assert 'bicubic takes 4 to 5 times' in text and 'scale attention per image' in text
+    assert 'bicubic takes 4 to 5 times as long' in text and 'scale attention per image' in text
 
     trained.clear()
     table, text = run('7', '--turns=0')

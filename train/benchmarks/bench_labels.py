@@ -10,7 +10,7 @@ from bench_common import check_at_least, check_model, in_own_process, with_inter
 from own_process import infer
 
 from msff_timm.errors import InputError
-from msff_timm.hub import card
+from msff_timm.flops import measure_size
 from msff_timm.training.report import markdown_table
 from msff_timm.training.studies.speed import Timing
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> dict:
     rows = []
     for model_args in variants:
         with torch.device('meta'):
-            size = card.count(timm.create_model(options.model, **model_args), (3, *2 * [options.image_size]))
+            size = measure_size(timm.create_model(options.model, **model_args), (3, *2 * [options.image_size]))
         rows.append({**model_args, **size, **measure([model_args])})
         if 'error' not in rows[-1]:
             rows[-1]['seconds'] = float(np.median(rows[-1]['turns']))

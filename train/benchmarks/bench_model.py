@@ -8,14 +8,13 @@ from itertools import product
 
 import timm
 import torch
-import torch.nn as nn
 from bench_common import check_at_least, check_model, with_interval
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from msff_timm import hub
 from msff_timm.errors import InputError
+from msff_timm.flops import count_flops
 from msff_timm.training.config import OptimConfig
 from msff_timm.training.losses import make_loss
 from msff_timm.training.report import markdown_table
@@ -204,37 +203,7 @@ def count_case(name: str, case: Case) -> int:
     with torch.device('meta'):
         model = timm.create_model(name, num_classes=case.num_classes).train(case.kind == 'train')
         images = torch.empty(case.batch_size, 3, case.image_size, case.image_size)
-    forward, both = count_flops(model, images)
-    return forward if case.kind == 'forward' else both
-
-
-def count_flops(
-    model: nn.Module, images: torch.Tensor, on_gradient: Callable[[nn.Parameter, float], None] | None = None
-) -> tuple[int, int]:
-    """Counts the FLOPs of matrix products and convolutions; a multiplication and an addition count as 2.
-
-    Args:
-        model: Model on the meta device: nothing is computed, and attention counts the same with any kernel.
-        images: Images (B, C, H, W), there too.
-        on_gradient: Function called when the gradient of a parameter is complete, with the parameter and the FLOPs of
-            the backward pass so far.
-
-    Returns:
-        FLOPs of the forward pass, and of the forward and the backward pass.
-    """
-    with FlopCounterMode(display=False) as counter:
-        logits = model(images)
-        forward = counter.get_total_flops()
-        hooks = [
-            p.register_post_accumulate_grad_hook(lambda p: on_gradient(p, counter.get_total_flops() - forward))
-            for p in model.parameters()
-            if on_gradient is not None and p.requires_grad
-        ]
-        logits.sum().backward()
-        total = counter.get_total_flops()
-    for hook in hooks:
-        hook.remove()
-    return forward, total
+    return count_flops(lambda: model(images) if case.kind == 'forward' else model(images).sum().backward())
 
 
 def profile_pass(function: Callable[[], object], device: torch.device) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 import torch
 from bench_common import check_above_0, check_at_least, check_model
-from bench_model import count_flops
+from torch.utils.flop_counter import FlopCounterMode
 
 from msff_timm.errors import InputError
 from msff_timm.training.report import markdown_table
@@ -163,7 +163,19 @@ def read_step(path: Path, model: str, image_size: int) -> tuple[int, float, str]
 def find_gradients(model: torch.nn.Module, images: torch.Tensor) -> tuple[Pieces, float]:
     """Returns the gradients in the order of the backward pass, by FLOPs, and the forward pass's share of all FLOPs."""
     found = []
-    forward, total = count_flops(model, images, lambda p, flops: found.append((p.numel() * p.element_size(), flops)))
+    with FlopCounterMode(display=False) as counter:  # not flops.count_flops: each gradient reads the counter
+        logits = model(images)
+        forward = counter.get_total_flops()
+        hooks = [
+            p.register_post_accumulate_grad_hook(
+                lambda p: found.append((p.numel() * p.element_size(), counter.get_total_flops() - forward))
+            )
+            for p in model.parameters()
+        ]
+        logits.sum().backward()
+        total = counter.get_total_flops()
+    for hook in hooks:
+        hook.remove()
     return [(num_bytes, flops / (total - forward)) for num_bytes, flops in found], forward / total
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from bench_common import check_at_least
-from bench_model import count_flops
 
+from msff_timm.flops import count_flops
 from msff_timm.training.commands import StopRequest, peak_memory
 from msff_timm.training.config import TrainConfig
 from msff_timm.training.loaders import grouped
@@ -61,8 +61,8 @@ def run(options: argparse.Namespace) -> dict:
     loops = {'run': loop_run, 'fed': lambda: trainer.train_step(held), 'bare': loop_bare}
     for loop in loops.values():  # the first steps allocate memory, and compile if set
         loop()
-    _, flops = count_flops(copy.deepcopy(trainer.model).to('meta'), torch.empty_like(inputs[0], device='meta'))
-    flops *= accumulation_steps
+    model, images = copy.deepcopy(trainer.model).to('meta'), torch.empty_like(inputs[0], device='meta')
+    flops = accumulation_steps * count_flops(lambda: model(images).sum().backward())
     waited.clear()
     seconds = {name: [] for name in loops}
     for turn in range(options.steps):
