@@ -1,4 +1,4 @@
-"""The pointing game: hits that are known beforehand, of maps, boxes and models made by hand."""
+"""Tests of the pointing game and Grad-CAM, on maps, boxes and models made by hand."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ NAN = np.nan
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])
-def test_grad_cam_is_cam_where_a_linear_classifier_follows_average_pooling(name):
+def test_grad_cam_equals_cam_after_average_pooling(name):
     torch.manual_seed(0)
     model, images = timm.create_model(name, num_classes=5).eval(), torch.randn(2, 3, 96, 128)
     nn.init.normal_(model.get_classifier().weight)
@@ -34,29 +34,29 @@ def test_grad_cam_is_cam_where_a_linear_classifier_follows_average_pooling(name)
     torch.testing.assert_close(grad_cam(model, images, [3, 0]), cam[:, [3, 0]] / features[0, 0].numel())
 
 
-def test_grad_cam_refuses_a_model_without_a_map():
-    with pytest.raises(InputError, match='has no map of channels that it pools'):
+def test_grad_cam_rejects_model_without_map():
+    with pytest.raises(InputError, match='pools no feature map'):
         grad_cam(timm.create_model('test_vit', num_classes=2).eval(), torch.zeros(1, 3, 160, 160), [0])
 
 
 @pytest.mark.parametrize(
     ('cell', 'place'), [((1, 2), (37, 63)), ((0, 0), (6, 6)), ((3, 3), (93, 93)), ((0, 2), (6, 63))]
 )
-def test_peak_is_in_the_middle_of_what_is_level(cell, place):
-    """Cells have 25 pixels: beyond the centres of the outer ones, to the edge, a resized map is level."""
+def test_peak_is_centre_of_constant_area(cell, place):
+    """Cells have 25 pixels; beyond the centres of the outer cells, a resized map is constant."""
     shares = torch.full((4, 4), 0.01)
     shares[cell] = 1
     row, column = pointing.peak(smooth_map([shares], (100, 100)))
     assert abs(row - place[0]) <= 1 and abs(column - place[1]) <= 1
 
 
-def test_peak_is_one_of_the_pixels_that_share_the_greatest_value():
+def test_peak_is_a_pixel_with_greatest_value():
     heat = torch.zeros(5, 9)
     heat[[0, 4, 2], [0, 0, 8]] = 1
     assert pointing.peak(heat) == (0, 0)
 
 
-def test_outcomes_of_pixels_follow_the_boxes_of_the_label():
+def test_outcome_of_pixels_follows_boxes():
     boxes = VocBoxes(6, 4, {'cat': [(0, 0, 2, 1), (4.4, 2.6, 6, 4)], 'dog': [(0, 0, 6, 4)]}, {'cat': [(1, 0, 6, 2)]})
     expected = [
         [1, 1, NAN, NAN, NAN, NAN],
@@ -70,7 +70,7 @@ def test_outcomes_of_pixels_follow_the_boxes_of_the_label():
     np.testing.assert_allclose(rates[pointing.CENTRE], [[0, NAN]])  # row 2, column 3
 
 
-def test_rates_have_wilsons_interval_and_that_of_the_bootstrap():
+def test_summarize_computes_intervals():
     rng = np.random.default_rng(0)
     outcomes = np.where(rng.random((400, 2)) < (0.8, 0.3), 1.0, 0.0)
     outcomes[300:, 1] = NAN
@@ -90,14 +90,14 @@ def test_rates_have_wilsons_interval_and_that_of_the_bootstrap():
     low, high = game['interval_95']
     assert (low + high) / 2 == pytest.approx(game['mean_over_labels'], abs=0.5)
     assert high - low == pytest.approx(100 * 2 * 1.96 * error, rel=0.15)
-    # Of the same images: one that is ahead in each has a difference without spread.
+    # A constant difference on the same images has no spread.
     other = outcomes - 0.25
     compared = pointing.difference(outcomes, other, draws)
     assert compared['mean_over_labels'] == pytest.approx(25) and compared['interval_95'] == pytest.approx([25, 25])
 
 
 class PooledColours(nn.Module):
-    """A plain model whose last map is the colours, and whose logits are their means."""
+    """Plain model whose last map holds the colours, and whose logits are their means."""
 
     def __init__(self):
         super().__init__()
@@ -121,7 +121,7 @@ class PooledColours(nn.Module):
 
 
 ELSEWHERE = (101, 1, 190, 40)
-# Of each image: label, difficult, and the box's corners, counted from 1 and both counted in.
+# Objects of each image: label, difficult, and corners of the box, counted from 1 and inclusive
 OBJECTS = {
     'one': [
         ('red', 0, (201, 1, 300, 50)),
@@ -179,7 +179,7 @@ def run(monkeypatch, models: dict[str, nn.Module], *arguments: str) -> None:
     pointing.main()
 
 
-def test_the_game_counts_hits_of_both_models_in_original_pixels(root, tmp_path, monkeypatch, capsys):
+def test_main_counts_hits_in_original_pixels(root, tmp_path, monkeypatch, capsys):
     models = {'a': colour_model(), 'b': PooledColours()}
     output = tmp_path / 'results.json'
     run(monkeypatch, models, '--model=a', '--pooled=b', f'--data.root={root}', f'--output={output}')
@@ -198,11 +198,11 @@ def test_the_game_counts_hits_of_both_models_in_original_pixels(root, tmp_path, 
     assert uniform['blue']['rate'] == pytest.approx(100 * elsewhere / 25000)
     assert uniform['red']['rate'] == pytest.approx(100 * (5000 / 30000 + (25 + 30 * 46) / 5400) / 2)
     printed = capsys.readouterr().out
-    assert 'a on voc2012 validation: 2 images, 4 pairs of image and label.' in printed
+    assert 'a on voc2012 validation: 2 images, 4 image-label pairs.' in printed
     assert '| mean over labels | 50.0 |' in printed
 
 
-def test_a_map_of_zeros_has_no_peak_and_misses(root, tmp_path, monkeypatch):
+def test_main_counts_map_of_zeros_as_miss(root, tmp_path, monkeypatch):
     model = PooledColours()
     nn.init.zeros_(model.weight)
     output = tmp_path / 'results.json'
@@ -218,15 +218,15 @@ def test_a_map_of_zeros_has_no_peak_and_misses(root, tmp_path, monkeypatch):
     assert game['mean_over_labels'] == 0 and game['num_counted'] == game['num_without_peak'] == 4
 
 
-def test_models_and_data_that_cannot_be_used_are_refused(root, monkeypatch):
+def test_main_rejects_unusable_models_and_data(root, monkeypatch):
     cropping = PooledColours()
     cropping.pretrained_cfg.update(crop_pct=0.875, crop_mode='center')
     models = {'a': colour_model(), 'b': cropping, 'c': PooledColours()}
     at = f'--data.root={root}'
     for arguments, message in (
-        (['--model=a', '--pooled=b', at], r'b: does not see the whole image \(crop_mode center, crop_pct 0.875\)'),
+        (['--model=a', '--pooled=b', at], r'b: crops images \(crop_mode center, crop_pct 0.875\)'),
         (['--model=c', at], 'PooledColours cannot be explained: only MSFF models'),
-        (['--model=a', '--data.name=scenes'], 'data.name is scenes: boxes are read of voc2007 and voc2012 only'),
+        (['--model=a', '--data.name=scenes'], 'data.name is scenes: must be voc2007 or voc2012'),
         (['--model=a', '--layers=first', at], "unknown layers 'first'"),
         (['--model=a', '--bootstrap=0', at], 'bootstrap is 0: must be at least 1'),
     ):

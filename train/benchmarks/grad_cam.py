@@ -1,4 +1,4 @@
-"""Grad-CAM (https://arxiv.org/abs/1610.02391): what a model that pools its last map looks at."""
+"""Grad-CAM (https://arxiv.org/abs/1610.02391) of models that pool their last feature map."""
 
 from collections.abc import Sequence
 
@@ -12,25 +12,25 @@ __all__ = ['grad_cam']
 
 
 def grad_cam(model: nn.Module, images: torch.Tensor, columns: Sequence[int]) -> torch.Tensor:
-    """Computes Grad-CAM of a timm model on the map that it pools.
+    """Computes Grad-CAM of a timm model on the feature map that it pools.
 
-    A channel's weight is the mean over the map of the gradient of the label's logit.
+    The weight of a channel is the gradient of the label's logit, averaged over the map.
 
     Args:
-        model: A timm model in evaluation mode whose `forward_head` pools what `forward_features` gives.
+        model: timm model in evaluation mode whose `forward_head` pools the map of `forward_features`.
         images: Preprocessed images (B, C, H, W).
         columns: Indices of the n labels.
 
     Returns:
-        Maps (B, n, h, w), 0 where a place speaks against the label.
+        Maps (B, n, h, w), 0 at places with evidence against the label.
 
     Raises:
-        InputError: It has no such map, or its logits are not finite.
+        InputError: The model has no such map, or its logits are not finite.
     """
     with torch.no_grad():
         features = model.forward_features(images)
     if features.ndim != 4 or getattr(model, 'output_fmt', 'NCHW') != 'NCHW':
-        raise InputError(f'{type(model).__name__} has no map of channels that it pools: Grad-CAM needs a CNN.')
+        raise InputError(f'{type(model).__name__} pools no feature map (B, C, H, W): give a CNN for Grad-CAM.')
     features.requires_grad_()
     logits = model.forward_head(features)
     check_finite(model, logits)

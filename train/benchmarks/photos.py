@@ -1,11 +1,10 @@
-"""Makes the tables that the weights for photos are trained on: VOC's images, and COCO's with the labels that VOC knows.
+"""Writes the training tables of the weights for photos: images of VOC, and of COCO with VOC's labels.
 
 `python train/benchmarks/photos.py --voc VOCdevkit --coco COCO --output FOLDER`
 
-`FOLDER/train.csv` lists the training images of both, `FOLDER/validation.csv` the validation images of VOC alone. A
-label is 1 (present), 0 (absent) or -1 (unannotated). It is unannotated where VOC has it as difficult in all its
-objects, and where its largest instance in COCO covers less than a three-hundredth of the image, which VOC often has as
-difficult.
+`FOLDER/train.csv` lists the training images of both, `FOLDER/validation.csv` the validation images of VOC. A label is
+1 (present), 0 (absent) or -1 (unannotated). It is unannotated if all its objects in VOC are difficult, or if its
+largest instance in COCO covers less than 1/300 of the image, since VOC often calls such objects difficult.
 """
 
 import msff_timm_cli.startup  # noqa: F401  isort: skip
@@ -30,12 +29,12 @@ SMALLEST = 1 / 300  # share of the image
 
 @dataclass
 class PhotosConfig:
-    """The images.
+    """Settings of the tables.
 
     Args:
         voc: Folder VOCdevkit of VOC 2012, or of a subset in its layout.
-        coco: Root of COCO 2014, of which all images are for training, or of a subset in its layout.
-        output: Folder of the tables, which is made.
+        coco: Root of COCO 2014, or of a subset in its layout; all its images are used for training.
+        output: Folder of the tables; it is created.
     """
 
     voc: str
@@ -44,29 +43,28 @@ class PhotosConfig:
 
     def validate(self) -> None:
         if Path(self.output).exists() and not Path(self.output).is_dir():
-            raise InputError(f'output is {self.output}: is no folder; give another one.')
+            raise InputError(f'output is {self.output}: not a folder; give another one.')
 
 
 def main() -> None:
     config = parse(PhotosConfig, sys.argv[1:])
-    of_coco = [
+    coco_splits = [
         msff_timm.data.load('coco2014', split, config.coco, keep_unlabelled=True) for split in ('train', 'validation')
     ]
-    for part in of_coco:
+    for part in coco_splits:
         matched = match_labels(msff_timm.data.label_names(part), VOC_LABELS)
         if missing := [name for name in VOC_LABELS if name not in matched]:
-            lacking = ', '.join(missing)
-            raise InputError(f'{config.coco}: its categories lack {lacking}; give COCO 2014 as it is published.')
+            raise InputError(f'{config.coco}: no category for {", ".join(missing)}; give COCO 2014 as published.')
     print('\n'.join(describe_matches(matched)))
     train, validation = (msff_timm.data.load('voc2012', split, config.voc) for split in ('train', 'validation'))
     above = os.path.commonpath([os.path.abspath(config.voc), os.path.abspath(config.coco)])
-    write(Path(config.output, 'train.csv'), [(train, 0), *((part, SMALLEST) for part in of_coco)], above)
+    write(Path(config.output, 'train.csv'), [(train, 0), *((part, SMALLEST) for part in coco_splits)], above)
     write(Path(config.output, 'validation.csv'), [(validation, 0)], above)
     print(f'Give train.py --data.root {config.output} --data.image_root {os.path.relpath(above)}')
 
 
 def write(path: Path, parts: list[tuple[Dataset, float]], above: str) -> None:
-    """Writes the table of some data sets, each with its least share of the image for `rows`."""
+    """Writes the table of several data sets, each with its smallest share of the image, see `rows`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open('w', newline='', encoding='utf-8') as file:
@@ -75,17 +73,17 @@ def write(path: Path, parts: list[tuple[Dataset, float]], above: str) -> None:
             for dataset, smallest in parts:
                 writer.writerows(rows(dataset, smallest, above))
     except OSError as e:
-        raise InputError(f'{path}: cannot be written ({e.strerror or e}).') from None
+        raise InputError(f'{path}: cannot be written ({e.strerror or e}); choose another output.') from None
     print(f'{path}: {" + ".join(str(len(dataset)) for dataset, _ in parts)} images.')
 
 
 def rows(dataset: Dataset, smallest: float, above: str) -> Iterator[list]:
-    """Gives the path of each image and its states of VOC's labels.
+    """Yields the path of each image and the states of VOC's labels.
 
     Args:
-        dataset: Images with labels of any names that match VOC's.
+        dataset: Images whose label names match VOC's.
         smallest: Share of the image below which a label is unannotated.
-        above: Folder that the paths start from.
+        above: Folder that the paths are relative to.
     """
     names = msff_timm.data.label_names(dataset)
     theirs = match_labels(names, VOC_LABELS)

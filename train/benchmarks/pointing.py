@@ -1,10 +1,10 @@
-"""Pointing game: how often a label's attention peak lies in one of its boxes.
+"""Pointing game: how often the attention peak of a label lies in one of its boxes.
 
 `python train/benchmarks/pointing.py --model local-dir:MSFF [--pooled local-dir:PLAIN] --data.root VOCdevkit`
 
-The game is that of Zhang et al., "Top-down Neural Attention by Excitation Backprop" (https://arxiv.org/abs/1608.00507),
-section 4.2, without a tolerance. Beside attention stand Grad-CAM of a plain model that pools its last map
-(https://arxiv.org/abs/1610.02391), the centre of the image, and a point drawn uniformly from it.
+The game is defined by Zhang et al., "Top-down Neural Attention by Excitation Backprop"
+(https://arxiv.org/abs/1608.00507), section 4.2; here it has no tolerance. Attention is compared with Grad-CAM of a plain
+model that pools its last map (https://arxiv.org/abs/1610.02391), with the centre of the image, and with a random point.
 """
 
 import msff_timm_cli.startup  # noqa: F401  isort: skip
@@ -47,29 +47,28 @@ from msff_timm.training.report import markdown_table
 DATA = ('voc2007', 'voc2012')
 SCALES = ('fine', 'middle', 'coarse')
 ALL, GRAD_CAM, CENTRE, UNIFORM = 'all scales', 'Grad-CAM', 'centre', 'uniform'
-LEVEL = 1e-5  # of the greatest value: what is as near to it as that is the peak, too
-AT_ONCE = 500  # resamples of the bootstrap
+LEVEL = 1e-5  # relative tolerance within which pixels share the greatest value
+CHUNK = 500  # resamples of the bootstrap computed at a time
 DEFINITIONS = {
-    'pairs': 'each image and each label that has a box in it that is not difficult',
+    'pairs': 'each image with each label that has a box there that is not difficult',
     'hit': 'the peak lies in such a box of the label (tolerance 0 px)',
-    'ignored': 'the peak lies in no such box but in a difficult one of the label: neither hit nor miss',
-    'miss': 'anything else; a map of zeros alone has no peak and misses',
-    'peak': 'greatest value of the map, resized bilinearly to the image in its original size; of several pixels that'
-    ' share it the one nearest to their mean',
+    'ignored': 'the peak lies in a difficult box of the label and in no other: neither hit nor miss',
+    'miss': 'anything else, including a map of zeros, which has no peak',
+    'peak': 'greatest value of the map, resized bilinearly to the original image; if several pixels share it, the one'
+    ' nearest to their mean',
     CENTRE: 'the pixel in the middle of the image',
-    UNIFORM: 'expected rate of a pixel drawn uniformly from those that are not ignored',
-    'interval_95': 'of a label Wilson; of the mean over labels, and of differences, percentiles of the bootstrap over'
-    ' images',
+    UNIFORM: 'expected rate of a pixel drawn uniformly from those not ignored',
+    'interval_95': 'Wilson for a label; percentile bootstrap over the images for the mean over labels and for differences',
     'unit': 'percent',
 }
 
 
 @dataclass
 class BoxDataConfig(EvalDataConfig):
-    """The images to point in, with their boxes.
+    """Images with boxes.
 
     Args:
-        name: voc2007 or voc2012, or data of your own in this layout.
+        name: Data set: voc2007 or voc2012, or your own data in that layout.
     """
 
     name: str = 'voc2012'
@@ -77,19 +76,19 @@ class BoxDataConfig(EvalDataConfig):
     def validate(self) -> None:
         super().validate()
         if self.name not in DATA:
-            raise InputError(f'data.name is {self.name}: boxes are read of {" and ".join(DATA)} only.')
+            raise InputError(f'data.name is {self.name}: must be {" or ".join(DATA)}, which have boxes.')
 
 
 @dataclass
 class PointingConfig:
-    """A pointing game.
+    """Settings of a pointing game.
 
     Args:
         model: Name of an MSFF model: `local-dir:FOLDER`, `hf-hub:ORG/NAME` or a registered one with weights.
         pooled: Name of a plain model for Grad-CAM; null for none.
-        output: File that the results are written to; null to print them only.
-        batch_size: Images in one forward pass.
-        layers: Decoder layers whose attention counts: the mean of all, or the last.
+        output: JSON file of the results; null to print them only.
+        batch_size: Batch size.
+        layers: Decoder layers whose attention is used: all (their mean) or last.
         bootstrap: Number of resamples of the images.
     """
 
@@ -112,7 +111,7 @@ class PointingConfig:
             check_file(self.output, 'output')
 
 
-# Of a batch of images (B, C, H, W): by its name, the scales (B, n, H_i, W_i) of which one map is made.
+# From images (B, C, H, W) to the scales (B, n, H_i, W_i) of each map, by the name of the map
 MapsOf = Callable[[torch.Tensor], dict[str, list[torch.Tensor]]]
 
 
@@ -121,12 +120,12 @@ def main() -> None:
     accelerator = Accelerator()
     if accelerator.num_processes > 1:
         raise InputError(
-            f'there are {accelerator.num_processes} processes: start it as python train/benchmarks/pointing.py.'
+            f'started in {accelerator.num_processes} processes: start it with python train/benchmarks/pointing.py.'
         )
     share_cores(accelerator, config.data.workers)
     made_with = environment(accelerator)
 
-    # Models, images, boxes, and the labels that all know
+    # Models, images, boxes and shared labels
     names = [config.model] + ([config.pooled] if config.pooled else [])
     models = [load_model(name).to(accelerator.device) for name in names]
     data = config.data
@@ -140,13 +139,13 @@ def main() -> None:
     ]
     labels = [label for label in of_data if all(label in of_model.names for of_model in shared)]
     if not labels:
-        raise InputError(f'{config.model} and {config.pooled} share no label of the data ({some(of_data)}).')
+        raise InputError(f'{config.model} and {config.pooled} have no label of the data in common ({some(of_data)}).')
     columns = [[of_model.columns[of_model.names.index(label)] for label in labels] for of_model in shared]
     folder = find_base(data.name.removeprefix('voc'), data.root) / 'Annotations'
     boxes = [read_boxes(folder / f'{image_id}.xml') for image_id in dataset['image_id'][:]]
     num_pairs = int(pairs(boxes, labels).sum())
     if not num_pairs:
-        raise InputError(f'{data.root}: no image of {data.split} has a box of a label that the models know.')
+        raise InputError(f'{data.root}: no image of {data.split} has a box of a label of the models.')
 
     # Outcomes
     makers = [partial(attention_by_scale, models[0], columns[0], config.layers)]
@@ -172,7 +171,7 @@ def main() -> None:
         if name != ALL
     }
     title = data.title or data.name
-    print(f'{config.model} on {title} {data.split}: {len(boxes)} images, {num_pairs} pairs of image and label.')
+    print(f'{config.model} on {title} {data.split}: {len(boxes)} images, {num_pairs} image-label pairs.')
     print('\n'.join(table(games, labels)))
     if config.output:
         run = {
@@ -202,23 +201,25 @@ def main() -> None:
 
 
 def load_model(name: str) -> nn.Module:
-    """Loads a model whose input is the whole image, so that its maps divide the image.
+    """Loads a model that sees the whole image, so that its maps cover the image.
 
     Raises:
-        InputError: It cannot be loaded, or crops images.
+        InputError: The model cannot be loaded, or it crops images.
     """
     model = hub.load(name)
     data_config = timm.data.resolve_input_data_config(model)
     if data_config['crop_mode'] != 'squash' or data_config['crop_pct'] != 1:
         crop = f'crop_mode {data_config["crop_mode"]}, crop_pct {data_config["crop_pct"]:g}'
-        raise InputError(f'{name}: does not see the whole image ({crop}); give a model of train.py, which squashes it.')
+        raise InputError(
+            f'{name}: crops images ({crop}); give a model trained by train.py, which resizes the whole image.'
+        )
     return model
 
 
 def attention_by_scale(
     model: nn.Module, columns: Sequence[int], layers: str, images: torch.Tensor
 ) -> dict[str, list[torch.Tensor]]:
-    """Gives the attention of some labels, at all scales and at each."""
+    """Computes the attention of labels, over all scales and for each scale."""
     _, maps = attention_maps(model, images, columns, layers)
     return {ALL: maps} | {name: [of_scale] for name, of_scale in zip(SCALES, maps, strict=True)}
 
@@ -231,19 +232,19 @@ def point(
     device: torch.device,
     name: str,
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Plays the game with the maps of a model.
+    """Plays the game with a model.
 
     Args:
         loader: Loader of all images in order.
-        maps_of: Function that makes the maps of a batch.
+        maps_of: Function that computes the maps of a batch.
         boxes: Boxes of each of the N images.
         labels: Names of the K labels of the maps.
         device: Device of the model.
         name: Name of the model, which the progress bar shows.
 
     Returns:
-        By the name of the map, outcomes (N, K): 1 for a hit, 0 for a miss, NaN where there is neither; and the number
-        of maps without a peak.
+        Outcomes (N, K) by the name of the map: 1 for a hit, 0 for a miss, NaN for neither; and the number of maps
+        without a peak, by name.
     """
     outcomes: dict[str, np.ndarray] = {}
     without_peak: dict[str, int] = {}
@@ -267,10 +268,10 @@ def point(
 
 
 def peak(heat: torch.Tensor) -> tuple[int, int]:
-    """Finds the greatest value of a map (H, W): its row and column.
+    """Returns the row and column of the greatest value of a map (H, W).
 
-    Beyond the centres of its outer cells a resized map is level. Of several pixels that share the greatest value, the
-    one nearest to their mean is the peak: the first of them would lie at the edge of the image.
+    A resized map is constant beyond the centres of its outer cells. If several pixels share the greatest value, the one
+    nearest to their mean is the peak; the first one would lie at the edge of the image.
     """
     places = (heat >= heat.max() * (1 - LEVEL)).nonzero()
     distances = (places - places.double().mean(0)).square().sum(1)
@@ -279,7 +280,7 @@ def peak(heat: torch.Tensor) -> tuple[int, int]:
 
 
 def outcome_of_pixels(boxes: VocBoxes, label_name: str) -> np.ndarray:
-    """Gives the outcome of a peak at each pixel (H, W): 1 for a hit, 0 for a miss, NaN for neither."""
+    """Returns the outcome of a peak at each pixel (H, W): 1 for a hit, 0 for a miss, NaN for neither."""
     outcome = np.zeros((boxes.height, boxes.width), np.float32)
     for box in boxes.difficult.get(label_name, ()):
         outcome[_inside(box)] = np.nan
@@ -289,13 +290,13 @@ def outcome_of_pixels(boxes: VocBoxes, label_name: str) -> np.ndarray:
 
 
 def _inside(box: Box) -> tuple[slice, slice]:
-    """Selects the rows and columns of pixels whose centres lie in a box."""
+    """Returns the slices of rows and columns whose pixel centres lie in a box."""
     left, top, right, bottom = (math.ceil(side - 0.5) for side in box)
     return slice(top, bottom), slice(left, right)
 
 
 def base_rates(boxes: Sequence[VocBoxes], labels: Sequence[str]) -> dict[str, np.ndarray]:
-    """Gives the outcomes (N, K) of the centre, and the expected one of a pixel drawn uniformly."""
+    """Returns the outcomes (N, K) of the centre, and the expected outcomes of a uniformly drawn pixel."""
     outcomes = {name: np.full((len(boxes), len(labels)), np.nan) for name in (CENTRE, UNIFORM)}
     for index, label in np.argwhere(pairs(boxes, labels)):
         grid = outcome_of_pixels(boxes[index], labels[label])
@@ -305,18 +306,18 @@ def base_rates(boxes: Sequence[VocBoxes], labels: Sequence[str]) -> dict[str, np
 
 
 def pairs(boxes: Sequence[VocBoxes], labels: Sequence[str]) -> np.ndarray:
-    """Finds which images and labels (N, K) are played with."""
+    """Returns a mask (N, K) of the image-label pairs in the game."""
     return np.array([[label in of_image.easy for label in labels] for of_image in boxes])
 
 
 def summarize(outcomes: np.ndarray, labels: Sequence[str], draws: np.ndarray, counts: bool) -> dict:
-    """Gives the rates of hits in percent, over labels and of each.
+    """Computes hit rates in percent, for each label and over labels.
 
     Args:
         outcomes: Outcomes (N, K).
         labels: Names of the K labels.
-        draws: Number of times that each resample has each image (R, N).
-        counts: True where the outcomes are hits and misses, not expected values.
+        draws: Count of each image in each resample (R, N).
+        counts: True if outcomes are hits and misses, not expected values.
     """
     number, hits = np.isfinite(outcomes).sum(0), np.nansum(outcomes, 0)
     per_label = {}
@@ -340,7 +341,7 @@ def summarize(outcomes: np.ndarray, labels: Sequence[str], draws: np.ndarray, co
 
 
 def difference(one: np.ndarray, other: np.ndarray, draws: np.ndarray) -> dict:
-    """Compares the means over labels of two methods on the same images, in points."""
+    """Computes the difference of two methods in the mean over labels, on the same images, in percentage points."""
     return {
         'mean_over_labels': 100 * float(means(one)[0] - means(other)[0]),
         'interval_95': _interval(means(one, draws) - means(other, draws)),
@@ -348,15 +349,15 @@ def difference(one: np.ndarray, other: np.ndarray, draws: np.ndarray) -> dict:
 
 
 def means(outcomes: np.ndarray, draws: np.ndarray | None = None) -> np.ndarray:
-    """Computes the mean over labels of the rates (R,) in resamples; without any, that of all images (1,).
+    """Computes the mean rate over labels of each resample (R,), or of all images (1,) if there are no draws.
 
-    A label that a resample has no image of is left out of its mean.
+    The mean leaves out labels without an image in the resample.
     """
     draws = np.ones((1, len(outcomes))) if draws is None else draws
     hits, counted = np.nan_to_num(outcomes), np.isfinite(outcomes).astype(float)
     found = []
-    for start in range(0, len(draws), AT_ONCE):
-        some_draws = draws[start : start + AT_ONCE].astype(float)
+    for start in range(0, len(draws), CHUNK):
+        some_draws = draws[start : start + CHUNK].astype(float)
         number = some_draws @ counted
         rates = np.divide(some_draws @ hits, number, out=np.full_like(number, np.nan), where=number > 0)
         found.append(np.nanmean(rates, axis=1))
@@ -368,7 +369,7 @@ def _interval(values: np.ndarray) -> list[float]:
 
 
 def table(games: dict[str, dict], labels: Sequence[str]) -> list[str]:
-    """Gives the lines of a table: rates in percent, with the interval of the mean over labels."""
+    """Formats the rates in percent as a Markdown table, with the interval of the mean over labels."""
 
     def cell(rate: float | None) -> str:
         return '–' if rate is None else f'{rate:.1f}'
