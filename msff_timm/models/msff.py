@@ -19,6 +19,7 @@ import torch.nn as nn
 from timm.models import generate_default_cfgs, register_model
 
 from ..labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS
+from .backbone import check_size
 from .base import BASE_CFG, LITE, TEST_RESNET, BackboneModel, create_on_backbone
 from .layers import (
     FUSION_MODES,
@@ -30,6 +31,7 @@ from .layers import (
     MultiScaleProjection,
     PositionEncoding,
     RegionSelection,
+    flatten_scales,
     split_scales,
     stack_scales,
 )
@@ -201,11 +203,15 @@ class MSFF(BackboneModel):
             return x if pre_logits else self.classifier(x)
         assert self.selection is not None
         query = self.label_embed.weight.unflatten(1, (self.num_branches, self.embed_dim)).transpose(0, 1)
-        tokens: list[torch.Tensor] = []
-        for scale in split_scales(x):
-            tokens.append(scale.flatten(2).transpose(1, 2))
+        tokens = flatten_scales(split_scales(x))
         z = torch.cat(self.selection(query, tokens), dim=-1)  # Eq. 11
         return self.classifier(z)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps images (B, C, H, W) to logits (B, K)."""
+        # The base class has the same method, but torch.fx leaves out of a graph only functions of this method's file.
+        check_size(x)
+        return self.forward_maps(self.backbone(x))
 
 
 def _check_choice(argument: str, value: object, choices: Sequence) -> None:
