@@ -1,4 +1,4 @@
-"""Backbone maps (first half of section 3.1 of the paper), from any multi-scale timm model."""
+"""Backbones (section 3.1 of the paper): feature maps of timm models, and what timm knows about their parameters."""
 
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -31,53 +31,53 @@ def create_backbone(
     device=None,
     dtype=None,
 ) -> nn.Module:
-    """Creates the `features_only` form of a timm model, which gives one NCHW map for each reduction.
+    """Creates the `features_only` form of a timm model, which returns one NCHW map per reduction.
 
     Args:
         name: Name of a timm model, with or without a pretrained tag.
-        reductions: Strides of the maps wanted, the smallest first.
-        pretrained: Fetch timm's weights.
-        in_chans: Channels of the image.
-        backbone_args: Further arguments of that timm model.
+        reductions: Strides of the maps, in ascending order.
+        pretrained: Whether to download timm's weights.
+        in_chans: Number of image channels.
+        backbone_args: Further arguments of the timm model.
 
     Returns:
-        A module that maps images (B, C, H, W) to a list of maps; its `feature_info` tells their channels.
+        Module that maps images (B, C, H, W) to a list of maps; its `feature_info` holds their numbers of channels.
 
     Raises:
-        ValueError: There is no such model, it gives no feature maps, or none of a reduction wanted.
+        ValueError: There is no such model, it has no feature maps, or none of a given reduction.
     """
     args = {**_any_size(name), **(backbone_args or {}), 'features_only': True, 'in_chans': in_chans}
     try:
         stages = timm.create_model(name, **args, device='meta')
     except (TypeError, RuntimeError, AssertionError) as e:
-        raise ValueError(f'backbone {name!r} cannot give feature maps ({" ".join(str(e).split())}).') from e
+        raise ValueError(f'backbone {name!r} has no feature maps ({" ".join(str(e).split())}).') from e
     found = [level.get('reduction') for level in stages.feature_info.info]
     missing = [reduction for reduction in reductions if reduction not in found]
     if missing:
-        raise ValueError(f'backbone {name!r} has no stage of reduction {missing[0]}: it has {found}.')
-    # Of several stages of one reduction the last has seen most.
+        raise ValueError(f'backbone {name!r} has no stage of reduction {missing[0]}, only of {found}.')
+    # Of several stages with the same reduction, take the last.
     out_indices = tuple(len(found) - 1 - found[::-1].index(reduction) for reduction in reductions)
     if getattr(stages, 'output_fmt', None) == 'NHWC':
-        args['feature_cls'] = 'getter'  # it gives NCHW whatever the model computes in
+        args['feature_cls'] = 'getter'  # returns NCHW from NHWC models
     args |= {'pretrained': pretrained, 'out_indices': out_indices}
     backbone = timm.create_model(name, **args, device=device, dtype=dtype)
     if isinstance(backbone, (EfficientNetFeatures, MobileNetV3Features)) and backbone.feature_hooks is None:
-        # They keep the blocks after the last map, whose weights would get no gradient.
+        # timm keeps the blocks after the last map; their weights would get no gradient.
         backbone.blocks = backbone.blocks[: max(backbone._stage_out_idx)]
     return backbone
 
 
 @torch.no_grad()
 def copy_backbone(trained: nn.Module, backbone: nn.Module, leave_out: tuple[str, ...] = ()) -> None:
-    """Gives a backbone the weights and statistics of a trained one.
+    """Copies the weights and buffers of a trained model to a backbone.
 
     Args:
         trained: The same timm model, whole or in its `features_only` form.
-        backbone: Is changed in place.
-        leave_out: Its modules that keep what they have, a classifier say.
+        backbone: Backbone that is changed in place.
+        leave_out: Names of modules of the backbone that stay as they are, e.g. the classifier.
 
     Raises:
-        ValueError: The trained one lacks a tensor, or has it in another shape.
+        ValueError: The trained model lacks a tensor of the backbone, or its shape differs.
     """
     found = {ours: tensor for theirs, tensor in trained.state_dict().items() for ours in _our_names(theirs)}
     for name, tensor in backbone.state_dict().items():
@@ -89,7 +89,7 @@ def copy_backbone(trained: nn.Module, backbone: nn.Module, leave_out: tuple[str,
 
 
 def _any_size(name: str) -> dict:
-    """Returns the argument that makes a model built for one image size take any, where the model has it."""
+    """Returns the argument, if there is one, that lets a model of one fixed image size take images of any size."""
     architecture = name.partition('.')[0]
     if not timm.is_model(architecture):
         nearest = get_close_matches(architecture, timm.list_models(), n=1)
@@ -106,26 +106,26 @@ def _any_size(name: str) -> dict:
 
 @register_notrace_function
 def check_size(x: torch.Tensor) -> None:
-    """Refuses images of which the map of reduction 32 would not hold one whole cell.
+    """Checks that images (B, C, H, W) cover at least one cell of the map of reduction 32.
 
     Raises:
-        ValueError: A side of the images (B, C, H, W) is below 32 pixels.
+        ValueError: A side of the images is shorter than 32 pixels.
     """
     if x.shape[-2] < 32 or x.shape[-1] < 32:
-        raise ValueError(f'x: images of {x.shape[-2]} x {x.shape[-1]} pixels are too small: 32 x 32 is the least.')
+        raise ValueError(f'images of {x.shape[-2]} x {x.shape[-1]} pixels are too small: use at least 32 x 32.')
 
 
 def group_backbone(backbone: nn.Module, name: str, coarse: bool, backbone_args: dict | None = None) -> dict[str, int]:
-    """Numbers the layers of a backbone from its stem, 0, as `group_matcher` of the whole timm model does.
+    """Numbers the layers of a backbone from 0, its stem, by the `group_matcher` of the whole timm model.
 
     Args:
-        backbone: Backbone that `create_backbone` made.
-        name: Name as for `create_backbone`.
-        coarse: Number stages instead of layers.
-        backbone_args: Arguments as for `create_backbone`.
+        backbone: Backbone from `create_backbone`.
+        name: Name that `create_backbone` was called with.
+        coarse: Whether to number stages instead of layers.
+        backbone_args: Arguments that `create_backbone` was called with.
 
     Returns:
-        The layer of each of the backbone's parameters.
+        Number of the layer of each parameter, by the parameter's name.
     """
     whole = _whole(name, backbone_args)
     layers = group_parameters(whole, whole.group_matcher(coarse=coarse), reverse=True)
@@ -133,14 +133,14 @@ def group_backbone(backbone: nn.Module, name: str, coarse: bool, backbone_args: 
 
 
 def no_weight_decay_of_backbone(backbone: nn.Module, name: str, backbone_args: dict | None = None) -> set[str]:
-    """Names the backbone's parameters for which the whole timm model, of the same arguments, asks for no decay."""
+    """Returns the names of the backbone's parameters that the whole timm model exempts from weight decay."""
     whole = _whole(name, backbone_args)
     patterns = whole.no_weight_decay() if hasattr(whole, 'no_weight_decay') else ()
     return {ours for ours, theirs in _same_parameters(backbone, whole) if any(fnmatch(theirs, p) for p in patterns)}
 
 
 def first_conv_of_backbone(backbone: nn.Module) -> tuple[str, ...]:
-    """Names the backbone's convolutions that take the image, which timm adapts to another number of channels."""
+    """Returns the names of the backbone's first convolutions, which timm adapts to the number of image channels."""
     first_conv = backbone.pretrained_cfg.get('first_conv') or ()
     parameters = dict(backbone.named_parameters())
     theirs = (first_conv,) if isinstance(first_conv, str) else first_conv
@@ -148,22 +148,22 @@ def first_conv_of_backbone(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def _whole(name: str, backbone_args: dict | None) -> nn.Module:
-    """Creates the timm model that a backbone is a part of, without memory for its weights."""
+    """Creates the whole timm model of a backbone on the meta device."""
     args = {**_any_size(name), **(backbone_args or {})}
-    args.pop('feature_cls', None)  # of the `features_only` form alone
+    args.pop('feature_cls', None)  # an argument of the `features_only` form only
     return timm.create_model(name, **args, device='meta')
 
 
 def _same_parameters(backbone: nn.Module, whole: nn.Module) -> Iterator[tuple[str, str]]:
-    """Pairs the names that a parameter has in a `features_only` form and in the whole model."""
+    """Yields the names of each parameter in a `features_only` form and in the whole model."""
     ours = {name for name, _ in backbone.named_parameters()}
     for theirs, _ in whole.named_parameters():
         yield from ((name, theirs) for name in _our_names(theirs) if name in ours)
 
 
 def _our_names(theirs: str) -> tuple[str, ...]:
-    """Lists what a part of a timm model may be called in its `features_only` form.
+    """Returns the possible names of a module or parameter in the `features_only` form of its timm model.
 
-    That is the same name, or, with a Sequential flattened into its parent, `stages_0`, or one below a getter's `model`.
+    timm keeps the name, or joins its first two parts (`stages_0`), or puts `model.` in front of it.
     """
     return tuple(dict.fromkeys((theirs, theirs.replace('.', '_', 1), f'model.{theirs}')))

@@ -23,9 +23,9 @@ __all__ = ['BASE_CFG', 'LITE', 'TEST_RESNET', 'BackboneModel', 'create_on_backbo
 
 
 class BackboneModel(nn.Module):
-    """Base of the models: a backbone, an encoder of its maps, queries that gather from the features, a classifier.
+    """Base class of the models: a backbone, and a head of an encoder, a decoder with queries, and a classifier.
 
-    A subclass builds its modules, ends its constructor with `reset_classifier`, and implements `encode`,
+    A subclass creates its modules, calls `reset_classifier` at the end of its constructor, and implements `encode`,
     `forward_head`, `make_classifier` and `group_of_head`.
 
     Args:
@@ -37,9 +37,9 @@ class BackboneModel(nn.Module):
 
     Attributes:
         head_maps: Slice of the backbone's maps that the head uses.
-        encoder_parts: Names of the modules that turn maps into features.
-        decoder_parts: Names of the modules that turn queries and features into the classifier's input.
-        query_part: Name of the module whose weight holds the queries; None in the model without labels.
+        encoder_parts: Names of the modules that `encode` uses.
+        decoder_parts: Names of the modules between the features and the classifier.
+        query_part: Name of the module that holds the queries.
         feature_info: Channels, reduction and module of each map that `forward_intermediates` returns.
 
     Raises:
@@ -94,7 +94,7 @@ class BackboneModel(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """Numbers the layers for layer-wise learning rates: first those of the backbone, then those of the head."""
+        """Returns the number of a parameter's layer, for layer-wise learning rates: the head follows the backbone."""
         args = self.backbone_args['backbone_args']
         layers = group_backbone(self.backbone, self.backbone_name, coarse, args)
         first = max(layers.values()) + 1
@@ -187,9 +187,9 @@ class BackboneModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the modules that some intermediate maps do not need.
+        """Removes the modules that the given maps do not need.
 
-        Decoder and classifier go in any case, and also the encoder if all of the maps are the backbone's.
+        Decoder and classifier are always removed; the encoder is, too, if all of the maps are the backbone's.
 
         Args:
             indices: Indices of the maps, or the number of last maps.
@@ -269,7 +269,7 @@ TEST_RESNET = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), first_conv='backbo
 
 
 def _init_weights(module: nn.Module, name: str = '') -> None:
-    """Draws the weights of one module, after those of its parts."""
+    """Initializes a module; `named_apply` has initialized its submodules before."""
     for method in ('reset_parameters', 'init_weights'):
         if hasattr(module, method):
             getattr(module, method)()

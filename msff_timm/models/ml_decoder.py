@@ -23,11 +23,14 @@ REDUCTIONS = (8, 16, 32)
 
 @register_notrace_module
 class GroupDecoder(nn.Module):
-    """Decoder of ML-Decoder: each query gathers the regions that speak of its group of labels.
+    """Decoder of ML-Decoder, in which each query attends to the regions of a map.
 
     Args:
-        in_chans: Channels of the map.
-        embed_dim: Width of the layer.
+        in_chans: Number of channels C of the map.
+        embed_dim: Width d of the layer.
+        num_heads: Number of attention heads.
+        ffn_dim: Width of the feed-forward network.
+        drop_rate: Dropout rate.
     """
 
     def __init__(
@@ -49,15 +52,15 @@ class GroupDecoder(nn.Module):
         self.layer = AttentionLayer(embed_dim, num_heads, ffn_dim, drop_rate, **dd)
 
     def forward(self, query: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Maps queries (N, d) and a map (B, C, H, W) to a feature for each query (B, N, d)."""
+        """Maps queries (N, d) and a map (B, C, H, W) to features of the queries (B, N, d)."""
         memory = self.act(self.proj(x.flatten(2).transpose(1, 2)))
         query = query.expand(x.shape[0], -1, -1)
-        z = self.norm(query + self.drop(query))  # what is left of a decoder layer's self-attention
+        z = self.norm(query + self.drop(query))  # the remains of a self-attention
         return self.layer(z, z, memory, memory)
 
 
 class FixedQueries(nn.Module):
-    """Queries that are drawn once, never trained, and saved with the weights that were trained for them."""
+    """Random queries that are never trained; they are saved with the weights that were trained for them."""
 
     def __init__(self, num_queries: int, embed_dim: int, device=None, dtype=None):
         super().__init__()
@@ -69,23 +72,23 @@ class FixedQueries(nn.Module):
 
 
 class MLDecoder(BackboneModel):
-    """Multi-label classifier with fixed queries, each for a group of labels. The defaults are those of its authors.
+    """Multi-label classifier with fixed queries, each for a group of labels. The defaults are its authors'.
 
     Args:
-        backbone: Any timm model with stages of reduction 8, 16 and 32.
-        backbone_pretrained: Fetch timm's own weights for the backbone.
-        backbone_args: Further arguments of the backbone, `{'drop_path_rate': 0.1}` say.
-        num_classes: Number of labels K; 0 for an image embedding instead of logits.
-        in_chans: Channels of the image.
-        global_pool: How the embedding is pooled, as timm names it: `avg`, `max`, ... or '' for none.
-        embed_dim: Width of the decoder.
-        num_heads: Its attention heads; divides `embed_dim`.
-        ffn_dim: Width of its feed-forward network.
-        max_queries: Number of queries; with fewer labels, each has its own.
-        drop_rate: Dropout in the decoder.
+        backbone: Name of a timm model with stages of reduction 8, 16 and 32.
+        backbone_pretrained: Whether to download timm's weights for the backbone.
+        backbone_args: Further arguments of the backbone, e.g. `{'drop_path_rate': 0.1}`.
+        num_classes: Number of labels K; 0 for image embeddings instead of logits.
+        in_chans: Number of image channels.
+        global_pool: Pooling of the embedding, by timm's name: `avg`, `max`, ... or '' for none.
+        embed_dim: Width d of the decoder.
+        num_heads: Number of attention heads; divides `embed_dim`.
+        ffn_dim: Width of the feed-forward network.
+        max_queries: Largest number of queries; with more labels, a group of labels shares one.
+        drop_rate: Dropout rate of the decoder.
 
     Raises:
-        ValueError: An argument is none of what is allowed, or the backbone lacks a stage.
+        ValueError: An argument is not allowed, or the backbone lacks a stage.
     """
 
     head_maps = slice(-1, None)
@@ -108,7 +111,7 @@ class MLDecoder(BackboneModel):
         dtype=None,
     ):
         if max_queries < 1:
-            raise ValueError(f'max_queries={max_queries} must be 1 or more.')
+            raise ValueError(f'max_queries={max_queries} must be at least 1.')
         dd = {'device': device, 'dtype': dtype}
         super().__init__(backbone, backbone_pretrained, backbone_args, in_chans, REDUCTIONS, **dd)
         self.embed_dim = embed_dim
@@ -122,7 +125,7 @@ class MLDecoder(BackboneModel):
 
     @torch.jit.ignore
     def shares_queries(self, num_classes: int) -> bool:
-        """Returns whether some of so many labels would share a query."""
+        """Returns whether labels would share a query if the model had that many labels."""
         return num_classes > self.max_queries
 
     def make_classifier(self, num_classes: int, device=None, dtype=None) -> tuple[nn.Module | None, nn.Module]:
@@ -177,7 +180,7 @@ def mldecoder_resnet101(pretrained: bool = False, **kwargs) -> MLDecoder:
 
 @register_model
 def mldecoder_efficientnet_lite0(pretrained: bool = False, **kwargs) -> MLDecoder:
-    """ML-Decoder on EfficientNet-Lite0, with a head of the width of `msff_efficientnet_lite0`'s."""
+    """ML-Decoder on EfficientNet-Lite0, with a head as wide as that of `msff_efficientnet_lite0`."""
     model_args = dict(backbone='tf_efficientnet_lite0', embed_dim=128, num_heads=4, ffn_dim=512)
     return _create_mldecoder('mldecoder_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
 

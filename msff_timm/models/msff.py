@@ -3,10 +3,10 @@
 Paper: Multi-Scale Feature Fusion and Advanced Representation Learning for Multi Label Image Classification
     - https://doi.org/10.32604/cmc.2025.059102
 
-A `features_only` backbone gives two maps, F1 (reduction 16) and F2 (reduction 32). They become three scales that
-exchange what they share; a Transformer, shared by the three branches, then finds for each label the regions that
-speak of it, and a class-wise linear layer scores each label. The files in `layers/` are the sections of the
-paper.
+A `features_only` backbone returns two maps, F1 (reduction 16) and F2 (reduction 32). They are projected to three
+scales, which enrich each other by hierarchical scale attention. A Transformer, shared by the three branches, selects
+the regions that are relevant to each label, and a class-wise linear layer scores each label. The files in `layers/`
+follow the sections of the paper.
 """
 
 import math
@@ -19,6 +19,7 @@ import torch.nn as nn
 from timm.models import generate_default_cfgs, register_model
 
 from ..labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS
+from .backbone import check_size
 from .base import BASE_CFG, LITE, TEST_RESNET, BackboneModel, create_on_backbone
 from .layers import (
     FUSION_MODES,
@@ -30,49 +31,50 @@ from .layers import (
     MultiScaleProjection,
     PositionEncoding,
     RegionSelection,
+    flatten_scales,
     split_scales,
     stack_scales,
 )
 
 __all__ = ['MSFF']
 
-# Who publishes the weights of the tags below on the Hub: `msff_resnet101.coco2014_448` lies in NAMESPACE/that name.
+# Namespace on the Hub of the repositories that hold the weights of the tags below; a repository has the tag's name.
 HUB_NAMESPACE = os.environ.get('MSFF_HUB_NAMESPACE') or 'msff-timm'
-# Those that the package itself brings, so that they are there without network
+# Weights that the package contains, for use without network
 WEIGHTS = Path(__file__).parents[1] / 'weights'
 
 
 class MSFF(BackboneModel):
-    """Three-branch multi-label classifier on a `features_only` backbone.
+    """Multi-label classifier with three branches on a `features_only` backbone.
 
-    The defaults are the paper's choices; the rows of its ablations (Tables 4 to 7, Figure 5) are arguments.
+    The defaults are the paper's choices; its ablations (Tables 4 to 7, Figure 5) are arguments.
 
     Args:
-        backbone: Any timm model with stages of reduction 16 and 32.
-        backbone_pretrained: Fetch timm's own weights for the backbone.
-        backbone_args: Further arguments of the backbone, `{'drop_path_rate': 0.1}` say.
-        num_classes: Number of labels K; 0 for an image embedding instead of logits.
-        in_chans: Channels of the image.
-        global_pool: How the embedding is pooled, as timm names it: `avg`, `max`, ... or '' for none.
+        backbone: Name of a timm model with stages of reduction 16 and 32.
+        backbone_pretrained: Whether to download timm's weights for the backbone.
+        backbone_args: Further arguments of the backbone, e.g. `{'drop_path_rate': 0.1}`.
+        num_classes: Number of labels K; 0 for image embeddings instead of logits.
+        in_chans: Number of image channels.
+        global_pool: Pooling of the embedding, by timm's name: `avg`, `max`, ... or '' for none.
         embed_dim: Width d of the three branches.
-        num_heads: Attention heads in every layer; divides `embed_dim`.
+        num_heads: Number of attention heads in every layer; divides `embed_dim`.
         ffn_dim: Width of the feed-forward networks.
-        fusion_mode: Where the three scales come from: 1, 2 or 3 (Table 5).
-        scale_attention: Use the hierarchical scale attention (Table 4).
-        interpolation: Within it: `nearest`, `bilinear`, `bicubic` or `area` (Table 6).
-        fusion_norm: BatchNorm after the convolutions of Eq. 1, of which the paper says nothing.
-        fusion_gate: Learnt factor of the product in Eq. 4, 0 at the start, of which the paper says nothing; without
-            both, the equations are taken literally, which learns far more slowly from few images.
-        encoder_depth: Layers of the global feature enhancement (Figure 5); 0 leaves it out (Table 4).
-        decoder_depth: Layers of the region selection (Figure 5); 0 pools the branches instead (Table 4).
-        decoder_self_attn: Self-attention of the labels, in every decoder layer or for each layer (Table 7).
-        share_branches: Let the three branches share position table, layers and label embeddings (section 3).
-        drop_rate: Dropout in the Transformer layers.
-        max_queries: With more labels than that, one label embedding serves a group of labels, as in ML-Decoder: the
-            paper's one for each is much work for thousands. None for no such limit.
+        fusion_mode: Source of the three scales: 1, 2 or 3 (Table 5).
+        scale_attention: Whether to use the hierarchical scale attention (Table 4).
+        interpolation: Interpolation of the scale attention: `nearest`, `bilinear`, `bicubic` or `area` (Table 6).
+        fusion_norm: Whether BatchNorm follows the convolutions of Eq. 1. The paper does not mention it.
+        fusion_gate: Whether the product in Eq. 4 has a learnable factor, initially 0. The paper does not mention it.
+            Without norm and gate the equations are literal, but training on few images is far slower.
+        encoder_depth: Number of layers of the global feature enhancement (Figure 5); 0 removes it (Table 4).
+        decoder_depth: Number of layers of the region selection (Figure 5); 0 pools the branches instead (Table 4).
+        decoder_self_attn: Whether the labels attend to each other, in all decoder layers or for each one (Table 7).
+        share_branches: Whether the three branches share position table, layers and label embeddings (section 3).
+        drop_rate: Dropout rate of the Transformer layers.
+        max_queries: Largest number of label embeddings; with more labels, a group of labels shares one, as in
+            ML-Decoder. None for one embedding per label, as in the paper, which is slow for thousands of labels.
 
     Raises:
-        ValueError: An argument is none of what is allowed, or the backbone lacks a stage.
+        ValueError: An argument is not allowed, or the backbone lacks a stage.
     """
 
     encoder_parts = ('projection', 'scale_attention', 'position', 'enhancement')
@@ -110,17 +112,17 @@ class MSFF(BackboneModel):
         _check_depth('encoder_depth', encoder_depth)
         _check_depth('decoder_depth', decoder_depth)
         if max_queries is not None and (not isinstance(max_queries, int) or max_queries < 1):
-            raise ValueError(f'max_queries={max_queries!r} must be a number of label embeddings, 1 or more, or None.')
+            raise ValueError(f'max_queries={max_queries!r} must be an integer of at least 1, or None.')
         if isinstance(decoder_self_attn, bool):
             decoder_self_attn = [decoder_self_attn] * decoder_depth
         if len(decoder_self_attn) != decoder_depth:
-            raise ValueError(f'decoder_self_attn={decoder_self_attn} must be one bool, or one for each decoder layer.')
+            raise ValueError(f'decoder_self_attn={decoder_self_attn} must be one bool, or one per decoder layer.')
 
         # Section 3.1
         reductions = sorted({reduction for reduction, _ in FUSION_MODES[fusion_mode]})
         super().__init__(backbone, backbone_pretrained, backbone_args, in_chans, reductions, **dd)
         self.embed_dim = embed_dim
-        self.num_branches = 1 if share_branches else 3  # sets of weights for the three branches
+        self.num_branches = 1 if share_branches else 3  # number of sets of weights
         self.num_features = 3 * embed_dim
         in_chans_of = {info['reduction']: info['num_chs'] for info in self.feature_info}
         self.projection = MultiScaleProjection(in_chans_of, embed_dim, fusion_mode, fusion_norm, **dd)
@@ -161,7 +163,7 @@ class MSFF(BackboneModel):
 
     @torch.jit.ignore
     def shares_queries(self, num_classes: int) -> bool:
-        """Returns whether some of so many labels would share a label embedding."""
+        """Returns whether labels would share a label embedding if the model had that many labels."""
         return self.selection is not None and num_classes > (self.max_queries or num_classes)
 
     def make_classifier(self, num_classes: int, device=None, dtype=None) -> tuple[nn.Module | None, nn.Module]:
@@ -201,11 +203,15 @@ class MSFF(BackboneModel):
             return x if pre_logits else self.classifier(x)
         assert self.selection is not None
         query = self.label_embed.weight.unflatten(1, (self.num_branches, self.embed_dim)).transpose(0, 1)
-        tokens: list[torch.Tensor] = []
-        for scale in split_scales(x):
-            tokens.append(scale.flatten(2).transpose(1, 2))
+        tokens = flatten_scales(split_scales(x))
         z = torch.cat(self.selection(query, tokens), dim=-1)  # Eq. 11
         return self.classifier(z)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps images (B, C, H, W) to logits (B, K)."""
+        # The base class has the same method, but torch.fx leaves out of a graph only functions of this method's file.
+        check_size(x)
+        return self.forward_maps(self.backbone(x))
 
 
 def _check_choice(argument: str, value: object, choices: Sequence) -> None:
@@ -215,7 +221,7 @@ def _check_choice(argument: str, value: object, choices: Sequence) -> None:
 
 def _check_depth(argument: str, value: int) -> None:
     if not isinstance(value, int) or value < 0:
-        raise ValueError(f'{argument}={value!r} must be a number of layers, 0 or more.')
+        raise ValueError(f'{argument}={value!r} must be an integer of at least 0.')
 
 
 def _cfg(url: str = '', **kwargs) -> dict:
@@ -233,13 +239,13 @@ def _cfg(url: str = '', **kwargs) -> dict:
 
 
 def _published(name: str, label_names: Sequence[str], **kwargs) -> dict:
-    """Configures a tag: weights on the Hub, in the repository of its name."""
+    """Returns the configuration of a tag whose weights are on the Hub, in the repository of that name."""
     return _cfg(
         hf_hub_id=f'{HUB_NAMESPACE}/{name}', num_classes=len(label_names), label_names=tuple(label_names), **kwargs
     )
 
 
-# Of an architecture with several tags, the first that has weights is the one that `pretrained=True` takes.
+# `pretrained=True` loads the first tag of an architecture that has weights.
 default_cfgs = generate_default_cfgs(
     {
         'msff_resnet101.coco2014_448': _published('msff_resnet101.coco2014_448', COCO_LABELS),
@@ -283,14 +289,14 @@ def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
 
 
 def _check_fusion(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str, torch.Tensor]:
-    """Refuses weights of the literal equations, which were the default before `fusion_norm` and `fusion_gate`."""
+    """Rejects weights from before `fusion_norm` and `fusion_gate`, when the literal equations were the default."""
     needed = {'fusion_norm': 'projection.norm1.weight', 'fusion_gate': 'scale_attention.gate'}
     missing = [name for name, key in needed.items() if key in model.state_dict() and key not in state_dict]
     if missing:
-        asked = ', '.join(f'{name}=False' for name in missing)
+        arguments = ', '.join(f'{name}=False' for name in missing)
         in_json = ', '.join(f'"{name}": false' for name in missing)
         raise ValueError(
-            f'the weights were trained without {" and ".join(missing)}: create the model with {asked}, or add'
+            f'the weights were trained without {" and ".join(missing)}: create the model with {arguments}, or add'
             f' {in_json} to model_args in their config.json.'
         )
     return state_dict
@@ -333,35 +339,35 @@ def msff_convnext_tiny(pretrained: bool = False, **kwargs) -> MSFF:
 
 @register_model
 def msff_davit_tiny(pretrained: bool = False, **kwargs) -> MSFF:
-    """MSFF on DaViT-T, a hierarchical Transformer with windows as in Swin."""
+    """MSFF on DaViT-T, a hierarchical Transformer with window attention, as Swin."""
     model_args = dict(backbone='davit_tiny')
     return _create_msff('msff_davit_tiny', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def msff_efficientnet_b0(pretrained: bool = False, **kwargs) -> MSFF:
-    """MSFF on EfficientNet-B0, with a head of half the width."""
+    """MSFF on EfficientNet-B0, with half of the head's width."""
     model_args = dict(backbone='efficientnet_b0', embed_dim=256, ffn_dim=1024)
     return _create_msff('msff_efficientnet_b0', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def msff_efficientnet_lite2(pretrained: bool = False, **kwargs) -> MSFF:
-    """MSFF on EfficientNet-Lite2, for CPUs and phones, with a head of a quarter of the width."""
+    """MSFF on EfficientNet-Lite2, for CPUs and phones, with a quarter of the head's width."""
     model_args = dict(backbone='tf_efficientnet_lite2', embed_dim=128, num_heads=4, ffn_dim=512)
     return _create_msff('msff_efficientnet_lite2', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def msff_efficientnet_lite0(pretrained: bool = False, **kwargs) -> MSFF:
-    """MSFF on EfficientNet-Lite0, for CPUs and phones, with a head of a quarter of the width."""
+    """MSFF on EfficientNet-Lite0, for CPUs and phones, with a quarter of the head's width."""
     model_args = dict(backbone='tf_efficientnet_lite0', embed_dim=128, num_heads=4, ffn_dim=512)
     return _create_msff('msff_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def msff_mobilenetv4_small(pretrained: bool = False, **kwargs) -> MSFF:
-    """MSFF on MobileNetV4-Conv-S, with a head of a quarter of the width."""
+    """MSFF on MobileNetV4-Conv-S, with a quarter of the head's width."""
     model_args = dict(backbone='mobilenetv4_conv_small', embed_dim=128, num_heads=4, ffn_dim=512)
     return _create_msff('msff_mobilenetv4_small', pretrained, **dict(model_args, **kwargs))
 

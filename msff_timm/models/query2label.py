@@ -24,37 +24,40 @@ REDUCTIONS = (8, 16, 32)
 
 
 def sine_position(x: torch.Tensor) -> torch.Tensor:
-    """Tells each cell of a map where it lies, by sines and cosines of its row and of its column.
+    """Returns the position encoding of DETR: sines and cosines of the row and of the column of each cell.
 
     Args:
-        x: Map (B, d, H, W), of which the grid, the device and the type count; 4 divides d.
+        x: Map (B, d, H, W), which determines grid, width, device and dtype; d is a multiple of 4.
 
     Returns:
-        (H*W, d): the first half of the channels is for the row, the second for the column.
+        Encoding (H*W, d): the first half of the channels encodes the row, the second half the column.
     """
     height, width, num_waves = x.shape[-2], x.shape[-1], x.shape[1] // 4
-    # The phases need float32: in half precision, neighbouring cells of a fine grid would fall together.
+    # In half precision, neighbouring cells of a fine grid would have the same phase.
     rows = _waves(height, num_waves, x.device)[:, None].expand(-1, width, -1)
     columns = _waves(width, num_waves, x.device)[None].expand(height, -1, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(x.dtype)
 
 
 def _waves(length: int, num_waves: int, device: torch.device) -> torch.Tensor:
-    """Returns sine and cosine in turn of waves that are 1 to 10000 sides of the map long: (length, 2*num_waves)."""
-    place = torch.arange(1, length + 1, device=device, dtype=torch.float32) * (2 * math.pi / length)
-    wave = torch.arange(num_waves, device=device, dtype=torch.float32) / num_waves
-    phase = place[:, None] / torch.pow(10000.0, wave)
+    """Returns alternating sines and cosines, of wavelengths from 1 to 10000 map sides: (length, 2*num_waves)."""
+    position = torch.arange(1, length + 1, device=device, dtype=torch.float32) * (2 * math.pi / length)
+    exponent = torch.arange(num_waves, device=device, dtype=torch.float32) / num_waves
+    phase = position[:, None] / torch.pow(10000.0, exponent)
     return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(1)
 
 
 @register_notrace_module
 class LabelEncoder(nn.Module):
-    """Encoder of Query2Label: relates the regions of a map to each other.
+    """Encoder of Query2Label, in which the regions of a map attend to each other.
 
     Args:
-        in_chans: Channels of the map; a 1 x 1 convolution brings them to `embed_dim` where they differ.
-        embed_dim: Width of the layers.
+        in_chans: Number of channels of the map; if it differs from `embed_dim`, a 1 x 1 convolution projects them.
+        embed_dim: Width d of the layers.
         depth: Number of layers.
+        num_heads: Number of attention heads.
+        ffn_dim: Width of the feed-forward networks.
+        drop_rate: Dropout rate.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class LabelEncoder(nn.Module):
         _xavier(self.layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps a map (B, C, H, W) to (B, d, H, W)."""
+        """Maps a map (B, C, H, W) to an enhanced map (B, d, H, W)."""
         x = self.proj(x)
         position = sine_position(x)
         tokens = x.flatten(2).transpose(1, 2)
@@ -96,10 +99,14 @@ class LabelEncoder(nn.Module):
 
 @register_notrace_module
 class LabelDecoder(nn.Module):
-    """Decoder of Query2Label: each label gathers the regions that speak of it.
+    """Decoder of Query2Label, in which each label attends to the regions of a map.
 
     Args:
+        embed_dim: Width d of the layers.
         depth: Number of layers.
+        num_heads: Number of attention heads.
+        ffn_dim: Width of the feed-forward networks.
+        drop_rate: Dropout rate.
     """
 
     def __init__(
@@ -125,7 +132,7 @@ class LabelDecoder(nn.Module):
         _xavier(self.layers)
 
     def forward(self, label_embed: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Maps label embeddings (K, d) and an enhanced map (B, d, H, W) to a feature for each label (B, K, d)."""
+        """Maps label embeddings (K, d) and an enhanced map (B, d, H, W) to features of the labels (B, K, d)."""
         memory = x.flatten(2).transpose(1, 2)
         key = memory + sine_position(x)
         z = torch.zeros_like(label_embed).expand(x.shape[0], -1, -1)
@@ -138,31 +145,31 @@ class LabelDecoder(nn.Module):
 
 
 def _xavier(layers: nn.ModuleList) -> None:
-    """Draws every matrix of the layers as DETR does, from which Query2Label has its Transformer."""
+    """Initializes every matrix of the layers as in DETR, whose Transformer Query2Label uses."""
     for parameter in layers.parameters():
         if parameter.ndim > 1:
             nn.init.xavier_uniform_(parameter)
 
 
 class Query2Label(BackboneModel):
-    """Multi-label classifier with one learnt query for each label. The defaults are those of its authors at 448 pixels.
+    """Multi-label classifier with one learnable query per label. The defaults are its authors' at 448 pixels.
 
     Args:
-        backbone: Any timm model with stages of reduction 8, 16 and 32.
-        backbone_pretrained: Fetch timm's own weights for the backbone.
-        backbone_args: Further arguments of the backbone, `{'drop_path_rate': 0.1}` say.
-        num_classes: Number of labels K; 0 for an image embedding instead of logits.
-        in_chans: Channels of the image.
-        global_pool: How the embedding is pooled, as timm names it: `avg`, `max`, ... or '' for none.
-        embed_dim: Width of the Transformer; a multiple of 4.
-        num_heads: Attention heads in every layer; divides `embed_dim`.
+        backbone: Name of a timm model with stages of reduction 8, 16 and 32.
+        backbone_pretrained: Whether to download timm's weights for the backbone.
+        backbone_args: Further arguments of the backbone, e.g. `{'drop_path_rate': 0.1}`.
+        num_classes: Number of labels K; 0 for image embeddings instead of logits.
+        in_chans: Number of image channels.
+        global_pool: Pooling of the embedding, by timm's name: `avg`, `max`, ... or '' for none.
+        embed_dim: Width d of the Transformer; a multiple of 4.
+        num_heads: Number of attention heads in every layer; divides `embed_dim`.
         ffn_dim: Width of the feed-forward networks.
-        encoder_depth: Layers that relate regions to each other.
-        decoder_depth: Layers in which labels gather regions.
-        drop_rate: Dropout in the Transformer layers.
+        encoder_depth: Number of encoder layers.
+        decoder_depth: Number of decoder layers, at least 1.
+        drop_rate: Dropout rate of the Transformer layers.
 
     Raises:
-        ValueError: An argument is none of what is allowed, or the backbone lacks a stage.
+        ValueError: An argument is not allowed, or the backbone lacks a stage.
     """
 
     head_maps = slice(-1, None)
@@ -187,10 +194,10 @@ class Query2Label(BackboneModel):
         dtype=None,
     ):
         if embed_dim % 4:
-            raise ValueError(f'embed_dim={embed_dim} must be a multiple of 4: the positions are pairs of waves.')
+            raise ValueError(f'embed_dim={embed_dim} must be a multiple of 4 for the position encoding.')
         if encoder_depth < 0 or decoder_depth < 1:
             raise ValueError(
-                f'encoder_depth={encoder_depth} must be 0 or more, decoder_depth={decoder_depth} 1 or more.'
+                f'encoder_depth={encoder_depth} must be at least 0, and decoder_depth={decoder_depth} at least 1.'
             )
         dd = {'device': device, 'dtype': dtype}
         super().__init__(backbone, backbone_pretrained, backbone_args, in_chans, REDUCTIONS, **dd)
@@ -251,14 +258,14 @@ def _create_q2l(variant: str, pretrained: bool = False, **kwargs) -> Query2Label
 
 @register_model
 def q2l_resnet101(pretrained: bool = False, **kwargs) -> Query2Label:
-    """Query2Label on ResNet-101, as its authors train it."""
+    """Query2Label on ResNet-101, as trained by its authors."""
     model_args = dict(backbone='resnet101')
     return _create_q2l('q2l_resnet101', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def q2l_efficientnet_lite0(pretrained: bool = False, **kwargs) -> Query2Label:
-    """Query2Label on EfficientNet-Lite0, with a head of the width of `msff_efficientnet_lite0`'s."""
+    """Query2Label on EfficientNet-Lite0, with a head as wide as that of `msff_efficientnet_lite0`."""
     model_args = dict(backbone='tf_efficientnet_lite0', embed_dim=128, num_heads=4, ffn_dim=512)
     return _create_q2l('q2l_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
 

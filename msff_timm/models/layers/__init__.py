@@ -2,7 +2,7 @@
 
 from .attention import AttentionLayer
 from .classifier import ClassWiseLinear, GroupLinear
-from .position import PositionEncoding, split_scales, stack_scales
+from .position import PositionEncoding, flatten_scales, split_scales, stack_scales
 from .scale_attention import FUSION_MODES, INTERPOLATIONS, HierarchicalScaleAttention, MultiScaleProjection
 from .transformer import GlobalFeatureEnhancement, MultiHeadAttention, RegionSelection, TransformerLayer
 
@@ -19,6 +19,7 @@ __all__ = [
     'PositionEncoding',
     'RegionSelection',
     'TransformerLayer',
+    'flatten_scales',
     'split_scales',
     'stack_scales',
 ]

@@ -8,10 +8,16 @@ __all__ = ['AttentionLayer']
 
 
 class AttentionLayer(nn.Module):
-    """Attention and feed-forward network, each followed by residual connection and norm.
+    """Attention and feed-forward network, each followed by a residual connection and a norm.
 
-    Unlike `layers.TransformerLayer`, which has one memory for key and value, it lets the key alone know positions; and
-    it starts from PyTorch's own values.
+    Unlike in `TransformerLayer`, keys and values may differ, so that positions can be added to the keys alone; and the
+    weights are initialized as PyTorch does.
+
+    Args:
+        embed_dim: Width d of tokens, keys and values.
+        num_heads: Number of attention heads; divides `embed_dim`.
+        ffn_dim: Width of the feed-forward network.
+        drop_rate: Dropout rate.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, ffn_dim: int, drop_rate: float = 0.0, device=None, dtype=None):
@@ -26,12 +32,12 @@ class AttentionLayer(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def init_weights(self) -> None:
-        # nn.MultiheadAttention has no public method for it.
+        # nn.MultiheadAttention has no public method that initializes it.
         nn.init.xavier_uniform_(self.attn.in_proj_weight)
         nn.init.zeros_(self.attn.in_proj_bias)
         nn.init.zeros_(self.attn.out_proj.bias)
 
     def forward(self, x: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Maps tokens and their query (B, N, d), and key and value (B, L, d), to tokens (B, N, d)."""
+        """Maps tokens and their queries (B, N, d), keys and values (B, L, d) to tokens (B, N, d)."""
         x = self.norm1(x + self.drop(self.attn(query, key, value, need_weights=False)[0]))
         return self.norm2(x + self.drop(self.ffn(x)))

@@ -1,4 +1,4 @@
-"""Final classification (section 3.6 of the paper), and its form for more labels than there are queries."""
+"""Final classification (section 3.6 of the paper), and its form for groups of labels."""
 
 import math
 
@@ -9,7 +9,12 @@ __all__ = ['ClassWiseLinear', 'GroupLinear']
 
 
 class ClassWiseLinear(nn.Module):
-    """One linear classifier for each class on that class's own feature: logit_k = w_k . z_k + b_k."""
+    """One linear classifier per label, on the feature of that label (Eq. 11): logit_k = w_k . z_k + b_k.
+
+    Args:
+        num_classes: Number of labels K.
+        in_features: Width C of the features.
+    """
 
     def __init__(self, num_classes: int, in_features: int, device=None, dtype=None):
         super().__init__()
@@ -23,15 +28,17 @@ class ClassWiseLinear(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Maps class-specific features (B, K, C) to logits (B, K)."""
+        """Maps features of the labels (B, K, C) to logits (B, K)."""
         return (z * self.weight).sum(-1) + self.bias
 
 
 class GroupLinear(nn.Module):
-    """Scores from each query's feature the labels of its group: query n has labels n*g to n*g + g - 1.
+    """One linear layer per query, which scores a group of g labels: those from n*g to n*g + g - 1 for query n.
 
     Args:
-        num_classes: Number of labels K; a group has g = K / num_queries of them, rounded up.
+        num_classes: Number of labels K.
+        num_queries: Number of queries N; g is K / N, rounded up.
+        embed_dim: Width d of the features.
     """
 
     def __init__(self, num_classes: int, num_queries: int, embed_dim: int, device=None, dtype=None):
@@ -47,6 +54,6 @@ class GroupLinear(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Maps the queries' features (B, N, d) to logits (B, K)."""
+        """Maps features of the queries (B, N, d) to logits (B, K)."""
         logits = torch.einsum('bnd,ndg->bng', z, self.weight).flatten(1)
         return logits[:, : self.num_classes] + self.bias

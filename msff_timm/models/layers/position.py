@@ -5,19 +5,20 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import register_notrace_function, register_notrace_module, trunc_normal_
 
-__all__ = ['PositionEncoding', 'split_scales', 'stack_scales']
+__all__ = ['PositionEncoding', 'flatten_scales', 'split_scales', 'stack_scales']
 
 
 @register_notrace_module
 class PositionEncoding(nn.Module):
-    """Adds a learnable position table, resampled to the map's grid, and flattens the map to tokens (Eqs. 6 and 7).
+    """Adds a learnable position table, resampled to the grid of the map, and flattens the map to tokens (Eqs. 6, 7).
 
-    The table has the grid of the middle scale at the paper's 448 pixels. Every scale and every input size resamples
-    the same table, so weights trained at one size serve at another.
+    The table has the grid of the middle scale at the paper's 448 pixels. All scales and image sizes resample the same
+    table, so weights that were trained at one size work at another.
 
     Args:
-        embed_dim: Channels of the maps.
-        num_branches: 1 where the three scales share the table, 3 where each has its own.
+        embed_dim: Number of channels d of the maps.
+        num_branches: 1 if the three scales share the table, 3 if each scale has its own.
+        grid_size: Height and width of the table.
     """
 
     def __init__(
@@ -32,33 +33,42 @@ class PositionEncoding(nn.Module):
 
     def forward(self, scales: list[torch.Tensor]) -> list[torch.Tensor]:
         """Maps three maps (B, d, H_i, W_i) to tokens (B, H_i*W_i, d)."""
-        tokens: list[torch.Tensor] = []
+        encoded: list[torch.Tensor] = []
         for i, x in enumerate(scales):
             branch = i % self.table.shape[0]
             position = self.table[branch : branch + 1]
             if position.shape[-2:] != x.shape[-2:]:
                 position = F.interpolate(position, size=x.shape[-2:], mode='bilinear')
-            tokens.append((x + position).flatten(2).transpose(1, 2))
-        return tokens
+            encoded.append(x + position)
+        return flatten_scales(encoded)
+
+
+@register_notrace_function
+def flatten_scales(scales: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Flattens maps (B, d, H_i, W_i) to tokens (B, H_i*W_i, d)."""
+    tokens: list[torch.Tensor] = []
+    for x in scales:
+        tokens.append(x.flatten(2).transpose(1, 2))
+    return tokens
 
 
 @register_notrace_function
 def stack_scales(tokens: list[torch.Tensor], height: int, width: int) -> torch.Tensor:
-    """Lays three scales onto the grid of the first, side by side on the channels, as one map that timm can pool.
+    """Stacks the tokens of three scales into one map, as timm's pooling expects it.
 
     Args:
-        tokens: Of the three scales, (B, L_i, d).
-        height: Of the first scale's grid.
-        width: Of the first scale's grid.
+        tokens: Tokens of the three scales, (B, L_i, d).
+        height: Height of the first scale's grid.
+        width: Width of the first scale's grid.
 
     Returns:
-        (B, 3*d, height, width); each cell of a coarse scale is repeated, so that `split_scales` finds it again.
+        Map (B, 3*d, height, width), in which the cells of a coarse scale are repeated.
     """
     maps: list[torch.Tensor] = []
     h, w = height, width
     for x in tokens:
         x = x.transpose(1, 2).unflatten(2, [h, w])
-        # 'nearest' takes the wrong cell on the way back where one grid is no multiple of the other.
+        # 'nearest' would not be undone by `split_scales` where the side of a grid is odd.
         maps.append(F.interpolate(x, size=[height, width], mode='nearest-exact'))
         h, w = (h + 1) // 2, (w + 1) // 2
     return torch.cat(maps, dim=1)

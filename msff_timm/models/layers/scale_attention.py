@@ -7,8 +7,8 @@ from timm.layers import register_notrace_module
 
 __all__ = ['FUSION_MODES', 'INTERPOLATIONS', 'HierarchicalScaleAttention', 'MultiScaleProjection']
 
-# Table 5: for x1, x2 and x3 the reduction of the backbone's map (8, 16, 32: layers 2, 3, 4 of a ResNet) and the side
-# of the convolution; one of 3 x 3 has stride 2.
+# Table 5: reduction of the backbone's map and kernel size of the convolution, for x1, x2 and x3. Reductions 8, 16 and
+# 32 are layers 2, 3 and 4 of a ResNet; convolutions of 3 x 3 have stride 2.
 FUSION_MODES = {
     1: ((16, 1), (16, 3), (32, 3)),
     2: ((8, 3), (16, 3), (32, 3)),
@@ -19,13 +19,13 @@ INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'area')  # Table 6
 
 @register_notrace_module
 class MultiScaleProjection(nn.Module):
-    """Turns backbone maps into three maps of one width, each of half the grid of the one before (Eq. 1; Table 5).
+    """Projects the backbone's maps to three maps of the same width, each on half the grid of the last (Eq. 1; Table 5).
 
     Args:
-        in_chans: Channels of the backbone's map of each reduction.
-        embed_dim: Channels of the three maps.
-        fusion_mode: Row of `FUSION_MODES`.
-        norm: BatchNorm after each convolution.
+        in_chans: Number of channels of the backbone's map of each reduction.
+        embed_dim: Number of channels d of the three maps.
+        fusion_mode: Key of `FUSION_MODES`.
+        norm: Whether BatchNorm follows each convolution.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class MultiScaleProjection(nn.Module):
         )
 
     def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Maps backbone maps (B, C_i, H_i, W_i), the largest first, to x1, x2, x3 (B, d, H, W), (.., H/2, ..), .."""
+        """Maps the backbone's maps (B, C_i, H_i, W_i), largest first, to x1, x2, x3 (B, d, H_i, W_i)."""
         x1 = self.norm1(self.conv1(maps[self.sources[0]]))
         x2 = _on_half_grid(self.norm2(self.conv2(maps[self.sources[1]])), x1)
         x3 = _on_half_grid(self.norm3(self.conv3(maps[self.sources[2]])), x2)
@@ -58,7 +58,7 @@ class MultiScaleProjection(nn.Module):
 
 
 def _on_half_grid(x: torch.Tensor, larger: torch.Tensor) -> torch.Tensor:
-    """Brings a map to half the grid of a larger one, rounded up as a ResNet does it; some backbones round down."""
+    """Resizes a map to half the grid of a larger one, rounded up as in a ResNet; some backbones round down."""
     height, width = (larger.shape[-2] + 1) // 2, (larger.shape[-1] + 1) // 2
     if x.shape[-2] == height and x.shape[-1] == width:
         return x
@@ -67,13 +67,13 @@ def _on_half_grid(x: torch.Tensor, larger: torch.Tensor) -> torch.Tensor:
 
 @register_notrace_module
 class HierarchicalScaleAttention(nn.Module):
-    """Lets three scales enrich each other through what all of them respond to (Eqs. 2-5).
+    """Adds to each of three scales the product of all three (Eqs. 2 to 5).
 
     Args:
-        embed_dim: Channels d of the three maps.
-        interpolation: One of `INTERPOLATIONS`, for the way up and the way down.
-        gate: Learnt factor of the product in Eq. 4, one for each channel, 0 at the start. Without it the product is
-            added as it is, and its few huge values slow down learning.
+        embed_dim: Number of channels d of the three maps.
+        interpolation: One of `INTERPOLATIONS`, for upsampling and downsampling.
+        gate: Whether the product in Eq. 4 has a learnable factor per channel, initially 0. Without it, a few huge
+            values of the product slow down training.
     """
 
     def __init__(self, embed_dim: int, interpolation: str = 'bilinear', gate: bool = True, device=None, dtype=None):
@@ -87,12 +87,12 @@ class HierarchicalScaleAttention(nn.Module):
             nn.init.zeros_(self.gate)
 
     def forward(self, scales: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Maps x1, x2, x3 (B, d, H_i, W_i), the largest first, to maps of the same shapes."""
+        """Maps x1, x2, x3 (B, d, H_i, W_i), largest first, to maps of the same shapes."""
         x1, x2, x3 = scales[0], scales[1], scales[2]
         x2_up = self.interpolate(x2, x1)  # Eq. 2
         x3_up = self.interpolate(x3, x1)
         if x1.dtype == torch.float16:
-            # float16 ends at 65504, which three factors pass at 40 each, and the sums of the layers above far earlier.
+            # Three factors of 41 exceed the range of float16, up to 65504; sums in later layers exceed it far earlier.
             m = (x1.float() * x2_up * x3_up).clamp(-4096, 4096).half()
         else:
             m = x1 * x2_up * x3_up  # Eq. 3
