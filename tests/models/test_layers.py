@@ -160,7 +160,7 @@ def test_attention_is_pytorchs():
     ours, torchs = randomise(MultiHeadAttention(12, 3)), nn.MultiheadAttention(12, 3, batch_first=True)
     copy_attention(ours, torchs)
     query, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
-    torch.testing.assert_close(ours(query, memory), torchs(query, memory, memory)[0])
+    torch.testing.assert_close(ours(query, memory, [5], [7]), torchs(query, memory, memory)[0])
 
 
 def test_layer_is_pytorchs_post_norm_encoder_layer():
@@ -171,7 +171,7 @@ def test_layer_is_pytorchs_post_norm_encoder_layer():
     for theirs, own in [*pairs, (torchs.norm1, ours.norm1), (torchs.norm2, ours.norm2)]:
         theirs.load_state_dict(own.state_dict())
     x = torch.randn(2, 7, 12)
-    torch.testing.assert_close(ours(x, x), torchs(x))
+    torch.testing.assert_close(ours(x, x, [7], [7]), torchs(x))
 
 
 def test_layer_with_self_attention_is_pytorchs_post_norm_decoder_layer():
@@ -183,7 +183,7 @@ def test_layer_with_self_attention_is_pytorchs_post_norm_decoder_layer():
     for theirs, own in [*pairs, (torchs.norm2, ours.norm1), (torchs.norm3, ours.norm2)]:
         theirs.load_state_dict(own.state_dict())
     query, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
-    torch.testing.assert_close(ours(query, memory), torchs(query, memory))
+    torch.testing.assert_close(ours(query, memory, [5], [7]), torchs(query, memory))
 
 
 def test_attention_shares_are_pytorchs():
@@ -197,9 +197,11 @@ def test_attention_shares_are_pytorchs():
 def test_dropout_acts_in_training_only():
     layer = randomise(TransformerLayer(12, 3, 20, drop_rate=0.5))
     x = torch.randn(2, 7, 12)
-    assert not torch.equal(layer(x, x), layer(x, x))
+    outputs = [layer(x, x, [7], [7]) for _ in range(2)]
+    assert not torch.equal(*outputs)
     layer.eval()
-    assert torch.equal(layer(x, x), layer(x, x))
+    outputs = [layer(x, x, [7], [7]) for _ in range(2)]
+    assert torch.equal(*outputs)
 
 
 LAYER_ARGS = dict(embed_dim=12, num_heads=3, ffn_dim=20)
@@ -229,19 +231,8 @@ def test_branches_share_layers_or_have_their_own(num_branches):
         layers = selection.branches[i % num_branches]
         expected = query[i % num_branches].expand(2, -1, -1)
         for layer in layers:
-            expected = layer(expected, tokens[i])
+            expected = layer(expected, tokens[i], [7], [tokens[i].shape[1]])
         torch.testing.assert_close(z, expected)
-
-
-@pytest.mark.parametrize('self_attn', [False, True])
-def test_what_depends_on_the_labels_alone_is_computed_once_for_all_images_and_scales(self_attn):
-    tokens, query, rows = [torch.randn(2, length, 12) for length in (9, 4, 1)], torch.randn(1, 7, 12), []
-    selection = RegionSelection(2, self_attn=2 * [self_attn], **LAYER_ARGS).eval()
-    for layer in selection.branches[0]:
-        for attn in (layer.self_attn, layer.attn) if self_attn else (layer.attn,):
-            attn.q.register_forward_hook(lambda module, args, output: rows.append(output[..., 0].numel()))
-    selection(query, tokens)
-    assert rows == ([7, 7, 2 * 3 * 7, 2 * 3 * 7] if self_attn else [7, 2 * 3 * 7])
 
 
 def test_dropout_among_the_labels_is_of_each_image_and_scale():

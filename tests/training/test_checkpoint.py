@@ -397,7 +397,7 @@ def test_locked_keeps_others_out_until_the_process_ends(tmp_path, capsys, host):
             with pytest.raises(InputError) as caught, guard.locked(accelerator, folder):
                 raise AssertionError
             assert str(caught.value) == (
-                f'{folder} is in use by another run (process 4711 on {host}): wait until that ends, or choose another'
+                f'{folder} is in use by another run (process 4711 on {host}): wait until it ends, or choose another'
                 ' --output.'
             )
     finally:

@@ -162,7 +162,7 @@ def test_main_stores_thresholds_in_the_order_of_the_model(tmp_path, monkeypatch)
     assert hub.load(model).thresholds == pytest.approx(fitted.per_class) and len(set(fitted.per_class)) > 1
     assert json.loads((tmp_path / 'r.json').read_text())['labels_left_out'] == []
 
-    with pytest.raises(InputError, match='fit_thresholds is true: 4 images are too few; give at least 5'):
+    with pytest.raises(InputError, match='fit_thresholds is true: 4 images are too few; use at least 5'):
         run(monkeypatch, model=model, data__size=4, fit_thresholds='true')
     more = make_model(tmp_path / 'more', [*names, 'unicorn'])
     with pytest.raises(
@@ -378,7 +378,7 @@ def test_reporting_faults_reports_a_full_disk(tmp_path):
         ([*'--data.name=voc2012 --data.split=test --data.root={tmp} --submission=a.zip'.split()],
          'submission is a.zip: must end in .tar or .tar.gz or .tgz.'),
         ([*'--data.name=voc2012 --data.split=test --data.root={tmp} --submission=a.tar --output=r.json'.split()],
-         'output is r.json: with a submission nothing is measured; leave it out.'),
+         'output is r.json: a submission has no metrics; leave it out.'),
     ],
 )  # fmt: skip
 def test_main_names_wrong_settings_before_loading(arguments, message, tmp_path):
