@@ -26,22 +26,13 @@ Pieces = Sequence[tuple[int, float]]  # bytes, and the share of the backward pas
 
 @dataclass(frozen=True)
 class Cluster:
-    """Devices in nodes: at most one node, or whole nodes.
-
-    Attributes:
-        devices: Number of devices.
-        between: Bytes/s that a node sends to other nodes.
-        per_node: Number of devices of a node.
-        within: Bytes/s that a device sends within its node, by default by NVLink on an H100.
-        latency_within: Seconds per message within a node.
-        latency_between: Seconds per message between nodes.
-    """
+    """Devices in nodes: at most one node, or whole nodes."""
 
     devices: int
-    between: float
+    between: float  # bytes/s that a node sends to other nodes
     per_node: int = 8
-    within: float = 450e9
-    latency_within: float = 3e-6
+    within: float = 450e9  # bytes/s that a device sends within its node: NVLink of an H100
+    latency_within: float = 3e-6  # seconds per message
     latency_between: float = 10e-6
 
     @property
@@ -77,9 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', default='msff_resnet101', help='registered name')
     parser.add_argument('--image_size', type=int, default=448, help='side of the images in pixels')
     parser.add_argument('--num_classes', type=int, default=80, help='number of labels')
-    parser.add_argument(
-        '--step', type=Path, required=True, help='JSON file of `model`, with training steps of one device'
-    )
+    parser.add_argument('--step', type=Path, required=True, help='JSON file of `model`, with training steps')
     parser.add_argument('--batch_size', type=int, help='images on each device; default: those of the file')
     parser.add_argument('--devices', type=int, nargs='+', default=[8, 64, 512], help='numbers of devices, 8 in a node')
     rates = 'Gb/s from node to node; default: 400 for each of 8 GPUs, and 25 for all of them'
@@ -98,8 +87,7 @@ def run(options: argparse.Namespace) -> dict:
     batch_size = options.batch_size or measured_size
     data = read_results('--data', options.data, 'data')
     if data['image_size'] != options.image_size:
-        sizes = f'{data["image_size"]} pixels, not {options.image_size}'
-        raise InputError(f'--data is {options.data}: measured at {sizes}; measure it with benchmark.py data.')
+        raise InputError(f'--data is {options.data}: measured at {data["image_size"]} pixels, see benchmark.py data.')
     core_rate = data['images_per_second']['default']
 
     with torch.device('meta'):
@@ -166,16 +154,12 @@ def find_gradients(model: torch.nn.Module, images: torch.Tensor) -> tuple[Pieces
     with FlopCounterMode(display=False) as counter:  # not flops.count_flops: each gradient reads the counter
         logits = model(images)
         forward = counter.get_total_flops()
-        hooks = [
-            p.register_post_accumulate_grad_hook(
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(
                 lambda p: found.append((p.numel() * p.element_size(), counter.get_total_flops() - forward))
             )
-            for p in model.parameters()
-        ]
         logits.sum().backward()
         total = counter.get_total_flops()
-    for hook in hooks:
-        hook.remove()
     return [(num_bytes, flops / (total - forward)) for num_bytes, flops in found], forward / total
 
 
@@ -210,7 +194,7 @@ def predict(
     buffer_bytes: int,
     core_rate: float,
 ) -> dict:
-    """Predicts training on a cluster.
+    """Predicts training on a cluster; returns a row of the table.
 
     Args:
         cluster: Devices.
@@ -220,11 +204,6 @@ def predict(
         forward_share: Share of the forward pass in a step.
         buffer_bytes: Bytes of BatchNorm's statistics, which the first process sends to all before each step.
         core_rate: Images per second that one CPU core loads and transforms.
-
-    Returns:
-        A row of the tables: `exposed_seconds` is the time that a step takes longer than on one device,
-        `accumulation_steps` the number of micro-batches per step that keep 95 % of one device's speed, and `shards`
-        the smallest number that gives each worker one.
     """
     seconds = batch_size / rate
     methods = {'ring': cluster.ring, 'hierarchical': cluster.hierarchical}

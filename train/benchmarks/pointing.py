@@ -3,8 +3,8 @@
 `python train/benchmarks/pointing.py --model local-dir:MSFF [--pooled local-dir:PLAIN] --data.root VOCdevkit`
 
 The game is defined by Zhang et al., "Top-down Neural Attention by Excitation Backprop"
-(https://arxiv.org/abs/1608.00507), section 4.2; here it has no tolerance. Attention is compared with Grad-CAM of a plain
-model that pools its last map (https://arxiv.org/abs/1610.02391), with the centre of the image, and with a random point.
+(https://arxiv.org/abs/1608.00507), section 4.2; here it has no tolerance. Attention is compared with Grad-CAM of a
+plain model that pools its last map (https://arxiv.org/abs/1610.02391), the centre of the image, and a random point.
 """
 
 import msff_timm_cli.startup  # noqa: F401  isort: skip
@@ -58,7 +58,7 @@ DEFINITIONS = {
     ' nearest to their mean',
     CENTRE: 'the pixel in the middle of the image',
     UNIFORM: 'expected rate of a pixel drawn uniformly from those not ignored',
-    'interval_95': 'Wilson for a label; percentile bootstrap over the images for the mean over labels and for differences',
+    'interval_95': 'Wilson for a label; percentile bootstrap over images for the mean over labels and differences',
     'unit': 'percent',
 }
 
