@@ -65,6 +65,7 @@ def _logging(is_quiet: bool, is_verbose: bool) -> Iterator[None]:
         logger.setLevel(level)
     for logger in handled:
         logger.addHandler(handler)
+        logger.propagate = False  # a message is shown once, whatever handlers the root logger has
     try:
         yield
     finally:
@@ -72,6 +73,7 @@ def _logging(is_quiet: bool, is_verbose: bool) -> Iterator[None]:
             logger.setLevel(level)
         for logger in handled:
             logger.removeHandler(handler)
+            logger.propagate = True
 
 
 def _run_training(name: str, *arguments: str) -> None:

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-import bench_model
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+import bench_model
 from bench_model import Case
 
 CASE = Case(32, 5, 2, 'float32', 'channels_last', 'eager', 'forward')

@@ -6,15 +6,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import bench_scale
 import pytest
 import timm
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from bench_scale import Cluster
 
+import bench_scale
 import msff_timm  # noqa: F401  registers the models
+from bench_scale import Cluster
 from msff_timm.errors import InputError
 
 RESULTS = Path(__file__).parents[2] / 'hub_cards' / 'results'

@@ -4,14 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import bench_labels
 import numpy as np
 import pytest
 import timm
 import torch.nn as nn
-from bench_annotations import write_annotations
 
+import bench_labels
 import msff_timm  # noqa: F401  registers the models
+from bench_annotations import write_annotations
 from benchmark import main
 from msff_timm.errors import InputError
 from msff_timm.training.commands import run_command

@@ -11,13 +11,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
-from seer import COLOURS, PLACES, colour_model
 
 import pointing
 from grad_cam import grad_cam
 from msff_timm.data.voc_files import VocBoxes
 from msff_timm.errors import InputError
 from msff_timm.inference.attention import smooth_map
+from seer import COLOURS, PLACES, colour_model
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 NAN = np.nan

@@ -5,11 +5,11 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from seer import decoder_attention, small_model
 
 from msff_timm.errors import InputError
 from msff_timm.inference.attention import attention_maps, smooth_map
 from msff_timm.inference.explain import explain
+from seer import decoder_attention, small_model
 
 
 @pytest.mark.parametrize('size', [(96, 96), (72, 100)], ids=str)

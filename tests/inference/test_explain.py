@@ -7,12 +7,12 @@ import timm
 import torch
 import torch.nn as nn
 from PIL import Image
-from seer import COLOURS, PLACES, colour_model, decoder_attention, small_model
 
 from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
 from msff_timm.inference.attention import attention_maps
 from msff_timm.inference.explain import Explanation, draw, explain, smooth_overlay
+from seer import COLOURS, PLACES, colour_model, decoder_attention, small_model
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
 from bench_common import check_at_least, in_own_process
 from own_process import load_annotations
 

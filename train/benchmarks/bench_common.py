@@ -12,10 +12,10 @@ import PIL
 import timm
 import torch
 import torchvision
-from own_process import set_environment
 
 from msff_timm import hub
 from msff_timm.errors import InputError, unknown
+from own_process import set_environment
 
 __all__ = ['Parser', 'check_above_0', 'check_at_least', 'check_model', 'in_own_process', 'machine', 'with_interval']
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench_common import check_above_0, check_at_least
 from PIL import Image
 from torchvision import transforms
 
+from bench_common import check_above_0, check_at_least
 from msff_timm.data.transforms import Normalize, open_image, train_transform
 from msff_timm.errors import InputError
 from msff_timm.training.data_config import DataConfig

@@ -6,13 +6,13 @@ import inspect
 import numpy as np
 import timm
 import torch
-from bench_common import check_at_least, check_model, in_own_process, with_interval
-from own_process import infer
 
+from bench_common import check_at_least, check_model, in_own_process, with_interval
 from msff_timm.errors import InputError
 from msff_timm.flops import measure_size
 from msff_timm.training.report import markdown_table
 from msff_timm.training.studies.speed import Timing
+from own_process import infer
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch.nn as nn
-from bench_common import check_at_least, in_own_process
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
-from own_process import import_packages, load_model
 
+from bench_common import check_at_least, in_own_process
 from msff_timm import hub
+from own_process import import_packages, load_model
 
 WAYS = ['create', 'read', 'pretrained', 'hub.load']
 

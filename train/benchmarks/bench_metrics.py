@@ -3,9 +3,8 @@
 import argparse
 
 from bench_common import in_own_process
-from own_process import evaluate_random_scores
-
 from msff_timm.errors import InputError
+from own_process import evaluate_random_scores
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

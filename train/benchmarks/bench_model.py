@@ -8,10 +8,10 @@ from itertools import product
 
 import timm
 import torch
-from bench_common import check_at_least, check_model, with_interval
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from bench_common import check_at_least, check_model, with_interval
 from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.flops import count_flops

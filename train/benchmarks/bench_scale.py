@@ -9,9 +9,9 @@ from pathlib import Path
 
 import timm
 import torch
-from bench_common import check_above_0, check_at_least, check_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench_common import check_above_0, check_at_least, check_model
 from msff_timm.errors import InputError
 from msff_timm.training.report import markdown_table
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from bench_common import check_at_least
 
+from bench_common import check_at_least
 from msff_timm.flops import count_flops
 from msff_timm.training.commands import StopRequest, peak_memory
 from msff_timm.training.config import TrainConfig

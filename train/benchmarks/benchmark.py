@@ -18,7 +18,6 @@ COMMANDS = {  # each in the module bench_COMMAND
 
 def main() -> None:
     from bench_common import Parser, machine
-
     from msff_timm.errors import InputError
     from msff_timm.files import check_file
     from msff_timm.results import write_json
