@@ -226,7 +226,7 @@ def test_data_refuses_a_root_that_is_not_utf8(terminal, tmp_path):
     root.mkdir()
     for name in ('table', 'coco2014', 'voc2007', 'folder'):
         code, out, err = terminal('utf-8', 'data', name, '--root', root)
-        assert code == 2 and err.count('\n') == 1 and "donn\\udce9es': its path is not UTF-8; rename it" in err
+        assert code == 2 and err.count('\n') == 1 and "donn\\udce9es': its path is not UTF-8: rename it" in err
 
 
 def test_scripts_escape_characters_that_the_terminal_lacks(monkeypatch):
