@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import bench_model
 from bench_model import Case
+from msff_timm.training.studies import speed
 
 CASE = Case(32, 5, 2, 'float32', 'channels_last', 'eager', 'forward')
 CPU = torch.device('cpu')
@@ -78,7 +79,7 @@ def fake_passes(monkeypatch, seconds: dict[str, float], failing: dict[str, Excep
             raise failing[name]
         return lambda: now.__setitem__(0, now[0] + seconds[name])
 
-    monkeypatch.setattr('msff_timm.training.studies.speed.time.perf_counter', lambda: now[0])
+    monkeypatch.setattr(speed.time, 'perf_counter', lambda: now[0])
     monkeypatch.setattr(bench_model, 'make_pass', make_pass)
     monkeypatch.setattr(bench_model, 'count_case', lambda name, case: {'plain': 10, 'msff_a': 30, 'peer': 20}[name])
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)

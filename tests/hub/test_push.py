@@ -723,7 +723,8 @@ def test_train_pushes_its_run(server, client, environment, script, repo_id, tmp_
     assert failed.returncode == 2 and 'Traceback' not in failed.stderr and server.repository(repo_id).private
     command = f'`msff-timm push {tmp_path}/run {repo_id} --private`'
     assert (
-        'not today' in failed.stderr and f'The run in {tmp_path}/run is whole; {command} publishes it.' in failed.stderr
+        'not today' in failed.stderr
+        and f'The run in {tmp_path}/run is complete; {command} publishes it.' in failed.stderr
     )
     server.faults.clear()
     again = script('train.py', *arguments, '--resume=auto')

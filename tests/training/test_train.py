@@ -196,7 +196,7 @@ def test_run_fine_tunes_on_a_table_of_photos(script, trained, coco_root, tmp_pat
     printed = script('train.py', *arguments, '--data.workers=0', f'--output={tmp_path / "run"}').stdout
     assert printed.startswith("labels: column 'labels', delimited by '|', e.g. ")
     run = results(tmp_path / 'run')
-    assert run['num_images'] == 24 and run['init_from']['model'] == f'local-dir:{trained}'
+    assert run['num_images'] == 24 and run['init_from']['model'] == f'local-dir:{trained.name}'
     named = {'name': 'table', 'split': 'validation', 'root': tmp_path.name, 'trained_on': 'train'}
     assert run['data'] == named
     model = hub.load(f'local-dir:{tmp_path / "run"}')
