@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 __all__ = ['DEFINITIONS', 'FEW', 'SIZES', 'average_precision', 'evaluate', 'precision_recall_f1']
 
@@ -235,11 +236,11 @@ def precision_recall_f1(
     num_correct, num_predicted, num_present = (predicted & present).sum(0), predicted.sum(0), present.sum(0)
     cp = _mean(_ratio(num_correct, num_predicted))
     cr = _mean(_ratio(num_correct, num_present))
-    op = _ratio(num_correct.sum(), num_predicted.sum())
-    or_ = _ratio(num_correct.sum(), num_present.sum())
-    cf1, of1 = _ratio(2 * cp * cr, cp + cr), _ratio(2 * op * or_, op + or_)
+    op = float(_ratio(num_correct.sum(), num_predicted.sum()))
+    or_ = float(_ratio(num_correct.sum(), num_present.sum()))
+    cf1, of1 = float(_ratio(2 * cp * cr, cp + cr)), float(_ratio(2 * op * or_, op + or_))
     named = zip(('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1'), (cp, cr, cf1, op, or_, of1), strict=True)
-    return {name: 100 * float(value) for name, value in named}
+    return {name: 100 * value for name, value in named}
 
 
 def _annotation(predicted: np.ndarray, present: np.ndarray) -> dict[str, float]:
@@ -380,7 +381,7 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else np.nan
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
     """Divides element-wise; division by 0 gives 0."""
     numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ class Results:
 
     @classmethod
     def from_metrics(
-        cls, metrics: dict, label_names: Sequence[str], threshold: float | list[float] = 0.5, **context: object
+        cls, metrics: dict, label_names: Sequence[str], threshold: float | list[float] = 0.5, **context: Any
     ) -> 'Results':
         """Makes results from metrics.
 

@@ -85,7 +85,7 @@ def fit(
 
 
 def _counts(present: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    return present.any(0) & absent.any(0)
+    return np.logical_and(present.any(0), absent.any(0))
 
 
 def _fit(scores: np.ndarray, present: np.ndarray, absent: np.ndarray) -> tuple[list[float], float]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatch
+from typing import Any
 
 import timm
 import torch
@@ -88,7 +89,7 @@ def copy_backbone(trained: nn.Module, backbone: nn.Module, leave_out: tuple[str,
         tensor.copy_(found[name])
 
 
-def _any_size(name: str) -> dict:
+def _any_size(name: str) -> dict[str, Any]:
     """Returns the argument, if there is one, that lets a model of one fixed image size take images of any size."""
     architecture = name.partition('.')[0]
     if not timm.is_model(architecture):
@@ -96,7 +97,7 @@ def _any_size(name: str) -> dict:
         raise ValueError(f'backbone {name!r} is no timm model' + (f': did you mean {nearest[0]}?' if nearest else '.'))
     if not timm.get_pretrained_cfg_value(architecture, 'fixed_input_size'):
         return {}
-    any_size = {'dynamic_img_size': True}
+    any_size: dict[str, Any] = {'dynamic_img_size': True}
     try:
         timm.create_model(architecture, **any_size, device='meta')
     except TypeError:

@@ -1,6 +1,7 @@
 """The contract that MSFF and its peers share: a model on the feature maps of a timm backbone."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
@@ -20,6 +21,8 @@ from .backbone import (
 )
 
 __all__ = ['BASE_CFG', 'LITE', 'TEST_RESNET', 'BackboneModel', 'create_on_backbone']
+
+ModelT = TypeVar('ModelT', bound='BackboneModel')
 
 
 class BackboneModel(nn.Module):
@@ -64,7 +67,7 @@ class BackboneModel(nn.Module):
         super().__init__()
         self.in_chans = in_chans
         self.backbone_name = backbone
-        self.backbone_args = dict(reductions=reductions, in_chans=in_chans, backbone_args=backbone_args)
+        self.backbone_args: dict[str, Any] = dict(reductions=reductions, in_chans=in_chans, backbone_args=backbone_args)
         self.backbone = create_backbone(
             backbone, pretrained=backbone_pretrained, **self.backbone_args, device=device, dtype=dtype
         )
@@ -114,7 +117,7 @@ class BackboneModel(nn.Module):
         getattr(self.backbone, 'model', self.backbone).set_grad_checkpointing(enable)
         for name, part in self.named_children():
             if name != 'backbone' and hasattr(part, 'grad_checkpointing'):
-                part.grad_checkpointing = enable
+                part.grad_checkpointing = enable  # type: ignore[assignment]
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -134,7 +137,8 @@ class BackboneModel(nn.Module):
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         # None rather than Identity: TorchScript then skips the code that needs queries.
-        queries, self.classifier = None, nn.Identity()
+        queries: nn.Module | None = None
+        self.classifier: nn.Module = nn.Identity()
         if num_classes:
             queries, self.classifier = self.make_classifier(num_classes, **dd)
         setattr(self, self.query_part, queries)
@@ -173,12 +177,13 @@ class BackboneModel(nn.Module):
         take_indices, _ = feature_take_indices(len(self.feature_info), indices)
         check_size(x)
         maps = self.backbone(x)
-        features, encoded = None, []
+        features: Any = None  # left so only where it is not returned
+        encoded: list[torch.Tensor] = []
         if not intermediates_only or not self._is_of_backbone(take_indices):
             features = self.encode(maps)
             encoded = self.split_features(features)
         from_backbone, from_encoder = iter(maps), iter(encoded)
-        every = [
+        every: list[Any] = [  # None for maps that are not asked for
             next(from_backbone if info['module'] == 'backbone' else from_encoder, None) for info in self.feature_info
         ]
         intermediates = [every[i] for i in take_indices]
@@ -251,7 +256,7 @@ class BackboneModel(nn.Module):
 
 
 # Entries that the configurations of all models have in common
-BASE_CFG = {
+BASE_CFG: dict[str, Any] = {
     'num_classes': 80,
     'input_size': (3, 448, 448),
     'crop_pct': 1.0,
@@ -263,9 +268,11 @@ BASE_CFG = {
     'license': 'apache-2.0',
 }
 # Entries of models on an EfficientNet-Lite
-LITE = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic', first_conv='backbone.conv_stem')
+LITE: dict[str, Any] = dict(
+    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic', first_conv='backbone.conv_stem'
+)
 # Entries of models on timm's tiny `test_resnet`
-TEST_RESNET = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), first_conv='backbone.conv1.0')
+TEST_RESNET: dict[str, Any] = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), first_conv='backbone.conv1.0')
 
 
 def _init_weights(module: nn.Module, name: str = '') -> None:
@@ -275,9 +282,7 @@ def _init_weights(module: nn.Module, name: str = '') -> None:
             getattr(module, method)()
 
 
-def create_on_backbone(
-    model_cls: type[BackboneModel], variant: str, pretrained: bool, num_maps: int, **kwargs
-) -> nn.Module:
+def create_on_backbone(model_cls: type[ModelT], variant: str, pretrained: bool, num_maps: int, **kwargs) -> ModelT:
     """Creates a model as timm's `build_model_with_cfg` does.
 
     Args:

@@ -62,6 +62,8 @@ class GroupDecoder(nn.Module):
 class FixedQueries(nn.Module):
     """Random queries that are never trained; they are saved with the weights that were trained for them."""
 
+    weight: torch.Tensor
+
     def __init__(self, num_queries: int, embed_dim: int, device=None, dtype=None):
         super().__init__()
         self.register_buffer('weight', torch.empty(num_queries, embed_dim, device=device, dtype=dtype))

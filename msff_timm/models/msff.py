@@ -11,7 +11,7 @@ follow the sections of the paper.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -153,12 +153,12 @@ class MSFF(BackboneModel):
         part, *rest = name.split('.')
         if part in ('projection', 'scale_attention', 'position'):
             return 0
-        encoder_depth = 1 if coarse else len(self.enhancement.branches[0])
+        encoder_depth = 1 if coarse else len(list(self.enhancement.branches[0].children()))
         if part == 'enhancement':
             return 1 if coarse else 1 + int(rest[2])  # after `branches` and the number of the branch
         if part == 'selection':
             return 2 if coarse else 1 + encoder_depth + int(rest[2])
-        decoder_depth = 0 if self.selection is None else len(self.selection.branches[0])
+        decoder_depth = 0 if self.selection is None else len(list(self.selection.branches[0].children()))
         return 3 if coarse else 1 + encoder_depth + decoder_depth
 
     @torch.jit.ignore
@@ -173,6 +173,7 @@ class MSFF(BackboneModel):
         self.labels_per_query = math.ceil(num_classes / (self.max_queries or num_classes))
         num_queries = math.ceil(num_classes / self.labels_per_query)
         label_embed = nn.Embedding(num_queries, self.num_branches * self.embed_dim, **dd)
+        classifier: nn.Module
         if num_queries == num_classes:
             classifier = ClassWiseLinear(num_classes, self.num_features, **dd)
         else:
@@ -214,7 +215,7 @@ class MSFF(BackboneModel):
         return self.forward_maps(self.backbone(x))
 
 
-def _check_choice(argument: str, value: object, choices: Sequence) -> None:
+def _check_choice(argument: str, value: object, choices: Collection) -> None:
     if value not in choices:
         raise ValueError(f'{argument}={value!r} must be one of {", ".join(map(str, choices))}.')
 

@@ -1,10 +1,21 @@
 """Collects the scores of an evaluation over batches and processes."""
 
+from typing import Any, TypedDict
+
 import numpy as np
 
 from ..metrics import checked, evaluate
 
-__all__ = ['MetricAccumulator']
+__all__ = ['Arrays', 'MetricAccumulator']
+
+
+class Arrays(TypedDict):
+    """Arrays (N, K) of all images, see `evaluate`."""
+
+    scores: np.ndarray
+    targets: np.ndarray
+    ignore: np.ndarray | None
+    areas: np.ndarray | None
 
 
 class MetricAccumulator:
@@ -61,7 +72,7 @@ class MetricAccumulator:
             )
         )
 
-    def arrays(self, num_images: int | None = None) -> dict[str, np.ndarray | None]:
+    def arrays(self, num_images: int | None = None) -> Arrays:
         """Returns the images in the order of their indices, without those that samplers repeat.
 
         Args:
@@ -79,9 +90,10 @@ class MetricAccumulator:
         unique, first = np.unique(np.concatenate(indices), return_index=True)
         if num_images is not None and len(unique) != num_images:
             raise RuntimeError(f'{len(unique)} of {num_images} images were evaluated.')
-        arrays = [None if field[0] is None else np.concatenate(field)[first] for field in fields]
-        return dict(zip(('scores', 'targets', 'ignore', 'areas'), arrays, strict=True))
+        arrays: list[Any] = [None if field[0] is None else np.concatenate(field)[first] for field in fields]
+        scores, targets, ignore, areas = arrays
+        return {'scores': scores, 'targets': targets, 'ignore': ignore, 'areas': areas}
 
-    def compute(self, num_images: int | None = None, **options: object) -> dict:
+    def compute(self, num_images: int | None = None, **options: Any) -> dict:
         """Evaluates the images; see `arrays` for `num_images` and `evaluate` for the options."""
         return evaluate(**self.arrays(num_images), **options)

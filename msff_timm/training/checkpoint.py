@@ -14,8 +14,10 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,7 +135,7 @@ class Checkpoints:
         self.saved, self.newest = progress.steps_done, path
         return True
 
-    def _try(self, write: object, *args: object) -> str | None:
+    def _try(self, write: Callable[..., None], *args: object) -> str | None:
         """Calls a function in all processes; returns in each of them what failed in any, or None."""
         problem = None
         try:
@@ -339,8 +341,8 @@ class Checkpoints:
             number, _, key = name.partition('.')
             moments.setdefault(int(number), {})[key] = value
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group['params']]
-        for number, values in moments.items():  # with force, other settings may order the parameters differently
-            if values['exp_avg'].shape != parameters[number].shape:
+        for row, values in moments.items():  # with force, other settings may order the parameters differently
+            if values['exp_avg'].shape != parameters[row].shape:
                 raise ValueError(f'{OPTIMIZER} is of other parameters')
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), 'state': moments})
         # The learning rate follows the present settings.
@@ -400,7 +402,8 @@ def _damage(path: Path) -> str | None:
 
 def _random_states(device: str) -> dict:
     """Returns the random states of Python, NumPy, PyTorch and this process's GPU, as JSON values."""
-    name, keys, *rest = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    name, keys, *rest = numpy_state
     return {
         'python': random.getstate(),
         'numpy': [name, keys.tolist(), *rest],

@@ -22,7 +22,7 @@ from .loaders import release_workers
 try:
     import resource
 except ModuleNotFoundError:  # on Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 __all__ = ['StopRequest', 'Stopped', 'command_line', 'environment', 'peak_memory', 'run_command']
 
@@ -65,7 +65,7 @@ class StopRequest:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], int | None]) -> None:
     """Runs the main function of a command, and ends the process with its exit code.
 
     See `msff_timm.errors.exit_code`; a run that was stopped and can be resumed ends with code 75.

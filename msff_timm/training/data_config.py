@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -57,7 +58,7 @@ class SourceConfig:
     blank: str = 'unannotated'
     ignore_labels: list[str] | None = None
 
-    def validate(self, **splits: str) -> None:
+    def check_source(self, **splits: str) -> None:
         """Checks the settings without reading the data.
 
         Args:
@@ -146,18 +147,18 @@ class SourceConfig:
 
     def definition(self, split: str) -> dict:
         """Describes the data, with the settings that change the metrics."""
-        choices = {'name': self.name, 'split': split}
+        choices: dict[str, Any] = {'name': self.name, 'split': split}
         if self.name.startswith('coco'):
             choices['keep_unlabelled'] = self.keep_unlabelled
         if self.name.startswith('voc'):
             choices['difficult'] = self.difficult
         if self.missing is not None:
             choices['missing'] = self.missing
-        if self.name == 'hub' and not os.path.isdir(self.root):
-            choices['root'] = self.root
-        elif self.name in ('table', 'folder', 'hub'):
-            choices['root'] = Path(self.root).resolve().name  # the rest of the path means nothing on another machine
         if self.name in ('table', 'folder', 'hub'):
+            if self.root is not None:
+                is_id = self.name == 'hub' and not os.path.isdir(self.root)
+                # The rest of a path means nothing on another machine.
+                choices['root'] = self.root if is_id else Path(self.root).resolve().name
             readings = {'minus_one': self.minus_one, 'blank': self.blank}
             choices |= {key: value for key, value in readings.items() if value != 'unannotated'}
         if self.title is not None:
@@ -215,7 +216,7 @@ class DataConfig(SourceConfig):
     workers: int | None = None
 
     def validate(self) -> None:
-        super().validate(train_split=self.train_split, eval_split=self.eval_split)
+        self.check_source(train_split=self.train_split, eval_split=self.eval_split)
         check_at_least('data.image_size', self.image_size, 32)
         check_at_least('data.train_size', self.train_size, 1)
         check_at_least('data.eval_size', self.eval_size, 1)
@@ -262,10 +263,10 @@ class EvalDataConfig(SourceConfig):
     workers: int = 2
 
     def validate(self) -> None:
-        super().validate(split=self.split)
+        self.check_source(split=self.split)
         check_at_least('data.size', self.size, 1)
         check_at_least('data.workers', self.workers, 0)
         if self.name != 'scenes' and not self.root:
             raise InputError(f'data.root is null: {self.name} needs a folder, a file or an id on the Hub.')
-        if self.name not in ('scenes', 'hub') and not os.path.exists(self.root):
+        if self.name not in ('scenes', 'hub') and self.root and not os.path.exists(self.root):
             raise InputError(f'data.root is {self.root}: there is no such folder or file.')

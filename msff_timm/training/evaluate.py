@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -50,7 +51,8 @@ def main() -> None:
         dataset = load_data(data, known, data_config['input_size'][-1])
     for line in msff_timm.data.notes(dataset):
         accelerator.print(line)
-    labels = share_labels(config.model, model.num_classes, known, msff_timm.data.label_names(dataset))
+    num_classes: Any = model.num_classes
+    labels = share_labels(config.model, num_classes, known, msff_timm.data.label_names(dataset))
     check_labels(config, labels)
     for line in describe_matches(labels.renamed):
         accelerator.print(line)
@@ -68,8 +70,8 @@ def main() -> None:
     if config.fit_thresholds and len(dataset) < FOLDS:
         raise InputError(f'fit_thresholds is true: {len(dataset)} images are too few; use at least {FOLDS}.')
     if not config.submission:
-        if line := data.check_labels(samples.targets, labels.names, data.split, 'data.split'):
-            accelerator.print(line)
+        if warning := data.check_labels(samples.targets, labels.names, data.split, 'data.split'):
+            accelerator.print(warning)
     loader = accelerator.prepare(make_loader(samples, config.batch_size, data.workers))
     scorer = Scorer(model, labels.columns, config.flip).to(accelerator.device)
     scored = score(accelerator, scorer, loader)
@@ -80,6 +82,7 @@ def main() -> None:
             write_scores(config.scores, image_ids, scores, labels.names, source)
     if config.submission:
         if accelerator.is_main_process:
+            assert data.root is not None
             voc.write_submission(config.submission, image_ids, scores, labels.names)
             voc.check_submission(config.submission, data.root)
         accelerator.print(f'{config.submission}: {len(dataset)} images of voc2012 test, 20 classes, comp2.')
@@ -136,7 +139,8 @@ def load_model(name: str, image_size: int | None) -> tuple[nn.Module, dict]:
     model = hub.load(name)
     if image_size is None:
         return model, timm.data.resolve_input_data_config(model)
-    if model.pretrained_cfg.get('fixed_input_size') and image_size != model.pretrained_cfg['input_size'][-1]:
+    cfg: Any = model.pretrained_cfg
+    if cfg.get('fixed_input_size') and image_size != cfg['input_size'][-1]:
         model = hub.load(name, img_size=image_size)  # position embeddings are resampled on loading
     data_config = timm.data.resolve_input_data_config(model, {'img_size': image_size})
     try:
@@ -239,12 +243,13 @@ def chosen_threshold(config: EvaluateConfig, model: nn.Module, labels: SharedLab
     """Returns the threshold of the metrics: one number, or the model's own for each label."""
     if config.threshold is not None:
         return config.threshold
-    if model.thresholds is None:
+    own: Any = model.thresholds
+    if own is None:
         raise InputError(
             f'threshold is null: {config.model} has no thresholds of its own; set threshold to a number, or'
             ' fit_thresholds to true.'
         )
-    return [model.thresholds[column] for column in labels.columns]
+    return [own[column] for column in labels.columns]
 
 
 class Scorer(nn.Module):

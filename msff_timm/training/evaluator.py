@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import asdict
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -35,7 +36,8 @@ def score(
         InputError: A logit is not finite.
     """
     model.eval()
-    measures, samples = MetricAccumulator(), loader.dataset
+    measures = MetricAccumulator()
+    samples: Any = loader.dataset  # with images, or with rows of a cache instead
     for batch in loader:
         with accelerator.autocast():
             logits = model(batch['image'])
@@ -58,7 +60,7 @@ def score(
     return measures
 
 
-def compute_metrics(scored: MetricAccumulator, num_images: int, **options: object) -> dict:
+def compute_metrics(scored: MetricAccumulator, num_images: int, **options: Any) -> dict:
     """Computes the metrics of scored images; see `msff_timm.metrics.evaluate` for the options.
 
     Raises:

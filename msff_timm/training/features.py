@@ -20,7 +20,6 @@ from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from ..data.samples import Samples, seeded
-from ..data.transforms import Normalize
 from ..errors import InputError, one_line
 from .commands import Stopped, StopRequest
 from .config import TrainConfig
@@ -164,7 +163,7 @@ class FeatureCache:
         accelerator: Accelerator,
         folder: Path,
         model: nn.Module,
-        normalize: Normalize,
+        normalize: nn.Module,
         channels_last: bool,
         input_size: tuple[int, int, int],
         parts: dict[str, Samples],
@@ -299,7 +298,8 @@ class FeatureCache:
 
     def _fill_with(self, dtype: str, batch_size: int, workers: int, stop: StopRequest) -> list[tuple] | None:
         """Computes this process's share of each part; returns notes on replaced images, or None if values overflow."""
-        accelerator, notes = self.accelerator, []
+        accelerator = self.accelerator
+        notes: list[tuple] = []
         total, is_main = sum(map(len, self.parts.values())), accelerator.is_main_process
         with tqdm(desc='caching features', total=total, unit='img', disable=not is_main, dynamic_ncols=True) as bar:
             for part, samples in self.parts.items():
@@ -313,8 +313,8 @@ class FeatureCache:
                     for rows in islice(chain(batches, repeat(None)), ceil(share / batch_size)):
                         problem = None if rows is None else _write(file, rows)
                         fits = rows is None or bool(np.isfinite(rows).all())
-                        signs = [stop.received is not None, problem is not None, not fits]
-                        signs = torch.tensor(signs, dtype=torch.float32, device=accelerator.device)
+                        found = [stop.received is not None, problem is not None, not fits]
+                        signs = torch.tensor(found, dtype=torch.float32, device=accelerator.device)
                         stopped, failed, too_large = accelerator.reduce(signs, 'sum').tolist()
                         if stopped:
                             raise Stopped
@@ -356,7 +356,7 @@ class FeatureCache:
 
 def _write(file: FileIO, rows: np.ndarray) -> OSError | None:
     """Writes an array; returns the error if it cannot."""
-    left = memoryview(np.ascontiguousarray(rows)).cast('B')
+    left = np.ascontiguousarray(rows).data.cast('B')
     try:
         while left:  # an unbuffered file may write a part
             left = left[file.write(left) :]

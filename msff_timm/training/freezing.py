@@ -1,5 +1,7 @@
 """Freezing: parts of a model that do not train, or train later."""
 
+from typing import Any
+
 import torch.nn as nn
 from timm.models import group_parameters
 
@@ -132,8 +134,9 @@ def describe_frozen(config: TrainConfig, unfreezing: Unfreezing | None, is_resum
 def _stages(model: nn.Module) -> dict[str, int]:
     """Returns the number of the stage, from 0 for the stem, of each parameter of the backbone."""
     if hasattr(model, 'backbone'):
-        args = model.backbone_args['backbone_args']
-        stages = group_backbone(model.backbone, model.backbone_name, coarse=True, backbone_args=args)
+        ours: Any = model
+        args = ours.backbone_args['backbone_args']
+        stages = group_backbone(ours.backbone, ours.backbone_name, coarse=True, backbone_args=args)
         return {f'backbone.{name}': stage for name, stage in stages.items()}
     if not hasattr(model, 'group_matcher'):
         raise InputError('model.freeze is stages: timm defines no stages for this model; set it to backbone or null.')

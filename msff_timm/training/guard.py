@@ -77,7 +77,7 @@ def _lock(path: Path) -> int | None:
         try:
             if os.name == 'nt':
                 os.lseek(descriptor, FAR, os.SEEK_SET)
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
             else:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:

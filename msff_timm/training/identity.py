@@ -14,8 +14,8 @@ from .yaml12 import format_value
 __all__ = ['about_run', 'change', 'differences', 'fingerprint']
 
 # Settings that a resumed run may change: they change neither training nor evaluation.
-FREE = ('output', 'overwrite', 'resume', 'force', 'trackers', 'log_every', 'push_to', 'push_private', 'checkpoint')
-FREE += ('data.root', 'data.image_root', 'data.workers', 'optim.max_per_process', 'optim.early_stop')
+FREE: tuple[str, ...] = ('output', 'overwrite', 'resume', 'force', 'trackers', 'log_every', 'push_to', 'push_private')
+FREE += ('checkpoint', 'data.root', 'data.image_root', 'data.workers', 'optim.max_per_process', 'optim.early_stop')
 FREE += ('model.compile', 'model.channels_last')
 
 

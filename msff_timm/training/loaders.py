@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from timm.data import Mixup
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from ..data.samples import Samples, StreamedSamples, collate
@@ -143,9 +143,7 @@ class Unreadable:
         self.add([message for message in gather_object(self.messages) if message not in self.messages])
 
 
-def make_loader(
-    samples: Samples | StreamedSamples, batch_size: int, workers: int, sampler: EpochSampler | None = None
-) -> DataLoader:
+def make_loader(samples: Dataset, batch_size: int, workers: int, sampler: EpochSampler | None = None) -> DataLoader:
     """Creates a loader of batches: whole batches in the sampler's order, or all samples in their own order.
 
     Args:

@@ -1,6 +1,7 @@
 """The losses of training. Each returns the loss of every entry (B, K), so that masked labels can be left out."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def make_loss(optim: OptimConfig, counts: LabelCounts | None = None) -> nn.Modul
         counts: Label counts of the training split, for `db` and a balanced `pos_weight`.
     """
     # A smoothing s of timm moves the targets by s / 2.
-    smoothing = {'smoothing': 2 * optim.label_smoothing, 'reduction': 'none'}
+    smoothing: dict[str, Any] = {'smoothing': 2 * optim.label_smoothing, 'reduction': 'none'}
     weights = pos_weights(optim, counts)
     if optim.loss == 'bce':
         return BinaryCrossEntropy(smooth_dense=True, pos_weight=weights, **smoothing)
@@ -40,6 +41,7 @@ def make_loss(optim: OptimConfig, counts: LabelCounts | None = None) -> nn.Modul
     if optim.loss == 'poly':
         return PolyBinaryCrossEntropy(epsilon=optim.poly_epsilon, **smoothing)
     if optim.loss == 'db':
+        assert counts is not None
         annotated = counts.positives + counts.negatives
         # Scaled to fully annotated labels: timm takes one number of images for all labels.
         positives = counts.num_images * counts.positives / np.maximum(annotated, 1)
@@ -59,6 +61,7 @@ def pos_weights(optim: OptimConfig, counts: LabelCounts | None) -> torch.Tensor 
         return None
     if optim.pos_weight != 'balanced':
         return torch.tensor(optim.pos_weight)
+    assert counts is not None
     ratio = np.where(counts.counted, counts.negatives / np.maximum(counts.positives, 1), 1)
     return torch.tensor(ratio, dtype=torch.float32).clamp(max=optim.pos_weight_max)
 

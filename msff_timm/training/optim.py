@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -17,7 +18,12 @@ __all__ = ['describe_ema_span', 'make_ema', 'make_optimizer', 'make_schedule']
 
 def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """Creates AdamW with a learning rate for each group of parameters."""
-    settings = {'opt': 'adamw', 'lr': optim.lr, 'weight_decay': optim.weight_decay, 'layer_decay': optim.layer_decay}
+    settings: dict[str, Any] = {
+        'opt': 'adamw',
+        'lr': optim.lr,
+        'weight_decay': optim.weight_decay,
+        'layer_decay': optim.layer_decay,
+    }
     if optim.backbone_lr == 1:
         return create_optimizer_v2(model, **settings)
     head = {id(parameter) for module in heads(model) for parameter in module.parameters()}

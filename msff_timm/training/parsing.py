@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
@@ -18,7 +18,16 @@ from .yaml12 import format_value, read_scalar, read_yaml, write_yaml
 
 __all__ = ['CONFIGS', 'find_settings', 'flatten', 'parse']
 
-ConfigT = TypeVar('ConfigT')
+
+class Config(Protocol):
+    """A dataclass of settings."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def validate(self) -> None: ...
+
+
+ConfigT = TypeVar('ConfigT', bound=Config)
 INSTALLED = Path(__file__).parent / 'configs'
 CONFIGS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / 'train' / 'configs'  # the recipes
 LARGEST = 2**20  # bytes of a settings file
@@ -73,9 +82,10 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
         raise InputError(
             f'--config is given twice ({files[0]}, {files[1]}): give one file, and other settings as --key value.'
         )
-    values = _read_file(find_settings(files[0]) if files else default_file, kinds) if files or default_file else {}
+    path = find_settings(files[0]) if files else default_file
+    values = {} if path is None else _read_file(path, kinds)
     values |= dict(_read_overrides([(key, value) for key, value in given if key != 'config'], kinds, values))
-    config = _make(config_class, values)
+    config: ConfigT = _make(config_class, values)
     config.validate()
     if PRINT in argv:
         print(write_yaml(asdict(config)), end='')
@@ -86,17 +96,17 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
 def _kinds(config_class: type, prefix: str = '') -> Iterator[tuple[str, Any]]:
     """Returns the keys of all settings, e.g. `data.root`, with their types."""
     for f in fields(config_class):
-        if is_dataclass(f.type):
+        if isinstance(f.type, type) and is_dataclass(f.type):
             yield from _kinds(f.type, f'{prefix}{f.name}.')
         else:
             yield f'{prefix}{f.name}', f.type
 
 
-def _make(config_class: type[ConfigT], values: dict[str, Any], prefix: str = '') -> ConfigT:
+def _make(config_class: type, values: dict[str, Any], prefix: str = '') -> Any:
     arguments = {}
     for f in fields(config_class):
         key = f'{prefix}{f.name}'
-        if is_dataclass(f.type):
+        if isinstance(f.type, type) and is_dataclass(f.type):
             arguments[f.name] = _make(f.type, values, f'{key}.')
         elif key in values:
             arguments[f.name] = values[key]
@@ -189,8 +199,8 @@ def _pairs(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
             raise InputError(f'{argument!r} is not a setting: give --key value.')
         key, equals, value = argument[2:].partition('=')
         if not equals:
-            value = next(rest, None)
-            if value is None or value.startswith('--'):
+            value = next(rest, '--')
+            if value.startswith('--'):
                 raise InputError(f'--{key} has no value: give --{key} VALUE.')
         yield key.replace('-', '_'), value
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,6 +15,7 @@ from ..files import write_text
 from ..hub.card import escape
 from ..metrics import FEW
 from ..results import METRICS, SIZE_BANDS, Results
+from .accumulator import Arrays
 from .commands import command_line
 from .figures import draw_ap, draw_mistakes, plot_curves, save_figure
 from .yaml12 import read_yaml, write_yaml
@@ -75,7 +77,7 @@ def basis_of(results: Results) -> str:
     return f'{results.num_images} images, mAP {results.definitions["mAP"]} over {labels}, {named}'
 
 
-def worst_mistakes(scored: dict, dataset: datasets.Dataset, label_names: Sequence[str]) -> dict[str, list[dict]]:
+def worst_mistakes(scored: Arrays, dataset: datasets.Dataset, label_names: Sequence[str]) -> dict[str, list[dict]]:
     """Finds the worst false positives and the worst misses.
 
     Args:
@@ -112,7 +114,7 @@ def worst_mistakes(scored: dict, dataset: datasets.Dataset, label_names: Sequenc
 def _worst(badness: np.ndarray, eligible: np.ndarray) -> list[tuple[int, int]]:
     """Finds the entries (row, column) of the highest values; ties go to the earlier row and column."""
     rest, rows = np.where(eligible, badness, -1), np.arange(len(badness))
-    found = []
+    found: list[tuple[float, int, int]] = []
     for _ in range(min(PER_IMAGE, rest.shape[1])):
         columns = rest.argmax(1)
         found += zip(-rest[rows, columns], rows.tolist(), columns.tolist(), strict=True)
@@ -120,7 +122,7 @@ def _worst(badness: np.ndarray, eligible: np.ndarray) -> list[tuple[int, int]]:
     return [(row, k) for value, row, k in sorted(found)[:MOST_MISTAKES] if value <= 0]
 
 
-def write_settings(output: Path, config: object) -> None:
+def write_settings(output: Path, config: Any) -> None:
     """Writes `settings.yaml`: all settings of a run, which `--config` reads, with their full paths.
 
     The file stays in the run folder; the settings in `results.json`, which is published, hold no absolute path.
@@ -147,13 +149,13 @@ def write_report(output: str | Path, results: Results, dataset: datasets.Dataset
     Returns:
         Path of `report.md`.
     """
-    output = Path(output)
-    plot_curves(results.history, output / 'curves.png')
+    output, mistakes = Path(output), results.mistakes or {}
+    plot_curves(results.history or [], output / 'curves.png')
     save_figure(draw_ap(results), output / 'ap.png')
     tiles = {
-        heading: [(entry, _probability(entry['probability'])) for entry in results.mistakes[kind]]
+        heading: [(entry, _probability(entry['probability'])) for entry in mistakes[kind]]
         for kind, heading in MISTAKES.items()
-        if results.mistakes[kind]
+        if mistakes[kind]
     }
     if tiles:
         draw_mistakes(tiles, dataset, output / 'mistakes.png')
@@ -163,7 +165,7 @@ def write_report(output: str | Path, results: Results, dataset: datasets.Dataset
 
 
 def _lines(results: Results) -> Iterator[str]:
-    data, metrics = results.data, results.metrics
+    data, metrics, mistakes = results.data, results.metrics, results.mistakes or {}
     model, split = escape(results.model), escape(f'{data["name"]} {data["split"]}')
     weights = _weights('EMA weights', results.epoch)
     yield f'# {model} on {split}'
@@ -200,10 +202,10 @@ def _lines(results: Results) -> Iterator[str]:
     yield from ('## Training', '', '![Loss, mAP, CF1 and OF1 of each epoch.](curves.png)', '')
     yield from ('## Labels', '', '![Average precision and number of positives of each label.](ap.png)', '')
     yield from ('## Worst mistakes', '')
-    if any(results.mistakes.values()):
+    if any(mistakes.values()):
         yield from ('![The images of the tables below.](mistakes.png)', '')
     for kind, heading in MISTAKES.items():
-        entries = results.mistakes[kind]
+        entries = mistakes[kind]
         yield from (f'{heading}:' if entries else f'{heading}: none.', '')
         if entries:
             yield from markdown_table(
@@ -218,8 +220,9 @@ def _lines(results: Results) -> Iterator[str]:
 
 
 def _provenance(results: Results) -> Iterator[str]:
-    fence = '`' * max(3, 1 + max(map(len, re.findall('`+', results.command)), default=0))
-    yield from ('## Made with', '', f'{fence}bash', results.command, fence, '')
+    command = results.command or ''
+    fence = '`' * max(3, 1 + max(map(len, re.findall('`+', command)), default=0))
+    yield from ('## Made with', '', f'{fence}bash', command, fence, '')
     changes = ', with uncommitted changes' if results.git_dirty else ''
     facts = {
         'git commit': f'{results.git_commit or "none: not a checkout"}{changes}',

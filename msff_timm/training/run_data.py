@@ -51,7 +51,7 @@ class RunData:
         self.train_set, self.eval_set, self.label_names = load_data(data, accelerator)
         for line in dict.fromkeys(msff_timm.data.notes(self.train_set) + msff_timm.data.notes(self.eval_set)):
             accelerator.print(line)
-        self.num_images = data.train_size if data.streaming else len(self.train_set)
+        self.num_images = data.train_size if data.streaming and data.train_size else len(self.train_set)
         self.steps_per_epoch = self.num_images // self.batch_size
         self.micro_batch_size, self.accumulation_steps = divide_batch(
             config.optim, self.num_images, accelerator.num_processes
@@ -61,7 +61,8 @@ class RunData:
 
     def label_counts(self) -> LabelCounts:
         """Counts the labels of the training split."""
-        return LabelCounts.of(Samples(self.train_set, None).targets, self.label_names, self.config.masking)
+        samples = Samples(self.train_set, None)  # type: ignore[arg-type] # loads no image
+        return LabelCounts.of(samples.targets, self.label_names, self.config.masking)
 
     def make_samples(self, data_config: dict) -> None:
         """Creates the samples of both splits, and warns about labels that cannot be learnt or evaluated.
@@ -91,6 +92,7 @@ class RunData:
     def make_loaders(self) -> None:
         """Creates the loaders with `data.workers` workers."""
         workers = self.config.workers
+        assert workers is not None  # `choose_workers` has replaced null
         if self.train_samples is not None:
             self.sampler = EpochSampler(self.num_images, self.batch_size, self.seed)
             loader = make_loader(self.train_samples, self.micro_batch_size, workers, self.sampler)

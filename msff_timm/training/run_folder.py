@@ -120,7 +120,7 @@ class RunFolder:
             if self.has_weights(best) or not (self.path / WEIGHTS).exists():
                 self.write_results(results)
         with self.reporting_faults():
-            plot_curves(results.history, self.path / 'curves.png')
+            plot_curves(results.history or [], self.path / 'curves.png')
 
     def write_results(self, results: Results) -> None:
         """Writes `results.json`."""

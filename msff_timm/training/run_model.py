@@ -1,6 +1,7 @@
 """The model of a run, and whether it can be trained."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -29,7 +30,9 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
         InputError: `init_from` is of another architecture.
     """
     if config.init_from is None:
-        model_args = {'backbone_pretrained': True} if config.backbone_pretrained and not resumed else {}
+        model_args: dict[str, Any] = {}
+        if config.backbone_pretrained and not resumed:
+            model_args['backbone_pretrained'] = True
         model_args |= {'num_classes': len(label_names), 'drop_rate': config.drop_rate, **config.args}
         model = hub.create(config.name, **model_args)
         if config.backbone_from and not resumed:
@@ -42,7 +45,8 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
     model, kept_labels = hub.load_for(
         config.init_from, label_names, config.keep_labels, drop_rate=config.drop_rate, **config.args
     )
-    architecture = model.pretrained_cfg['architecture']
+    cfg: Any = model.pretrained_cfg
+    architecture = cfg['architecture']
     if architecture != config.name:
         raise InputError(f'model.name is {config.name}: {config.init_from} is {architecture}; set model.name to that.')
     return model, kept_labels

@@ -89,6 +89,7 @@ def publish(config: TrainConfig) -> None:
     Raises:
         InputError: It cannot be published; the run itself is complete.
     """
+    assert config.push_to is not None
     try:
         pushed = hub.push(config.output, config.push_to, private=config.push_private)
     except InputError as e:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -95,7 +96,7 @@ class Trainer:
         self.setup_optimizer()
         self.data.make_samples(self.data_config)
         if config.data.workers is None:
-            threads = self.resumed_from and self.checkpoints.threads(self.resumed_from)
+            threads = self.checkpoints.threads(self.resumed_from) if self.resumed_from else None
             samples, batch_size = self.data.train_samples, self.data.micro_batch_size
             choose_workers(config.data, accelerator, samples, self.probe, batch_size, threads)
         self.caches = config.model.freeze == 'backbone' and not cache_obstacles(config)
@@ -116,8 +117,8 @@ class Trainer:
         self.loss_fn = make_loss(optim, counts).to(self.accelerator.device)
         self.mixup = make_mixup(self.config.data, len(self.data.label_names))
         self.pos_weights = None
-        if optim.pos_weight == 'balanced':
-            weights = pos_weights(optim, counts)
+        weights = pos_weights(optim, counts) if optim.pos_weight == 'balanced' else None
+        if counts is not None and weights is not None:
             self.pos_weights = weights.tolist()
             self.accelerator.print(describe_pos_weight(weights, counts, optim.pos_weight_max))
 
@@ -141,7 +142,7 @@ class Trainer:
         self.data_config = timm.data.resolve_model_data_config(
             model, {'img_size': config.data.image_size, 'crop_pct': 1.0, 'crop_mode': 'squash'}
         )
-        self.normalize = Normalize(self.data_config).to(device)
+        self.normalize: nn.Module = Normalize(self.data_config).to(device)
         # The EMA is evaluated and saved, so it keeps the plain layers; only the model that learns is converted.
         self.ema = make_ema(model, config.optim.decay(self.data.steps_per_epoch)).to(device)
         if config.model.batch_norm == 'sync':
@@ -211,7 +212,7 @@ class Trainer:
             mirrored=('training',) if config.data.hflip else (),
         )
         try:
-            line = cache.fill(2 * self.data.micro_batch_size, config.data.workers, self.stop, about)
+            line = cache.fill(2 * self.data.micro_batch_size, config.data.workers or 0, self.stop, about)
         except NotCached as e:
             cache.remove()
             self.accelerator.print(f'{cache.folder}: {e}; each step computes the feature maps of the frozen backbone.')
@@ -273,7 +274,7 @@ class Trainer:
         prepared = [self.prepare_batch(batch) for batch in batches]
         # Micro-batches have different numbers of known labels: the sum of the losses is divided by all of them, as in
         # Accelerate's guide to gradient accumulation.
-        known = sum((target >= 0).sum() for _, target, _ in prepared)
+        known: Any = sum((target >= 0).sum() for _, target, _ in prepared)
         known = accelerator.reduce(known.float(), 'mean').clamp(min=1 / accelerator.num_processes)
         total = torch.zeros((), device=accelerator.device)
         for number, (image, target, teacher_logits) in enumerate(prepared, 1):
@@ -281,7 +282,7 @@ class Trainer:
                 # Accelerate keeps autocast to the model and returns float32 logits: the loss is in float32.
                 logits = self.prepared(image)
                 loss = known_sum(self.loss_fn, logits, target) / known
-                if self.teacher:
+                if self.teacher and teacher_logits is not None:
                     loss = self.teacher.blend(loss, logits, teacher_logits, len(prepared))
                 accelerator.backward(loss)
             total += loss.detach()
@@ -321,9 +322,9 @@ class Trainer:
         progress, optim = self.progress, self.config.optim
         if progress.epoch > optim.epochs:
             return True
-        return bool(optim.early_stop and progress.best) and (
-            progress.history[-1]['epoch'] - progress.best['epoch'] >= optim.early_stop
-        )
+        if not optim.early_stop or not progress.best:
+            return False
+        return progress.history[-1]['epoch'] - progress.best['epoch'] >= optim.early_stop
 
     def log_step(self, bar: tqdm, pending: tuple | None) -> None:
         """Reads the values of a step, and logs them.
@@ -422,7 +423,7 @@ class Trainer:
             return
         best, last = progress.best, progress.history[-1]['epoch']
         stays = best is not None and (self.config.optim.early_stop or best['epoch'] == last)
-        if not stays or not self.folder.restore_weights(self.ema.module, best):
+        if best is None or not stays or not self.folder.restore_weights(self.ema.module, best):
             raise InputError(f'{self.output}: the weights could not be written; {FREE_DISK}')
         results = replace(self.results_of(best), model_weights={'epoch': last, **model_weights})
         self.folder.write_report(results, data.eval_set)

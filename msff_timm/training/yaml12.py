@@ -11,7 +11,7 @@ __all__ = ['format_value', 'read_scalar', 'read_yaml', 'write_yaml']
 MOST_VALUES = 100_000  # including those that aliases repeat
 DEEPEST = 20
 MOST_SHOWN = 60  # characters of a value in a message
-WORDS = {'': None, '~': None, 'null': None, 'Null': None, 'NULL': None}
+WORDS: dict[str, bool | None] = {'': None, '~': None, 'null': None, 'Null': None, 'NULL': None}
 WORDS |= {'true': True, 'True': True, 'TRUE': True, 'false': False, 'False': False, 'FALSE': False}
 INTEGER = re.compile(r'[-+]?(0|[1-9][0-9]*)')
 FLOAT = re.compile(r'[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?')
@@ -40,6 +40,7 @@ def read_yaml(text: str | bytes) -> Any:
         raise ValueError(f'nested more than {DEEPEST} deep') from None
     except yaml.MarkedYAMLError as e:
         hint = '; use spaces instead of tabs' if "'\\t'" in f'{e.problem}' else ''
+        assert e.problem_mark is not None
         line, said = e.problem_mark.line + 1, ' '.join(f'{e.context or ""} {e.problem}'.split())
         raise ValueError(f'line {line}: {said}{hint}') from None
     except yaml.reader.ReaderError as e:
@@ -78,7 +79,8 @@ class _Values:
             return [self.read(item, depth + 1) for item in node.value]
         if isinstance(node, yaml.ScalarNode):
             return read_scalar(node.value, line) if node.style is None else _text(node.value, line)
-        found, lines = {}, {}
+        found: dict[str, Any] = {}
+        lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             key = self.read(key_node, depth + 1)

@@ -108,7 +108,7 @@ class TransformerLayer(nn.Module):
                 nn.init.zeros_(attn.proj.bias)
         nn.init.xavier_uniform_(self.ffn.fc1.weight)
         nn.init.zeros_(self.ffn.fc2.weight)
-        nn.init.zeros_(self.ffn.fc2.bias)
+        nn.init.zeros_(self.ffn.fc2.bias)  # type: ignore[arg-type]
 
     def forward(
         self, query: torch.Tensor, memory: torch.Tensor, query_lengths: list[int], memory_lengths: list[int]

@@ -8,6 +8,7 @@ import msff_timm_cli.startup  # noqa: F401  isort: skip
 
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -55,9 +56,10 @@ def add_times(table: dict, variants: list[Variant], reference: str, config: Abla
     """Times the scale attention of each variant in turns, in float32, on feature maps of the training image size."""
     size = table['recipe']['data']['image_size']
     models, images = make_inputs(variants, table['num_classes'], size, config.batch_size)
+    ours: list[Any] = [*models]  # of this package: they have a `scale_attention`
     with torch.inference_mode():
-        scales = models[0].projection(models[0].backbone(images))
-        functions = [partial(model.scale_attention, scales) for model in models]
+        scales = ours[0].projection(ours[0].backbone(images))
+        functions = [partial(model.scale_attention, scales) for model in ours]
         number = [variant.name for variant in variants].index(reference)
         timing = time_in_turns(functions, config.turns, number)
     for row, seconds, (ratio, *spread) in zip(table['rows'], timing.seconds, timing.ratio, strict=True):

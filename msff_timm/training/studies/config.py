@@ -85,7 +85,7 @@ class CompareConfig(VariantsConfig):
         for name, row in self.rows.items():
             self._check_row(f'rows.{name}', name, row)
 
-    def _check_row(self, key: str, name: str, row: object) -> None:
+    def _check_row(self, key: str, name: str, row: Any) -> None:
         if name in self.models:
             raise InputError(f'{key}: {name} is also in models; give the row another name.')
         is_row = isinstance(row, dict) and {'model'} <= row.keys() <= {'model', 'args', 'settings'}

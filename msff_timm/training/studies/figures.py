@@ -1,5 +1,7 @@
 """Plots of a study: mAP over cost, and each label's average precision."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -46,7 +48,7 @@ def plot_labels(table: dict) -> Figure:
     axes = figure.subplots()
     for number, row in enumerate(table['rows']):
         places = np.arange(len(shown)) + 0.8 * ((number + 0.5) / count - 0.5)
-        style = {'color': f'C{number % 10}', 'markersize': 4}
+        style: dict[str, Any] = {'color': f'C{number % 10}', 'markersize': 4}
         for seed in range(len(table['seeds'])):
             axes.plot([row['AP'][label][seed] for label in shown], places, '.', alpha=0.4, **style)
         values = [means[row['name']][label] for label in shown]

@@ -25,7 +25,7 @@ PAPER_COLUMNS = {
     'million_parameters': ("the paper's parameters", '{:.1f} M'),
 }
 INTERVAL = ('mean', 'low', 'high')
-COST = ('num_parameters', 'gflops', 'images_per_second', 'time_ratio', 'train_peak_bytes')
+COST: tuple[str, ...] = ('num_parameters', 'gflops', 'images_per_second', 'time_ratio', 'train_peak_bytes')
 COST += ('scale_attention_ms', 'scale_attention_ratio')  # of Table 6
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -103,7 +104,10 @@ def run_study(
     stop = StopRequest()
     runs = plan(config, variants)
     train_all(runs, config.launch, stop)
-    found = [(variant, [run.results() for run in runs if run.variant is variant]) for variant in variants]
+    # After `train_all`, every run has results.
+    found: list[tuple[Variant, list[Any]]] = [
+        (variant, [run.results() for run in runs if run.variant is variant]) for variant in variants
+    ]
     size, num_classes = runs[-1].config.data.image_size, found[0][1][0].num_classes
     speed = measure_speed(variants, num_classes, size, config.batch_size, config.turns, reference, stop)
     table = {'title': title, **tabulate(found, reference, speed)}
@@ -233,7 +237,8 @@ def make_inputs(
     models = [
         hub.create(variant.model, num_classes=num_classes, **variant.args)
         .eval()
-        .to(device, memory_format=torch.channels_last)
+        .to(device)
+        .to(memory_format=torch.channels_last)
         for variant in variants
     ]
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
@@ -256,7 +261,7 @@ def measure_speed(
         unless `turns` is 0, `images_per_second` and `time_ratio`, its time relative to the reference, with the 10th and
         90th percentile of the turns; and the conditions of the measurement.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for variant in variants:
         with torch.device('meta'):
             model = hub.create(variant.model, num_classes=num_classes, **variant.args)

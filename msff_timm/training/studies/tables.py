@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import yaml
@@ -102,7 +103,9 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[Results]]], reference: s
     _check_alike([(variant.name, run) for variant, runs in variants for run in runs])
     first, top_k = every[0], every[0].top['k']
     keys = (*METRICS, *(f'{key}_top{top_k}' for key in TOP), *BY_SIZE.values())
-    values = {variant.name: {key: [_metric(run, key) for run in runs] for key in keys} for variant, runs in variants}
+    values: dict[str, dict[str, list[Any]]] = {
+        variant.name: {key: [_metric(run, key) for run in runs] for key in keys} for variant, runs in variants
+    }
     rows = []
     for (variant, runs), cost in zip(variants, speed['rows'], strict=True):
         known = {key: found for key, found in values[variant.name].items() if None not in found}
@@ -114,7 +117,7 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[Results]]], reference: s
                 'args': variant.args,
                 'settings': variant.settings,
                 **cost,
-                'train_peak_bytes': max(run.peak_bytes for run in runs),
+                'train_peak_bytes': max(run.peak_bytes or 0 for run in runs),
                 'train_seconds': [run.seconds for run in runs],
                 'values': known,
                 'mean': {key: float(np.mean(found)) for key, found in known.items()},
@@ -126,7 +129,7 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[Results]]], reference: s
         )
     return {
         'reference': reference,
-        'seeds': [run.config['seed'] for run in variants[0][1]],
+        'seeds': [_config(run)['seed'] for run in variants[0][1]],
         'rows': rows,
         'speed': {key: value for key, value in speed.items() if key != 'rows'},
         'data': first.data,
@@ -137,10 +140,10 @@ def tabulate(variants: Sequence[tuple[Variant, Sequence[Results]]], reference: s
         'num_positives': {label: found['num_positives'] for label, found in first.labels.items()},
         'num_positives_by_size': first.num_positives_by_size,
         'weights': first.weights,
-        'start': start_of([run.config['model'] for run in every]),
+        'start': start_of([_config(run)['model'] for run in every]),
         'recipe': {
-            'data': {**first.config['data'], 'root': None, 'image_root': None},  # paths of one machine
-            'optim': first.config['optim'],
+            'data': {**_config(first)['data'], 'root': None, 'image_root': None},  # paths of one machine
+            'optim': _config(first)['optim'],
         },
         'command': command_line(),
         'trained_with': {
@@ -167,6 +170,11 @@ def _metric(run: Results, key: str) -> float | None:
     return run.mAP_by_size[size] if size in SIZES else run.metrics[key]
 
 
+def _config(run: Results) -> dict:
+    """Returns the settings of a run, which all results of training hold."""
+    return run.config or {}
+
+
 def _distinct(values: Sequence[object]) -> list:
     return [value for i, value in enumerate(values) if value not in values[:i]]
 
@@ -181,6 +189,6 @@ def _check_alike(runs: Sequence[tuple[str, Results]]) -> None:
     for name, run in others:
         if evaluation(run) != evaluation(first):
             raise InputError(
-                f'{name}, seed {run.config["seed"]}: not evaluated on the same images in the same way as {runs[0][0]},'
-                f' seed {first.config["seed"]}; remove its folder to train it again.'
+                f'{name}, seed {_config(run)["seed"]}: not evaluated on the same images in the same way as'
+                f' {runs[0][0]}, seed {_config(first)["seed"]}; remove its folder to train it again.'
             )
