@@ -15,14 +15,14 @@ from msff_timm.models.backbone import (
     no_weight_decay_of_backbone,
 )
 
-# One of each way in which timm gives feature maps: layers as they are, flattened ones, a class of its own, and one that
-# computes in NHWC for one image size.
+# timm creates feature maps in several ways: from unchanged modules, from flattened ones, by a class for EfficientNets,
+# and from models that compute in NHWC at one image size.
 BACKBONES = ['test_resnet', 'convnext_atto', 'test_efficientnet', 'swin_tiny_patch4_window7_224']
 
 
 @pytest.mark.parametrize('name', BACKBONES)
 @pytest.mark.parametrize('size', [(64, 96), (100, 132)])
-def test_maps_are_those_of_the_whole_models_stages(name, size):
+def test_create_backbone_gives_the_maps_of_the_whole_model(name, size):
     torch.manual_seed(0)
     backbone = create_backbone(name, (16, 32), in_chans=2).eval()
     args = {'dynamic_img_size': True} if 'swin' in name else {}
@@ -40,7 +40,7 @@ def test_maps_are_those_of_the_whole_models_stages(name, size):
 
 
 @pytest.mark.parametrize('name', BACKBONES)
-def test_a_trained_models_weights_and_statistics_become_the_backbones(name):
+def test_copy_backbone_copies_weights_and_buffers(name):
     args = {'dynamic_img_size': True} if 'swin' in name else {}
     trained = timm.create_model(name, num_classes=3, **args).eval()
     for tensor in [*trained.parameters(), *trained.buffers()]:
@@ -62,13 +62,13 @@ def test_a_trained_models_weights_and_statistics_become_the_backbones(name):
         assert torch.equal(tensor, head[leaf] if module == classifier else trained.state_dict()[key]), key
 
 
-def test_what_is_no_such_backbone_is_refused():
+def test_copy_backbone_rejects_another_model():
     with pytest.raises(ValueError, match='it has no conv1.weight of 64 x 3 x 7 x 7'):
         copy_backbone(timm.create_model('test_resnet'), create_backbone('resnet18'))
 
 
 def _pairs(backbone, whole):
-    """Pairs parameters and buffers by their order and shape: both forms are built from the same modules."""
+    """Pairs parameters and buffers by order and shape, since both forms consist of the same modules."""
     theirs = [(name, tensor.shape) for name, tensor in whole.state_dict().items()]
     at = 0
     for name, tensor in backbone.state_dict().items():
@@ -79,7 +79,7 @@ def _pairs(backbone, whole):
 
 
 @pytest.mark.parametrize('name', BACKBONES)
-def test_layers_weight_decay_and_first_convolution_are_timms(name):
+def test_groups_weight_decay_and_first_convolution_are_timms(name):
     backbone, whole = create_backbone(name, device='meta'), timm.create_model(name, device='meta')
     for coarse in (False, True):
         expected = group_parameters(whole, whole.group_matcher(coarse=coarse), reverse=True)
@@ -108,7 +108,7 @@ def test_layers_weight_decay_and_first_convolution_are_timms(name):
     ],
     ids=str,
 )
-def test_layers_and_weight_decay_are_those_of_the_backbones_arguments(name, args):
+def test_groups_and_weight_decay_follow_the_backbones_arguments(name, args):
     backbone = create_backbone(name, backbone_args=args, device='meta')
     whole = timm.create_model(name, **{k: v for k, v in args.items() if k != 'feature_cls'}, device='meta')
     pairs = _pairs_of_parameters(backbone, whole)
@@ -122,7 +122,7 @@ def test_layers_and_weight_decay_are_those_of_the_backbones_arguments(name, args
 
 
 @pytest.mark.parametrize('architecture', ['msff_test_resnet', 'mldecoder_test_resnet'])
-def test_a_models_groups_are_those_of_its_backbones_arguments(architecture):
+def test_group_matcher_follows_the_backbones_arguments(architecture):
     for name, args, layers in (
         ('convnext_atto', {'depths': (3, 3, 9, 3)}, 1 + 3 + 3 + 9 + 3),
         ('swin_tiny_patch4_window7_224', {'depths': (1, 1, 3, 1), 'img_size': 64, 'window_size': 2}, None),
@@ -146,23 +146,23 @@ def _pairs_of_parameters(backbone, whole):
     ('name', 'reductions', 'message'),
     [
         ('resnet1O1', (16, 32), "backbone 'resnet1O1' is no timm model: did you mean resnet101?"),
-        ('vit_tiny_patch16_224', (16, 32), "'vit_tiny_patch16_224' has no stage of reduction 32: it has [16, 16"),
-        ('convnext_atto', (2, 16), "'convnext_atto' has no stage of reduction 2: it has [4, 8, 16, 32]."),
-        ('test_byobnet', (16, 32, 64), "'test_byobnet' has no stage of reduction 64: it has ["),
+        ('vit_tiny_patch16_224', (16, 32), "'vit_tiny_patch16_224' has no stage of reduction 32, only of [16, 16"),
+        ('convnext_atto', (2, 16), "'convnext_atto' has no stage of reduction 2, only of [4, 8, 16, 32]."),
+        ('test_byobnet', (16, 32, 64), "'test_byobnet' has no stage of reduction 64, only of ["),
     ],
 )
-def test_what_gives_no_maps_is_refused(name, reductions, message):
+def test_create_backbone_rejects_models_without_the_maps(name, reductions, message):
     with pytest.raises(ValueError) as caught:
         create_backbone(name, reductions)
     assert message in str(caught.value) and '\n' not in str(caught.value)
 
 
-def test_unknown_arguments_of_the_backbone_are_refused():
-    with pytest.raises(ValueError, match=r"backbone 'test_resnet' cannot give feature maps \(.*no_such_argument"):
+def test_create_backbone_rejects_unknown_arguments():
+    with pytest.raises(ValueError, match=r"backbone 'test_resnet' has no feature maps \(.*no_such_argument"):
         create_backbone('test_resnet', backbone_args={'no_such_argument': 1})
 
 
-def test_arguments_of_the_backbone_reach_it():
+def test_create_backbone_passes_arguments_on():
     rates = [
         m.drop_prob
         for m in create_backbone('resnet18', backbone_args={'drop_path_rate': 0.3}).modules()
@@ -172,7 +172,7 @@ def test_arguments_of_the_backbone_reach_it():
 
 
 @pytest.mark.parametrize('size', [(31, 64), (64, 31)])
-def test_images_that_are_too_small_are_refused(size):
-    with pytest.raises(ValueError, match=f'images of {size[0]} x {size[1]} pixels are too small: 32 x 32 is the least'):
+def test_check_size_rejects_small_images(size):
+    with pytest.raises(ValueError, match=f'images of {size[0]} x {size[1]} pixels are too small: use at least 32 x 32'):
         check_size(torch.zeros(1, 3, *size))
     check_size(torch.zeros(1, 3, 32, 32))

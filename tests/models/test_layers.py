@@ -20,12 +20,12 @@ from msff_timm.models.layers import (
 
 
 def tent(distance: float) -> float:
-    """Weight of a pixel in bilinear interpolation."""
+    """Returns the weight of a pixel in bilinear interpolation."""
     return max(1 - abs(distance), 0)
 
 
 def cubic(distance: float, a: float = -0.75) -> float:
-    """Weight of a pixel in bicubic interpolation (Keys, 1981)."""
+    """Returns the weight of a pixel in bicubic interpolation (Keys, 1981)."""
     d = abs(distance)
     if d <= 1:
         return (a + 2) * d**3 - (a + 3) * d**2 + 1
@@ -33,12 +33,12 @@ def cubic(distance: float, a: float = -0.75) -> float:
 
 
 def weights(mode: str, old: int, new: int) -> np.ndarray:
-    """Interpolation of a line as a matrix (new, old): pixel i lies at i + 1/2, and edges are repeated."""
+    """Returns 1D interpolation as a matrix (new, old): pixel i is at i + 1/2, and edges are repeated."""
     matrix = np.zeros((new, old))
     for i in range(new):
-        if mode == 'nearest':  # the pixel in which the left edge lies
+        if mode == 'nearest':  # pixel that contains the left edge
             matrix[i, math.floor(i * old / new)] = 1
-        elif mode == 'area':  # the mean of all pixels that are touched
+        elif mode == 'area':  # mean of all pixels that overlap
             touched = range(math.floor(i * old / new), math.ceil((i + 1) * old / new))
             matrix[i, touched] = 1 / len(touched)
         else:
@@ -56,7 +56,7 @@ def interpolate(x: np.ndarray, height: int, width: int, mode: str = 'bilinear') 
 
 @pytest.mark.parametrize('mode', ['nearest', 'bilinear', 'bicubic', 'area'])
 @pytest.mark.parametrize('grids', [((28, 28), (14, 14), (7, 7)), ((9, 12), (5, 6), (3, 3))])
-def test_scale_attention_is_equations_2_to_5(grids, mode):
+def test_scale_attention_is_eqs_2_to_5(grids, mode):
     x1, x2, x3 = (torch.randn(1, 4, *grid, dtype=torch.float64) for grid in grids)
     a1, a2, a3 = (x[0].numpy() for x in (x1, x2, x3))
     x2_up, x3_up = interpolate(a2, *grids[0], mode), interpolate(a3, *grids[0], mode)  # Eq. 2
@@ -70,7 +70,7 @@ def test_scale_attention_is_equations_2_to_5(grids, mode):
             np.testing.assert_allclose(got[0].detach().numpy(), want, rtol=0, atol=1e-12)
 
 
-def test_scale_attention_with_a_gate_starts_without_the_product():
+def test_scale_attention_with_a_gate_adds_no_product_at_first():
     scales = [torch.randn(1, 4, side, side) for side in (8, 4, 2)]
     x1, x2, x3 = HierarchicalScaleAttention(4)(scales)
     assert torch.equal(x1, scales[0])
@@ -79,12 +79,12 @@ def test_scale_attention_with_a_gate_starts_without_the_product():
         np.testing.assert_allclose(got[0].detach().numpy(), expected, rtol=0, atol=1e-6)
 
 
-# Table 5: layer of the ResNet (layer n has reduction 2^(n+1)) and side of the convolution that give x1, x2 and x3.
+# Table 5: layer of the ResNet (layer n has reduction 2^(n+1)) and kernel size, for x1, x2 and x3
 TABLE_5 = {1: ((3, 1), (3, 3), (4, 3)), 2: ((2, 3), (3, 3), (4, 3)), 3: ((3, 1), (4, 1), (4, 3))}
 
 
 @pytest.mark.parametrize('mode', TABLE_5)
-def test_projection_takes_the_scales_from_where_table_5_says(mode):
+def test_projection_is_table_5(mode):
     layers = sorted({layer for layer, _ in TABLE_5[mode]})
     maps = {layer: torch.randn(2, 6 + layer, 64 >> layer, 64 >> layer, dtype=torch.float64) for layer in layers}
     projection = MultiScaleProjection({2 ** (layer + 1): 6 + layer for layer in layers}, 4, mode, norm=False).double()
@@ -92,14 +92,14 @@ def test_projection_takes_the_scales_from_where_table_5_says(mode):
     convs = (projection.conv1, projection.conv2, projection.conv3)
     assert [scale.shape for scale in scales] == [(2, 4, 8, 8), (2, 4, 4, 4), (2, 4, 2, 2)]
     for (layer, side), conv, scale in zip(TABLE_5[mode], convs, scales, strict=True):
-        # By hand at cell (1, 1): one cell, or a window of 3 x 3 at stride 2 with a border of 1.
+        # Cell (1, 1), from one cell, or from a window of 3 x 3 at stride 2 with padding 1
         x = maps[layer]
         window = x[1, :, 1:2, 1:2] if side == 1 else x[1, :, 1:4, 1:4]
         assert conv.weight.shape == (4, x.shape[1], side, side)
         torch.testing.assert_close(scale[1, :, 1, 1], (conv.weight * window).sum((1, 2, 3)) + conv.bias)
 
 
-def test_projection_normalizes_each_scale_over_images_and_cells():
+def test_projection_normalizes_each_channel():
     maps = [3 + 5 * torch.randn(4, 6, 8, 8), -2 + 0.1 * torch.randn(4, 7, 4, 4)]
     projection = MultiScaleProjection({16: 6, 32: 7}, 5)
     for x in projection(maps):  # in training mode: zero mean, unit variance in each channel
@@ -107,7 +107,7 @@ def test_projection_normalizes_each_scale_over_images_and_cells():
         torch.testing.assert_close(x.var((0, 2, 3), correction=0), torch.ones(5), rtol=0.02, atol=0)
 
 
-def test_projection_puts_a_backbone_that_rounds_down_onto_half_grids():
+def test_projection_resizes_maps_of_backbones_that_round_down():
     projection = MultiScaleProjection({16: 3, 32: 3}, 4, norm=False)
     maps = [torch.randn(1, 3, 7, 9), torch.randn(1, 3, 3, 4)]  # a ResNet's second map would be 4 x 5
     x1, x2, x3 = projection(maps)
@@ -118,7 +118,7 @@ def test_projection_puts_a_backbone_that_rounds_down_onto_half_grids():
 
 @pytest.mark.parametrize('grid', [(28, 28), (14, 14), (7, 7), (5, 9)])
 @pytest.mark.parametrize('num_branches', [1, 3])
-def test_position_resamples_its_table_and_flattens_row_by_row(grid, num_branches):
+def test_position_resamples_its_table_and_flattens_by_rows(grid, num_branches):
     position = PositionEncoding(3, num_branches).double()
     scales = [torch.randn(2, 3, *grid, dtype=torch.float64) for _ in range(3)]
     for i, (x, tokens) in enumerate(zip(scales, position(scales), strict=True)):
@@ -127,7 +127,7 @@ def test_position_resamples_its_table_and_flattens_row_by_row(grid, num_branches
         np.testing.assert_allclose(tokens.detach().numpy(), expected, rtol=0, atol=1e-12)
 
 
-def test_scales_are_stacked_cell_over_cell_and_found_again_on_every_grid():
+def test_split_scales_undoes_stack_scales():
     for height, width in ((28, 28), (7, 9), (5, 4), (1, 3), (33, 2)):
         grids = [(height, width)]
         grids += [((height + 1) // 2, (width + 1) // 2)]
@@ -137,14 +137,14 @@ def test_scales_are_stacked_cell_over_cell_and_found_again_on_every_grid():
         assert stacked.shape == (2, 9, height, width)
         for x, own, grid in zip(split_scales(stacked), tokens, grids, strict=True):
             assert x.shape[-2:] == grid and torch.equal(x.flatten(2).transpose(1, 2), own)
-        # The cell of a coarse scale above the middle of a fine cell, in the first image's first channel.
+        # Coarse cell that contains the centre of a fine cell, in the first channel of the first image
         for i, (h, w) in enumerate(grids):
             row, column = int((height - 0.5) * h / height), int(0.5 * w / width)
             assert stacked[0, 3 * i, height - 1, 0] == tokens[i][0, row * w + column, 0]
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Gives every parameter a value that matters: a new layer's residual branches are 0."""
+    """Randomizes every parameter, since the residual branches of a new layer are 0."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)
     return module
@@ -163,7 +163,7 @@ def test_attention_is_pytorchs():
     torch.testing.assert_close(ours(query, memory, [5], [7]), torchs(query, memory, memory)[0])
 
 
-def test_layer_is_pytorchs_post_norm_encoder_layer():
+def test_transformer_layer_is_pytorchs_post_norm_encoder_layer():
     ours = randomise(TransformerLayer(12, 3, 20, drop_rate=0.1)).eval()
     torchs = nn.TransformerEncoderLayer(12, 3, 20, activation='relu', norm_first=False, batch_first=True).eval()
     copy_attention(ours.attn, torchs.self_attn)
@@ -174,7 +174,7 @@ def test_layer_is_pytorchs_post_norm_encoder_layer():
     torch.testing.assert_close(ours(x, x, [7], [7]), torchs(x))
 
 
-def test_layer_with_self_attention_is_pytorchs_post_norm_decoder_layer():
+def test_transformer_layer_is_pytorchs_post_norm_decoder_layer():
     ours = randomise(TransformerLayer(12, 3, 20, self_attn=True)).eval()
     torchs = nn.TransformerDecoderLayer(12, 3, 20, activation='relu', norm_first=False, batch_first=True).eval()
     copy_attention(ours.self_attn, torchs.self_attn)
@@ -186,7 +186,7 @@ def test_layer_with_self_attention_is_pytorchs_post_norm_decoder_layer():
     torch.testing.assert_close(ours(query, memory, [5], [7]), torchs(query, memory))
 
 
-def test_attention_shares_are_pytorchs():
+def test_attention_weights_are_pytorchs():
     ours, torchs = randomise(MultiHeadAttention(12, 3)), nn.MultiheadAttention(12, 3, batch_first=True)
     copy_attention(ours, torchs)
     query, memory = torch.randn(2, 5, 12), torch.randn(2, 7, 12)
@@ -194,7 +194,7 @@ def test_attention_shares_are_pytorchs():
     torch.testing.assert_close(ours.attention(query, memory), expected)
 
 
-def test_dropout_acts_in_training_only():
+def test_transformer_layer_drops_only_in_training():
     layer = randomise(TransformerLayer(12, 3, 20, drop_rate=0.5))
     x = torch.randn(2, 7, 12)
     outputs = [layer(x, x, [7], [7]) for _ in range(2)]
@@ -207,7 +207,7 @@ def test_dropout_acts_in_training_only():
 LAYER_ARGS = dict(embed_dim=12, num_heads=3, ffn_dim=20)
 
 
-def test_a_new_layer_passes_its_input_on_and_a_new_decoder_passes_the_image_on():
+def test_init_weights_pass_tokens_and_image_on():
     tokens, query = [torch.randn(2, length, 12) for length in (9, 4, 1)], torch.randn(1, 7, 12)
     for got, x in zip(GlobalFeatureEnhancement(2, **LAYER_ARGS)(tokens), tokens, strict=True):
         torch.testing.assert_close(got, nn.LayerNorm(12)(x), atol=1e-4, rtol=1e-4)
@@ -217,8 +217,8 @@ def test_a_new_layer_passes_its_input_on_and_a_new_decoder_passes_the_image_on()
 
 
 @pytest.mark.parametrize('num_branches', [1, 3])
-def test_branches_share_layers_or_have_their_own(num_branches):
-    """Changing the layers of one branch changes that branch alone, or all three where they are shared."""
+def test_branches_share_layers_or_own_them(num_branches):
+    """A change of the last branch's layers changes that branch, or all three if they share the layers."""
     tokens, query = [torch.randn(2, length, 12) for length in (9, 4, 1)], torch.randn(num_branches, 7, 12)
     enhancement = randomise(GlobalFeatureEnhancement(2, num_branches, **LAYER_ARGS))
     selection = randomise(RegionSelection(2, num_branches, **LAYER_ARGS))
@@ -235,8 +235,8 @@ def test_branches_share_layers_or_have_their_own(num_branches):
         torch.testing.assert_close(z, expected)
 
 
-def test_dropout_among_the_labels_is_of_each_image_and_scale():
-    """Without dropout the same tokens give the same: what differs is that of the self-attention, the only one here."""
+def test_selection_drops_self_attention_per_image_and_scale():
+    """Tokens are equal and other dropout is off, so that only dropout of the self-attention makes a difference."""
     tokens, query = [torch.randn(1, 4, 12).repeat(2, 1, 1)] * 3, torch.randn(1, 7, 12)
     selection = randomise(RegionSelection(1, self_attn=[True], **LAYER_ARGS))
     for drop_rate, same in ((0.0, True), (0.5, False)):
@@ -245,12 +245,12 @@ def test_dropout_among_the_labels_is_of_each_image_and_scale():
         assert [torch.allclose(z[0], other) for other in z[1:]] == 5 * [same]
 
 
-def test_heads_that_do_not_divide_the_width_are_refused():
+def test_attention_rejects_heads_that_do_not_divide_the_width():
     with pytest.raises(ValueError, match='num_heads=5 does not divide embed_dim=12'):
         MultiHeadAttention(12, 5)
 
 
-def test_classifier_scores_each_class_by_its_own_feature():
+def test_class_wise_linear_scores_each_label_by_its_feature():
     classifier = randomise(ClassWiseLinear(3, 4))
     z = torch.randn(2, 3, 4)
     for b in range(2):

@@ -1,4 +1,4 @@
-"""timm's own tests of models, from the source distribution of the version that is installed, with ours registered."""
+"""timm's own tests of models, from the source distribution of the installed version, run on our models."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ sys.exit(pytest.main(['test_models.py', '-q', '-p', 'no:cacheprovider', '-W', 'i
 
 @pytest.fixture(scope='module')
 def suite(tmp_path_factory):
-    """The folder of timm's tests."""
+    """Folder of timm's tests."""
     folder = tmp_path_factory.mktemp('timm')
     wanted = f'timm=={timm.__version__}'
     command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--no-binary', 'timm', '--dest', folder, wanted]
@@ -35,13 +35,12 @@ def suite(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('family', OURS)
-def test_timms_tests_of_models_pass(suite, family):
-    # Without the two that download weights, which tests/test_pretrained.py does from a Hub of its own.
+def test_timm_suite_passes(suite, family):
+    # The two tests that download weights are left out: tests/hub/test_pretrained.py downloads from a test Hub.
     chosen = f'{family}_ and not _pretrained'
     result = subprocess.run([sys.executable, '-c', RUN, chosen], cwd=suite, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-5000:]
     (passed,) = re.findall(r'(\d+) passed', result.stdout)
-    # Seven tests for each of our models: forward, backward, TorchScript, features, three with FX; one of each tag's
-    # configuration.
+    # Seven tests per model (forward, backward, TorchScript, features, three of FX) and one per tag (its configuration)
     models, tags = (timm.list_models(f'{family}_*', include_tags=with_tags) for with_tags in (False, True))
     assert int(passed) == 7 * len(models) + len(tags) and ' failed' not in result.stdout
