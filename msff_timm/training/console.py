@@ -61,7 +61,7 @@ def describe_end(config: TrainConfig, best: dict, history: list[dict], seconds: 
         f'Evaluated on {data.title or data.name} {data.eval_split}, EMA weights of epoch {best["epoch"]};'
         f' {seconds:.0f} s in total. Load and use the model:\n\n'
         f"    import timm, msff_timm; model = timm.create_model('{name}', pretrained=True).eval()\n"
-        f'    msff-timm predict PHOTO... --model {name}'
+        f'    msff-timm predict IMAGE... --model {config.output}'
     )
     better = max(history, key=lambda entry: entry['mAP'])
     if config.optim.early_stop and better['mAP'] > best['mAP']:
