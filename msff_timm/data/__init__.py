@@ -96,7 +96,7 @@ def load(
         InputError: An argument is invalid, or a file is missing or invalid.
         ModuleNotFoundError: The `train` extra is not installed.
 
-    Example:
+    Examples:
         >>> dataset = load('scenes', 'train', size=3)
         >>> dataset['image_id'][:]
         ['train-0', 'train-1', 'train-2']
@@ -145,7 +145,7 @@ def load(
 def label_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
     """Returns the label names of a loaded data set in the order of the logits.
 
-    Example:
+    Examples:
         >>> label_names(load('scenes', 'train', size=1))[:3]
         ['arrow', 'bolt', 'crescent']
     """
@@ -155,7 +155,7 @@ def label_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[st
 def notes(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
     """Returns lines on how the files of a loaded data set were read: label columns, delimiters, splits.
 
-    Example:
+    Examples:
         >>> notes(load('table', 'train', 'photos'))  # doctest: +SKIP
         ['labels: 2 columns (cat, dog); not labels: fold']
     """

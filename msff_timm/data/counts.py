@@ -101,7 +101,7 @@ def left_out(positives: np.ndarray, negatives: np.ndarray, names: Sequence[str] 
         negatives: Number of absent entries of each label (K,).
         names: Label names, the first of which are listed; None to list numbers only.
 
-    Example:
+    Examples:
         >>> left_out([3, 0], [0, 2], ['cat', 'dog'])
         '1 without an absent entry [cat], 1 without a positive [dog]'
     """

@@ -333,7 +333,7 @@ def load(split: str, size: int = DEFAULT_SIZE, image_size: int = 128, seed: int 
     Raises:
         InputError: The split is unknown, or the size is less than 1.
 
-    Example:
+    Examples:
         >>> row = load('train', size=1)[0]
         >>> [LABEL_NAMES[label] for label in row['labels']]
         ['bolt', 'cross', 'hourglass', 'square', 'star']

@@ -69,7 +69,7 @@ def inspect(
     Raises:
         InputError: The splits have different labels, `workers` is negative, or a process ended early.
 
-    Example:
+    Examples:
         >>> from msff_timm.data import load
         >>> report = inspect({'train': load('scenes', 'train', size=3)})
         >>> report.splits['train'].num_images
