@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from . import __version__
-from .errors import InputError
+from .errors import InputError, one_line
 from .files import read_small, write_text
 from .metrics import SIZES
 
@@ -35,7 +35,7 @@ TOP_K_METRICS = (*METRICS[1:], *ANNOTATION_METRICS)
 SIZE_BANDS = {size: band.text for size, band in SIZES.items()}
 PACKAGES = ('timm', 'torch', 'torchvision', 'accelerate', 'datasets', 'numpy', 'pillow')
 MOST_BYTES = 50_000_000
-RENAMED = {'measures': 'metrics', 'raw_weights': 'model_weights'}  # keys of files before they got their present names
+RENAMED = {'measures': 'metrics', 'raw_weights': 'model_weights'}  # former keys, in files of version 0.1.0 and before
 TEXTS = ('label_names', 'label_columns', 'label_delimiter', 'ignore_labels')  # settings that are never paths
 
 
@@ -195,7 +195,7 @@ class Results:
         except (ValueError, RecursionError) as e:
             if isinstance(e, InputError):
                 raise
-            raise InputError(f'{path}: cannot be read as results ({" ".join(str(e).split())}).') from None
+            raise InputError(f'{path}: cannot be read as results ({one_line(e)}).') from None
         if not isinstance(content, dict):
             raise InputError(f'{path}: holds no JSON object; give a results.json that training or evaluation wrote.')
         return cls.from_dict(content, path)

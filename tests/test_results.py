@@ -12,8 +12,8 @@ def make_results(seed: int = 0, **options) -> Results:
     rng = np.random.default_rng(seed)
     scores, targets = rng.random((20, 3)), rng.random((20, 3)) < 0.5
     data = {'name': 'table', 'root': 'photos', 'split': 'test'}
-    measures = metrics.evaluate(scores, targets, areas=np.where(targets, 0.05, np.nan), bootstrap=10)
-    return Results.from_metrics(measures, ['a', 'b', 'c'], **{'model': 'resnet18', 'data': data, **options})
+    found = metrics.evaluate(scores, targets, areas=np.where(targets, 0.05, np.nan), bootstrap=10)
+    return Results.from_metrics(found, ['a', 'b', 'c'], **{'model': 'resnet18', 'data': data, **options})
 
 
 def test_results_reads_what_it_writes(tmp_path):

@@ -124,9 +124,9 @@ def test_fit_evaluates_out_of_fold(ignored, folds, seed):
     assert start == 47 and set(fitted.out_of_fold) == set(predicted)
     for name, labels in predicted.items():
         labels, truth = labels.astype(bool) & ~ignore, targets & ~ignore
-        measures = evaluate(labels.astype(float), truth)
+        found = evaluate(labels.astype(float), truth)
         expected = {
-            'CF1': measures['CF1'],
+            'CF1': found['CF1'],
             'OF1': 100 * f1_score(truth, labels, average='micro'),
             'macro_F1': 100 * f1_score(truth[:, :4], labels[:, :4], average='macro', zero_division=0),
         }

@@ -67,7 +67,7 @@ def load(
         size: Number of images: the first ones of the split, or the number of `scenes`. None loads all images, or 10,000
             scenes.
         image_size: Side of `scenes` in pixels.
-        keep_unlabelled: Whether to keep images of `coco*` without labels. None keeps them in training only, as
+        keep_unlabelled: True to keep images of `coco*` without labels. None keeps them in training only, as
             published results do.
         difficult: Meaning of a label of `voc*` whose objects are all difficult: `ignore` (masked), `negative` or
             `positive`.
@@ -85,7 +85,7 @@ def load(
             fix their order. For `voc*`, None takes VOC's 20, or the names of class files or XML that have other ones.
         minus_one: Meaning of -1 in a column of one label: `unannotated` (masked in loss and metrics) or `absent`.
         blank: Meaning of an empty cell in a column of one label: `unannotated` or `absent`.
-        streaming: Whether to read a `hub` data set while it is used, without a copy on disk.
+        streaming: True to read a `hub` data set while it is used, without a copy on disk.
 
     Returns:
         Rows with the columns `image` (PIL image, decoded when read), `labels` (sorted list of `ClassLabel`), `ignore`

@@ -41,8 +41,8 @@ def load(
         name: `coco2014` or `coco2017`.
         split: `train` or `validation`.
         root: Folder that contains the image folders and `annotations/`.
-        keep_unlabelled: As for `msff_timm.data.load`.
-        missing: As for `msff_timm.data.load`.
+        keep_unlabelled: Treatment of images without labels, see `msff_timm.data.load`.
+        missing: Treatment of missing images, see `msff_timm.data.load`.
 
     Raises:
         InputError: The root is not that of COCO, or the annotations are invalid.

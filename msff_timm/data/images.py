@@ -104,7 +104,7 @@ def open_row(row: dict, at_least: tuple[int, int] | None = None) -> Image.Image:
 
     Args:
         row: Row with the columns `image` and `image_id`.
-        at_least: As for `open_image`.
+        at_least: Smallest size to decode to, see `open_image`.
     """
     image = row['image']
     if not isinstance(image, dict):

@@ -150,7 +150,7 @@ def read_list(text: str, where: str, has_commas: bool = False) -> list[str] | No
     Args:
         text: Content of the cell.
         where: File, row and column, for the message.
-        has_commas: As for `split_labels`.
+        has_commas: Commas in the text, see `split_labels`.
 
     Returns:
         Items without null and NaN; those without quotes are of the type `Bare`. None if the text is not a list.

@@ -23,7 +23,7 @@ class Samples(Dataset):
     Args:
         dataset: Data set with the columns `image`, `labels`, `ignore` and `area`.
         transform: Map from a PIL image to pixels (C, H, W); its attribute `decode_size`, if any, limits the decoding.
-        skip_unreadable: Whether to replace an unreadable image by the next readable one instead of raising.
+        skip_unreadable: True to replace an unreadable image by the next readable one instead of raising.
         seed: Seed of the transform. With a seed, the augmentation of an image depends only on the seed and the key of
             the sample; None uses the current random states.
     """
@@ -100,9 +100,9 @@ class StreamedSamples(IterableDataset):
 
     Args:
         dataset: Rows of this process.
-        transform: As for `Samples`.
-        skip_unreadable: Whether to skip an unreadable image instead of raising.
-        seed: As for `Samples`.
+        transform: Transform, see `Samples`.
+        skip_unreadable: True to skip an unreadable image instead of raising.
+        seed: Seed, see `Samples`.
         epoch: Epoch, which determines the order of the shards and the augmentation.
         batch_size: Batch size of the loader, whose workers produce batches in turn.
         start: Number of batches of the epoch that were used before the run was resumed, a multiple of the workers of

@@ -43,7 +43,7 @@ def eval_transform(data_config: dict, as_bytes: bool = False) -> transforms.Comp
 
     Args:
         data_config: Configuration of `timm.data.resolve_model_data_config`. With one channel, images become gray.
-        as_bytes: Whether to return an array of bytes (C, H, W) and leave the normalisation to `Normalize`.
+        as_bytes: True to return an array of bytes (C, H, W) and leave the normalisation to `Normalize`.
 
     Raises:
         InputError: The model has neither 1 nor 3 input channels.
@@ -61,7 +61,7 @@ class Normalize(nn.Module):
     """Maps bytes to the input of a model, on their device: bytes are copied there four times as fast as floats.
 
     Args:
-        data_config: As for `eval_transform`; only its mean and std are used.
+        data_config: Preprocessing, see `eval_transform`; only its mean and std are used.
     """
 
     def __init__(self, data_config: dict):
@@ -79,7 +79,7 @@ class TrainTransform:
     """Resizes an image or a crop of it to the input size of a model and augments it; `Normalize` does the rest.
 
     Args:
-        data_config: As for `eval_transform`; only its size and interpolation are used.
+        data_config: Preprocessing, see `eval_transform`; only its size and interpolation are used.
         augment: Map from an image to an image, or None.
         cutout: Map of the bytes (C, H, W), or None.
         crop: Map from an image of any size to one of the input size, which replaces the resizing, or None.
@@ -142,7 +142,7 @@ def train_transform(
     flip, RandAugment, colour, Cutout.
 
     Args:
-        data_config: As for `eval_transform`; its size, interpolation, mean and std are used.
+        data_config: Preprocessing, see `eval_transform`; its size, interpolation, mean and std are used.
         rand_augment: RandAugment string of timm, or None.
         cutout: Side of the hole of Cutout relative to that of the image; 0 for none.
         hflip: Probability of a horizontal flip.

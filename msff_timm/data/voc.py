@@ -46,9 +46,10 @@ def load(
         name: `voc2007` or `voc2012`.
         split: `train`, `validation`, `trainval` or `test`.
         root: Folder `VOC{year}`, `VOCdevkit`, or the one that contains `VOCdevkit`.
-        difficult: As for `msff_timm.data.load`.
-        label_names: As for `msff_timm.data.load`.
-        missing: As for `msff_timm.data.load`. Without class files, images without XML count as missing too.
+        difficult: Treatment of difficult labels, see `msff_timm.data.load`.
+        label_names: Label names, see `msff_timm.data.load`.
+        missing: Treatment of missing images, see `msff_timm.data.load`. Without class files, images without XML count
+            as missing too.
 
     Raises:
         InputError: The root is not that of VOC, or a file is invalid; the message names file and line.

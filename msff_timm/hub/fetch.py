@@ -89,7 +89,7 @@ def fetch_weights(cfg: PretrainedCfg, cache_dir: str | Path | None = None) -> di
         fix = 'Fix the cause, or use --model local-dir:FOLDER.'
         if cfg.source != 'hf-hub':
             fix = (
-                "Train the model (README.md, 'Train') and use --model local-dir:FOLDER, or set MSFF_HUB_NAMESPACE to"
+                'Train the model (train/README.md) and use --model local-dir:FOLDER, or set MSFF_HUB_NAMESPACE to'
                 ' the owner of published weights.'
             )
         name = '.'.join(filter(None, (cfg.architecture, cfg.tag)))

@@ -37,7 +37,7 @@ def create_backbone(
     Args:
         name: Name of a timm model, with or without a pretrained tag.
         reductions: Strides of the maps, in ascending order.
-        pretrained: Whether to download timm's weights.
+        pretrained: True to download timm's weights.
         in_chans: Number of image channels.
         backbone_args: Further arguments of the timm model.
 
@@ -122,7 +122,7 @@ def group_backbone(backbone: nn.Module, name: str, coarse: bool, backbone_args: 
     Args:
         backbone: Backbone from `create_backbone`.
         name: Name that `create_backbone` was called with.
-        coarse: Whether to number stages instead of layers.
+        coarse: True to number stages instead of layers.
         backbone_args: Arguments that `create_backbone` was called with.
 
     Returns:

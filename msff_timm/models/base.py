@@ -33,7 +33,7 @@ class BackboneModel(nn.Module):
 
     Args:
         backbone: Name of a timm model that has stages of all `reductions`.
-        backbone_pretrained: Whether to download timm's weights for the backbone.
+        backbone_pretrained: True to download timm's weights for the backbone.
         backbone_args: Further arguments of the backbone.
         in_chans: Number of image channels.
         reductions: Strides of the backbone's maps, in ascending order.
@@ -167,7 +167,7 @@ class BackboneModel(nn.Module):
             norm: Unused: the encoder's maps are always normalized, the backbone's never.
             stop_early: Unused: the encoder runs only when one of its maps or the final features are needed.
             output_fmt: `NCHW`.
-            intermediates_only: Whether to leave out the final features.
+            intermediates_only: True to leave out the final features.
 
         Returns:
             The final features, as `forward_features` returns them, and the maps; or only the maps.
@@ -199,7 +199,7 @@ class BackboneModel(nn.Module):
         Args:
             indices: Indices of the maps, or the number of last maps.
             prune_norm: Unused: the norms are part of the layers.
-            prune_head: Whether to remove anything.
+            prune_head: True to remove anything.
 
         Returns:
             The indices of the maps.

@@ -51,7 +51,7 @@ class MSFF(BackboneModel):
 
     Args:
         backbone: Name of a timm model with stages of reduction 16 and 32.
-        backbone_pretrained: Whether to download timm's weights for the backbone.
+        backbone_pretrained: True to download timm's weights for the backbone.
         backbone_args: Further arguments of the backbone, e.g. `{'drop_path_rate': 0.1}`.
         num_classes: Number of labels K; 0 for image embeddings instead of logits.
         in_chans: Number of image channels.
@@ -60,15 +60,15 @@ class MSFF(BackboneModel):
         num_heads: Number of attention heads in every layer; divides `embed_dim`.
         ffn_dim: Width of the feed-forward networks.
         fusion_mode: Source of the three scales: 1, 2 or 3 (Table 5).
-        scale_attention: Whether to use the hierarchical scale attention (Table 4).
+        scale_attention: True to use the hierarchical scale attention (Table 4).
         interpolation: Interpolation of the scale attention: `nearest`, `bilinear`, `bicubic` or `area` (Table 6).
-        fusion_norm: Whether BatchNorm follows the convolutions of Eq. 1. The paper does not mention it.
-        fusion_gate: Whether the product in Eq. 4 has a learnable factor, initially 0. The paper does not mention it.
+        fusion_norm: True if BatchNorm follows the convolutions of Eq. 1. The paper does not mention it.
+        fusion_gate: True if the product in Eq. 4 has a learnable factor, initially 0. The paper does not mention it.
             Without norm and gate the equations are literal, but training on few images is far slower.
         encoder_depth: Number of layers of the global feature enhancement (Figure 5); 0 removes it (Table 4).
         decoder_depth: Number of layers of the region selection (Figure 5); 0 pools the branches instead (Table 4).
-        decoder_self_attn: Whether the labels attend to each other, in all decoder layers or for each one (Table 7).
-        share_branches: Whether the three branches share position table, layers and label embeddings (section 3).
+        decoder_self_attn: True if the labels attend to each other, in all decoder layers or for each one (Table 7).
+        share_branches: True if the three branches share position table, layers and label embeddings (section 3).
         drop_rate: Dropout rate of the Transformer layers.
         max_queries: Largest number of label embeddings; with more labels, a group of labels shares one, as in
             ML-Decoder. None for one embedding per label, as in the paper, which is slow for thousands of labels.

@@ -156,7 +156,7 @@ class Query2Label(BackboneModel):
 
     Args:
         backbone: Name of a timm model with stages of reduction 8, 16 and 32.
-        backbone_pretrained: Whether to download timm's weights for the backbone.
+        backbone_pretrained: True to download timm's weights for the backbone.
         backbone_args: Further arguments of the backbone, e.g. `{'drop_path_rate': 0.1}`.
         num_classes: Number of labels K; 0 for image embeddings instead of logits.
         in_chans: Number of image channels.

@@ -5,7 +5,7 @@ What protects against what:
 - A process or a machine that dies while a checkpoint is written: the files go to a temporary folder, are flushed to the
   disk, and the folder is renamed. `step-...` appears complete or not at all, and older checkpoints stay until then.
 - A disk or a copy that damages files later: `whole.json` holds the size and SHA-256 of every other file. They are
-  compared before a checkpoint is loaded; a damaged one is reported and passed over.
+  compared before a checkpoint is loaded; a damaged one is reported and skipped.
 - A checkpoint from somebody else: its files are safetensors and JSON, which run no code. Accelerate's are pickled.
 """
 
@@ -274,7 +274,7 @@ class Checkpoints:
             elif resume != 'auto':
                 raise InputError(f'resume is {resume}: {reason}.')
             elif self.accelerator.is_main_process:
-                tqdm.write(f'{self.folder / name}: {reason}; passed over.', file=sys.stderr)
+                tqdm.write(f'{self.folder / name}: {reason}; skipped.', file=sys.stderr)
         return whole
 
     def _path(self, resume: str, name: str) -> Path:

@@ -91,9 +91,9 @@ def main() -> None:
 
     # Metrics
     options = {'ap': config.ap, 'threshold': threshold, 'bootstrap': config.bootstrap, 'top_k': config.top_k}
-    measures = compute_metrics(scored, len(dataset), **options)
+    metrics = compute_metrics(scored, len(dataset), **options)
     results = Results.from_metrics(
-        measures,
+        metrics,
         labels.names,
         threshold,
         model=config.model,

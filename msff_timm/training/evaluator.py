@@ -36,7 +36,7 @@ def score(
         InputError: A logit is not finite.
     """
     model.eval()
-    measures = MetricAccumulator()
+    scored = MetricAccumulator()
     samples: Any = loader.dataset  # with images, or with rows of a cache instead
     for batch in loader:
         with accelerator.autocast():
@@ -56,8 +56,8 @@ def score(
         scores = logits.sigmoid().cpu().numpy()
         targets = samples.targets[index]
         areas = None if samples.areas is None else samples.areas[index]
-        measures.update(index, scores, targets == 1, targets == -1, areas)
-    return measures
+        scored.update(index, scores, targets == 1, targets == -1, areas)
+    return scored
 
 
 def compute_metrics(scored: MetricAccumulator, num_images: int, **options: Any) -> dict:

@@ -264,7 +264,7 @@ def share(cores: int, load: float, step: float, is_gpu: bool) -> Shares:
 def measure_shares(
     accelerator: Accelerator, samples: Samples, step: Callable[[torch.Tensor], object], batch_size: int
 ) -> Shares:
-    """Divides the cores by the time of loading and training, which the first process measures.
+    """Divides the cores by the times of loading and training on the first process.
 
     On a CPU, processor time in one thread is measured: other programs do not affect it.
 

@@ -103,7 +103,7 @@ def test_create_model_drops_a_tag_without_weights_and_labels_that_do_not_fit(tmp
 def line_of(namespace: str, why: str, home: Path, tag: str = TAG) -> str:
     return (
         f'{tag}: {namespace}/{tag} at http://127.0.0.1:9 {why}, and the cache {home / "hub"} holds no copy; perhaps'
-        " nobody has published weights there yet. Train the model (README.md, 'Train') and use --model"
+        ' nobody has published weights there yet. Train the model (train/README.md) and use --model'
         ' local-dir:FOLDER, or set MSFF_HUB_NAMESPACE to the owner of published weights.'
     )
 

@@ -30,16 +30,16 @@ def scored_at_random(dataset):
 
 def make_run(dataset, **context):
     scored, label_names = scored_at_random(dataset), msff_timm.data.label_names(dataset)
-    measures = scored.compute()
+    values = scored.compute()
     context = {
         'model': 'msff_test_resnet',
         'data': {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'},
-        'history': [{'epoch': epoch, 'loss': 1 / epoch, **pick_metrics(measures)} for epoch in (1, 2)],
+        'history': [{'epoch': epoch, 'loss': 1 / epoch, **pick_metrics(values)} for epoch in (1, 2)],
         'mistakes': report.worst_mistakes(scored.arrays(), dataset, label_names),
         **MADE_WITH,
         **context,
     }
-    return Results.from_metrics(measures, label_names, **context), measures
+    return Results.from_metrics(values, label_names, **context), values
 
 
 def make_dataset(folder, label_names, labels, ignore, image_ids):
@@ -86,28 +86,26 @@ def test_worst_mistakes_returns_12_of_a_kind_and_2_of_an_image():
 
 def test_write_report_needs_only_the_results(tmp_path):
     dataset = msff_timm.data.load('scenes', 'validation', size=40, image_size=48)
-    run, measures = make_run(dataset, epoch=2, model_weights={name: 12.34 for name in METRICS})
+    run, values = make_run(dataset, epoch=2, model_weights={name: 12.34 for name in METRICS})
     run.to_json(tmp_path / 'results.json')
     path = report.write_report(tmp_path, Results.from_json(tmp_path / 'results.json'), dataset)
     text = path.read_text()
     files = {'ap.png', 'curves.png', 'mistakes.png', 'report.md', 'results.json'}
     assert {file.name for file in tmp_path.iterdir()} == files  # no temporary file is left
     assert set(re.findall(r'\]\((.*?\.png)\)', text)) == {file for file in files if file.endswith('.png')}
-    assert f'mAP {measures["mAP"]:.2f}, CF1 {measures["CF1"]:.2f}, OF1 {measures["OF1"]:.2f} percent' in text
+    assert f'mAP {values["mAP"]:.2f}, CF1 {values["CF1"]:.2f}, OF1 {values["OF1"]:.2f} percent' in text
     assert 'EMA weights of epoch 2 on scenes validation (40 images, mAP all-points over 12 labels, ' in text
     assert '| model weights | 12.34 | 12.34 |' in text
-    assert f'top 3 | – | {measures["CP_top3"]:.2f} |' in text
-    assert (
-        f'The top 3: CF1 {measures["CF1_top3"]:.2f}  OF1 {measures["OF1_top3"]:.2f}  P {measures["P_top3"]:.2f}' in text
-    )
-    assert f'N+ {measures["N+_top3"]}  (P, R and N+ over 12 labels with a positive).' in text
+    assert f'top 3 | – | {values["CP_top3"]:.2f} |' in text
+    assert f'The top 3: CF1 {values["CF1_top3"]:.2f}  OF1 {values["OF1_top3"]:.2f}  P {values["P_top3"]:.2f}' in text
+    assert f'N+ {values["N+_top3"]}  (P, R and N+ over 12 labels with a positive).' in text
 
     areas = [area for row in dataset for area in row['area']]
     bands = ('small', 0, 0.01), ('medium', 0.01, 0.1), ('large', 0.1, 2)
     for size, low, high in bands:
         positives = sum(low <= area < high for area in areas)
         assert run.num_positives_by_size[size] == positives > 0
-        assert re.search(rf'\| {size}: .* \| {measures[f"mAP_{size}"]:.2f} \| {positives} \|', text)
+        assert re.search(rf'\| {size}: .* \| {values[f"mAP_{size}"]:.2f} \| {positives} \|', text)
     for entries in run.mistakes.values():
         for entry in entries:
             assert f'| {entry["image_id"]} | {entry["label"]} | {entry["probability"]:.3f} |' in text
@@ -145,9 +143,9 @@ def states(*columns):
 )
 def test_describe_counts_labels_that_are_left_out(columns, basis, tmp_path):
     scores, targets, ignore = states(*columns)
-    measures = metrics.evaluate(scores, targets, ignore)
+    values = metrics.evaluate(scores, targets, ignore)
     label_names = [f'label {k}' for k in range(len(columns))]
-    results = Results.from_metrics(measures, label_names, model='a', data={})
+    results = Results.from_metrics(values, label_names, model='a', data={})
     assert report.describe(results).endswith(f'  ({basis})')
     results.to_json(tmp_path / 'results.json')
     read = Results.from_json(tmp_path / 'results.json')

@@ -62,7 +62,7 @@ def inspect(
 
     Args:
         splits: Data sets of `msff_timm.data.load` by the names of the splits.
-        check: Whether to decode every image.
+        check: True to decode every image.
         workers: Number of processes that decode; 0 for this process, None for one per processor.
         data: Name of the data set, as for `msff_timm.data.load`.
 

@@ -25,7 +25,7 @@ class MultiScaleProjection(nn.Module):
         in_chans: Number of channels of the backbone's map of each reduction.
         embed_dim: Number of channels d of the three maps.
         fusion_mode: Key of `FUSION_MODES`.
-        norm: Whether BatchNorm follows each convolution.
+        norm: True if BatchNorm follows each convolution.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class HierarchicalScaleAttention(nn.Module):
     Args:
         embed_dim: Number of channels d of the three maps.
         interpolation: One of `INTERPOLATIONS`, for upsampling and downsampling.
-        gate: Whether the product in Eq. 4 has a learnable factor per channel, initially 0. Without it, a few huge
+        gate: True if the product in Eq. 4 has a learnable factor per channel, initially 0. Without it, a few huge
             values of the product slow down training.
     """
 

@@ -74,7 +74,7 @@ class TransformerLayer(nn.Module):
         num_heads: Number of attention heads; divides `embed_dim`.
         ffn_dim: Width of the feed-forward network.
         drop_rate: Dropout rate.
-        self_attn: Whether the queries of a decoder layer attend to each other first (Table 7).
+        self_attn: True if the queries of a decoder layer attend to each other first (Table 7).
     """
 
     def __init__(
