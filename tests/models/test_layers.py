@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 from msff_timm.models.layers import (
     ClassWiseLinear,
@@ -14,6 +15,7 @@ from msff_timm.models.layers import (
     PositionEncoding,
     RegionSelection,
     TransformerLayer,
+    resize,
     split_scales,
     stack_scales,
 )
@@ -68,6 +70,20 @@ def test_scale_attention_is_eqs_2_to_5(grids, mode):
         expected = [a1 + m, interpolate(x2_up + m, *grids[1], mode), interpolate(x3_up + m, *grids[2], mode)]  # 4, 5
         for got, want in zip(attention([x1, x2, x3]), expected, strict=True):
             np.testing.assert_allclose(got[0].detach().numpy(), want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('mode', ['nearest', 'bilinear', 'bicubic', 'area'])
+@pytest.mark.parametrize('grids', [((14, 14), (28, 28)), ((28, 28), (7, 7)), ((5, 9), (11, 4)), ((1, 3), (2, 3))])
+def test_resize_is_interpolate_with_its_gradient(grids, mode, memory_format):
+    before, after = grids
+    x = torch.randn(2, 6, *before).to(memory_format=memory_format).requires_grad_()
+    gradient = torch.randn(2, 6, *after)
+    results = []
+    for resized in (resize(x, *after, mode), F.interpolate(x, after, mode=mode)):
+        results.append((resized, *torch.autograd.grad(resized, x, gradient)))
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 def test_scale_attention_with_a_gate_adds_no_product_at_first():

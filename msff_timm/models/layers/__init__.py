@@ -1,8 +1,9 @@
-"""Modules of the models: one file per section of the paper, and one for the layer of the peers."""
+"""Modules of the models: one file per section of the paper, and those that several share."""
 
 from .attention import AttentionLayer
 from .classifier import ClassWiseLinear, GroupLinear
 from .position import PositionEncoding, flatten_scales, split_scales, stack_scales
+from .resize import resize
 from .scale_attention import FUSION_MODES, INTERPOLATIONS, HierarchicalScaleAttention, MultiScaleProjection
 from .transformer import GlobalFeatureEnhancement, MultiHeadAttention, RegionSelection, TransformerLayer
 
@@ -20,6 +21,7 @@ __all__ = [
     'RegionSelection',
     'TransformerLayer',
     'flatten_scales',
+    'resize',
     'split_scales',
     'stack_scales',
 ]

@@ -5,6 +5,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import register_notrace_function, register_notrace_module, trunc_normal_
 
+from .resize import resize
+
 __all__ = ['PositionEncoding', 'flatten_scales', 'split_scales', 'stack_scales']
 
 
@@ -38,7 +40,7 @@ class PositionEncoding(nn.Module):
             branch = i % self.table.shape[0]
             position = self.table[branch : branch + 1]
             if position.shape[-2:] != x.shape[-2:]:
-                position = F.interpolate(position, size=x.shape[-2:], mode='bilinear')
+                position = resize(position, x.shape[-2], x.shape[-1], 'bilinear')
             encoded.append(x + position)
         return flatten_scales(encoded)
 

@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from timm.layers import register_notrace_module
+
+from .resize import resize
 
 __all__ = ['FUSION_MODES', 'INTERPOLATIONS', 'HierarchicalScaleAttention', 'MultiScaleProjection']
 
@@ -62,7 +63,7 @@ def _on_half_grid(x: torch.Tensor, larger: torch.Tensor) -> torch.Tensor:
     height, width = (larger.shape[-2] + 1) // 2, (larger.shape[-1] + 1) // 2
     if x.shape[-2] == height and x.shape[-1] == width:
         return x
-    return F.interpolate(x, size=[height, width], mode='bilinear')
+    return resize(x, height, width, 'bilinear')
 
 
 @register_notrace_module
@@ -89,8 +90,9 @@ class HierarchicalScaleAttention(nn.Module):
     def forward(self, scales: list[torch.Tensor]) -> list[torch.Tensor]:
         """Maps x1, x2, x3 (B, d, H_i, W_i), largest first, to maps of the same shapes."""
         x1, x2, x3 = scales[0], scales[1], scales[2]
-        x2_up = self.interpolate(x2, x1)  # Eq. 2
-        x3_up = self.interpolate(x3, x1)
+        height, width = x1.shape[-2], x1.shape[-1]
+        x2_up = resize(x2, height, width, self.interpolation)  # Eq. 2
+        x3_up = resize(x3, height, width, self.interpolation)
         if x1.dtype == torch.float16:
             # Three factors of 41 exceed the range of float16, up to 65504; sums in later layers exceed it far earlier.
             m = (x1.float() * x2_up * x3_up).clamp(-4096, 4096).half()
@@ -100,9 +102,6 @@ class HierarchicalScaleAttention(nn.Module):
             m = self.gate * m
         return [
             x1 + m,  # Eqs. 4 and 5; x1 keeps its grid
-            self.interpolate(x2_up + m, x2),
-            self.interpolate(x3_up + m, x3),
+            resize(x2_up + m, x2.shape[-2], x2.shape[-1], self.interpolation),
+            resize(x3_up + m, x3.shape[-2], x3.shape[-1], self.interpolation),
         ]
-
-    def interpolate(self, x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(x, size=like.shape[-2:], mode=self.interpolation)
