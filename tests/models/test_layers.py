@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from msff_timm.models.layers import (
     ClassWiseLinear,
+    Dropout,
     GlobalFeatureEnhancement,
     HierarchicalScaleAttention,
     MultiHeadAttention,
@@ -273,3 +274,35 @@ def test_class_wise_linear_scores_each_label_by_its_feature():
         for k in range(3):
             expected = classifier.weight[k] @ z[b, k] + classifier.bias[k]
             torch.testing.assert_close(classifier(z)[b, k], expected)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_dropout_zeroes_its_share_and_scales_the_rest(dtype):
+    torch.manual_seed(0)
+    x = torch.ones(1001, 101, dtype=dtype, requires_grad=True)
+    dropped = Dropout(0.1)(x)
+    rate = 26 / 256
+    share = (dropped == 0).double().mean().item()
+    assert abs(share - rate) < 5 * math.sqrt(rate * (1 - rate) / x.numel())
+    for axis in (0, 1):  # no row or column differs from the others by more than chance
+        shares = (dropped == 0).double().mean(axis)
+        assert ((shares - rate).abs() < 5 * math.sqrt(rate * (1 - rate) / x.shape[axis])).all()
+    kept = dropped[dropped != 0]
+    assert (kept == torch.tensor(1 / (1 - rate), dtype=dtype)).all()
+    dropped.sum().backward()
+    assert torch.equal(x.grad, dropped.detach())
+
+
+def test_dropout_depends_on_the_seed_alone():
+    x = torch.randn(7, 5)
+    torch.manual_seed(1)
+    first, second = Dropout(0.5)(x), Dropout(0.5)(x)
+    torch.manual_seed(1)
+    assert torch.equal(Dropout(0.5)(x), first)
+    assert not torch.equal(first, second)
+
+
+def test_dropout_of_rate_0_or_in_inference_is_the_identity():
+    x = torch.randn(7, 5)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert torch.equal(Dropout(0.5).eval()(x), x)

@@ -2,6 +2,7 @@
 
 from .attention import AttentionLayer
 from .classifier import ClassWiseLinear, GroupLinear
+from .dropout import Dropout
 from .position import PositionEncoding, flatten_scales, split_scales, stack_scales
 from .resize import resize
 from .scale_attention import FUSION_MODES, INTERPOLATIONS, HierarchicalScaleAttention, MultiScaleProjection
@@ -12,6 +13,7 @@ __all__ = [
     'INTERPOLATIONS',
     'AttentionLayer',
     'ClassWiseLinear',
+    'Dropout',
     'GlobalFeatureEnhancement',
     'GroupLinear',
     'HierarchicalScaleAttention',

@@ -4,6 +4,8 @@ import torch
 import torch.nn as nn
 from timm.layers import Mlp
 
+from .dropout import Dropout
+
 __all__ = ['AttentionLayer']
 
 
@@ -27,9 +29,10 @@ class AttentionLayer(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         self.attn = nn.MultiheadAttention(embed_dim, num_heads, drop_rate, batch_first=True, **dd)
         self.norm1 = nn.LayerNorm(embed_dim, **dd)
-        self.ffn = Mlp(embed_dim, ffn_dim, act_layer=nn.ReLU, drop=(drop_rate, 0.0), **dd)
+        self.ffn = Mlp(embed_dim, ffn_dim, act_layer=nn.ReLU, **dd)
+        self.ffn.drop1 = Dropout(drop_rate)
         self.norm2 = nn.LayerNorm(embed_dim, **dd)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
 
     def init_weights(self) -> None:
         # nn.MultiheadAttention has no public method that initializes it.

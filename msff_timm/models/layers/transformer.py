@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from timm.layers import Mlp, register_notrace_module
 from timm.models import checkpoint
 
+from .dropout import Dropout
+
 __all__ = ['GlobalFeatureEnhancement', 'MultiHeadAttention', 'RegionSelection', 'TransformerLayer']
 
 
@@ -93,9 +95,10 @@ class TransformerLayer(nn.Module):
         self.norm0 = nn.LayerNorm(embed_dim, **dd) if self_attn else None
         self.attn = MultiHeadAttention(embed_dim, num_heads, drop_rate, **dd)
         self.norm1 = nn.LayerNorm(embed_dim, **dd)
-        self.ffn = Mlp(embed_dim, ffn_dim, act_layer=nn.ReLU, drop=(drop_rate, 0.0), **dd)
+        self.ffn = Mlp(embed_dim, ffn_dim, act_layer=nn.ReLU, **dd)
+        self.ffn.drop1 = Dropout(drop_rate)
         self.norm2 = nn.LayerNorm(embed_dim, **dd)
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.init_weights()
 
     def init_weights(self) -> None:
