@@ -112,8 +112,8 @@ def load(
         raise unknown('value of difficult', difficult, DIFFICULT)
     if missing is not None and missing not in MISSING:
         raise unknown('value of missing', missing, MISSING)
-    if streaming and name != 'hub':
-        raise InputError(f'streaming is for data sets of the Hub, but {name} is on this machine: set it to false.')
+    if streaming and name not in ('hub', 'webdataset'):
+        raise InputError(f'streaming is for hub and webdataset, but data.name is {name}: set it to false.')
     for setting, path in (('root', root), ('image_root', image_root)):
         try:
             os.path.abspath(path or '').encode()

@@ -22,7 +22,7 @@ from .text import is_one_line, join_names, quote
 
 __all__ = ['load']
 
-IMAGE_COLUMNS = {'table': ('image', 'file_name', 'path'), 'folder': ('file_name',)}
+IMAGE_COLUMNS = {'table': ('image', 'file_name', 'path'), 'folder': ('file_name',), 'roboflow': ('filename',)}
 
 
 def load(name: str, split: str, root: str | None, settings: ColumnSettings) -> Dataset:
@@ -34,7 +34,7 @@ def load(name: str, split: str, root: str | None, settings: ColumnSettings) -> D
     nothing else and is not called `labels`. Images are named by the column `image_id`, else by their path as written.
 
     Args:
-        name: `table` or `folder`.
+        name: `table`, `folder` or `roboflow`.
         split: `train`, `validation` or `test`.
         root: Folder of the tables, or a single table.
         settings: Settings of the columns.

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 __all__ = ['FORMATS', 'load']
 
 # Module of each format, by its name in `data.name`
-FORMATS: dict[str, str] = {}
+FORMATS: dict[str, str] = {
+    'cvat': 'cvat',
+    'folders': 'class_folders',
+    'label_studio': 'label_studio',
+    'roboflow': 'roboflow_classes',
+    'webdataset': 'webdataset',
+}
 
 
 def load(name: str, split: str, root: str | None, **settings: object) -> 'datasets.Dataset | datasets.IterableDataset':
