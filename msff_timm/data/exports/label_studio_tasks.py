@@ -46,7 +46,7 @@ class Export:
         image_column: Field of the tasks that names the image; None if it is not known.
 
     Attributes:
-        tasks: Tasks in the order of the file; in JSON_MIN and CSV, one for each annotation.
+        tasks: Tasks in the order of the file.
         choices: Labels that are choices of whole images, by the name of their control.
         others: Number of results that are not labels by the name of their control.
         num_skipped: Number of annotations that were skipped.
@@ -100,9 +100,10 @@ class Export:
     def _read_rows(self, rows: list[dict], where: Callable[[int], str]) -> None:
         """Reads JSON_MIN or CSV: a row per annotation, which has the fields of its task as well."""
         columns = self._answer_columns(rows)
+        tasks: dict[str, Task] = {}
         for number, row in enumerate(rows):
             data = {name: value for name, value in row.items() if name not in columns and name not in ABOUT}
-            task = Task(where(number), data)
+            task = tasks.setdefault(str(row.get('id', where(number))), Task(where(number), data))
             if row.get('annotation_id', number) not in (None, ''):
                 answer: dict[str, set[str]] = defaultdict(set)
                 for name in columns:
@@ -112,7 +113,7 @@ class Export:
                             self._add(answer, name, {'choices': [item]} if isinstance(item, str) else item, task.where)
                 task.answers.append(dict(answer))
                 task.truths.append(False)
-            self.tasks.append(task)
+        self.tasks = list(tasks.values())
 
     def _answer_columns(self, rows: list[dict]) -> list[str]:
         """Returns the columns of controls in JSON_MIN or CSV.

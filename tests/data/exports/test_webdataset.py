@@ -1,11 +1,15 @@
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 
 import datasets
 import pytest
 from datasets.distributed import split_dataset_by_node
 from exported import encoded, fails, labels_of, recognised
+from hub_server import HubServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -254,6 +258,25 @@ def test_recognise_webdataset(tmp_path):
     assert recognised('webdataset', tmp_path / 'shards' / 'val-000000.tar') == 'val-000000.tar'
     write(tmp_path / 'others' / 'photos.tar', [('0', {'png': encoded(0)})])
     assert recognised('webdataset', tmp_path / 'others') is None
+
+
+STREAM = """
+from msff_timm.data import load
+root = 'hf://datasets/org/shards'
+for root in (root, root + '/val-{000000..000000}.tar'):
+    for streaming in (False, True):
+        print(*(row['image_id'] for row in load('webdataset', 'validation', root, streaming=streaming)))
+"""
+
+
+def test_load_webdataset_reads_shards_of_the_hub(tmp_path):
+    """In a process of its own: clients of the Hub read its address at import."""
+    export(tmp_path / 'datasets' / 'org' / 'shards', as_cls)
+    with HubServer(tmp_path) as server:
+        environment = {**os.environ, 'HF_ENDPOINT': server.url, 'HF_HOME': str(tmp_path / 'home')}
+        command = [sys.executable, '-c', STREAM]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.stdout.splitlines() == 4 * [' '.join(VALIDATION)], result.stderr
 
 
 values = st.recursive(
