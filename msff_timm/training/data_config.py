@@ -191,8 +191,8 @@ class DataConfig(SourceConfig):
     """Settings of the data of a training run.
 
     Args:
-        streaming: True to stream a training split from the Hub or WebDataset shards, without a copy on disk; needs `train_size`, the number
-            of images in an epoch.
+        streaming: True to stream a training split from the Hub or from WebDataset shards, without a copy on disk; needs
+            `train_size`, the number of images in an epoch.
         unreadable: Handling of a training image that cannot be read: skip, with a warning (over 1 % of them end the
             run), or error.
         train_split: Training split.

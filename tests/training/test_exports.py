@@ -7,6 +7,7 @@ import shlex
 import datasets
 import pytest
 
+from made_classes import CLASS_WRITERS
 from made_exports import WRITERS, make
 from msff_timm.training import evaluate, train
 from msff_timm_cli import commands as cli
@@ -28,10 +29,14 @@ def run(monkeypatch, capsys, module, *arguments):
     return capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize('name', ['coco_roboflow', 'voc_roboflow', 'yolo_roboflow'])
-def test_exports_train_and_evaluate_through_the_commands(name, tmp_path, monkeypatch, capsys):
-    root = make({writer.__name__: writer for writer in WRITERS}[name], tmp_path / 'my set')
-    form = name.partition('_')[0]
+OBJECTS = {writer.__name__: writer for writer in WRITERS}
+EXPORTS = {name: OBJECTS[f'{name}_roboflow'] for name in ('coco', 'voc', 'yolo')}
+EXPORTS |= {writer.__name__: writer for writer in CLASS_WRITERS}
+
+
+@pytest.mark.parametrize('form', EXPORTS)
+def test_exports_train_and_evaluate_through_the_commands(form, tmp_path, monkeypatch, capsys):
+    root = make(EXPORTS[form], tmp_path / 'my set')
     assert cli.main(['data', 'my set']) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(f'recognised as {form} by ')
