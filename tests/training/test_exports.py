@@ -101,3 +101,12 @@ def test_data_refuses_what_is_no_data(arguments, message, capsys):
 )
 def test_train_chooses_recipe_by_what_is_named(arguments, recipe):
     assert train.default_recipe(arguments.split()).stem == recipe
+
+
+def test_webdataset_streams_in_training(tmp_path, monkeypatch, capsys):
+    root = make(EXPORTS['webdataset'], tmp_path / 'shards')
+    stream = ['--data.name=webdataset', '--data.streaming=true', '--data.train_size=4', '--optim.loss=bce']
+    run(monkeypatch, capsys, train, '--config=finetune', f'--data.root={root}', *stream, *TINY, '--output=run')
+    results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+    assert results['data']['name'] == 'webdataset' and results['num_images'] == 2
+    assert results['labels']['dog'] | {'AP': None} == {'AP': None, 'num_positives': 1, 'num_negatives': 1}
