@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...errors import InputError
+from ...errors import InputError, unknown
 from ..text import list_folder
 
 if TYPE_CHECKING:
@@ -59,8 +59,12 @@ class Recognised(NamedTuple):
 
 def load(name: str, split: str, root: str | None, **settings: object) -> 'datasets.Dataset | datasets.IterableDataset':
     """Loads one split of an export; hands each reader the settings that it uses."""
+    from ..table_splits import SPLITS
+
     if not root:
         raise InputError(f'{name} needs data.root: set it to the folder of the export.')
+    if split not in SPLITS:
+        raise unknown(f'split of {name}', split, SPLITS)
     reader = import_module(f'.{FORMATS[name]}', __name__).load
     used = [key for key, parameter in signature(reader).parameters.items() if parameter.kind == parameter.KEYWORD_ONLY]
     return reader(split, Path(root), **{key: settings[key] for key in used})

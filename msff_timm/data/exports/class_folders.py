@@ -7,6 +7,7 @@ CVAT's export "ImageNet" has this layout, too.
 import hashlib
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -45,7 +46,7 @@ def recognise(root: Path) -> str | None:
     return f'a folder of images per label ({join_names(labels, 5)})'
 
 
-def load(split: str, root: Path, *, label_names: list[str] | None = None) -> Dataset:
+def load(split: str, root: Path, *, label_names: Sequence[str] | None = None) -> Dataset:
     """Loads one split of images in a folder per label.
 
     Without folders of splits, all images belong to `train`. The labels of all splits, sorted, are the label names.
@@ -61,8 +62,9 @@ def load(split: str, root: Path, *, label_names: list[str] | None = None) -> Dat
     tree = Tree(root)
     splits, notes = _find(tree)
     choose_split(split, splits, tree.root)
-    states = {name: os.stat(tree.root / name) for name in sorted(set().union(*splits[split].values()))}
-    stamps = [(name, state.st_size, state.st_mtime_ns) for name, state in states.items()]
+    files = sorted(name for files in splits[split].values() for name in files)
+    states = [os.stat(tree.root / name) for name in files]
+    stamps = [(name, state.st_size, state.st_mtime_ns) for name, state in zip(files, states, strict=True)]
     names = sorted({label for folders in splits.values() for label in folders} - {NO_LABEL})
     check_names(str(root), names)
     return cached(
@@ -113,8 +115,8 @@ def _find(tree: Tree) -> tuple[dict[str, Folders], list[str]]:
                 ' labels.'
             )
         notes.append(f'labels: the folders above {paths[0][1]}')
-    unused = [parts for parts in images if not any(parts in folders.values() for folders in inner.values())]
-    unused += [parts for folders in inner.values() for path, parts in folders.items() if not path]
+    used = {parts for folders in inner.values() for path, parts in folders.items() if path}
+    unused = [parts for parts in images if parts not in used]
     if unused:
         count = sum(len(images[parts]) for parts in unused)
         where = join_names(sorted('/'.join(parts) or '.' for parts in unused), 5)
@@ -128,7 +130,9 @@ def _find(tree: Tree) -> tuple[dict[str, Folders], list[str]]:
     return splits, notes
 
 
-def _read(root: Path, folders: Folders, names: list[str], label_names: list[str] | None, notes: list[str]) -> Records:
+def _read(
+    root: Path, folders: Folders, names: list[str], label_names: Sequence[str] | None, notes: list[str]
+) -> Records:
     if label_names is None:
         label_names = names
     for name in names:

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from ...errors import InputError, unknown
 from ..records import Records, cached, make_warning
-from ..text import check_names, is_one_line, quote
+from ..text import check_names, is_one_line, join_names, quote
 from .files import read_head, read_json, select_rows
 from .tree import Tree, join, parts_of, read_tree
 
@@ -112,41 +112,25 @@ def _read(
     names = list(label_names or dict.fromkeys(label for export in exports for label in export.labels))
     where = tree.root / paths[0]
     check_names(f'{where}: labels', names)
-    if not names:
-        raise InputError(f'{where}: contains no labels.')
-    file_of = _by_stem(pictures.images) | {image: image for image in pictures.images}
-    labels_of: dict[str, set[str]] = defaultdict(set)
-    subset_of: dict[str, str | None] = {}
-    lost = []
     for export in exports:
-        folder = '' if pictures.root != tree.root else '/'.join(parts_of(export.path)[:-1])
-        if folder and folder.split('/')[-1] == 'annotations':  # of Datumaro, beside `images`
-            folder = '/'.join(parts_of(folder)[:-1])
-        for name, subset, labels in export.images:
-            for label in sorted(labels):
-                if label not in names:
-                    raise InputError(f'{tree.root / export.path}: {name}: {unknown("label", label, names)}')
-            image = next(filter(None, map(file_of.get, _candidates(folder, subset, name))), None)
-            if image is None:
-                lost.append(name)
-                continue
-            labels_of[image] |= labels
-            subset_of[image] = subset
+        for name, _, labels in export.images:
+            for label in sorted(labels - set(names)):
+                raise InputError(f'{tree.root / export.path}: {name}: {unknown("label", label, names)}')
+    labels_of, subset_of, lost = _find_images(exports, pictures, tree)
     total = sum(len(export.images) for export in exports)
     problem = f'images that are not in {pictures.root}: {len(lost)} of {total}'
+    problem += f' (e.g. {quote(lost[0])})' if lost else ''
     if not labels_of:
-        example = f' (e.g. {quote(lost[0])})' if lost else ''
-        raise InputError(f'{where}: {problem}{example}: set data.image_root to the folder of the images.')
+        raise InputError(f'{where}: {problem}: set data.image_root to the folder of the images.')
     images = sorted(labels_of)
     rows, rule = select_rows(where, split, [subset_of[image] for image in images], images)
     images = [images[row] for row in rows]
-    unlabelled = [image for image in images if not labels_of[image]]
-    notes = [f'labels: of tags and objects in {", ".join(paths[:3])}{", ..." if len(paths) > 3 else ""}', rule]
-    if unlabelled and keep_unlabelled is False:
-        images = [image for image in images if labels_of[image]]
-        notes.append(f'not used: {len(unlabelled)} images without labels (data.keep_unlabelled)')
-    elif unlabelled:
-        notes.append(f'{len(unlabelled)} of {len(images)} images have no labels (data.keep_unlabelled)')
+    notes = [f'labels: of tags and objects in {join_names(paths, 3)}', rule]
+    if unlabelled := sum(not labels_of[image] for image in images):
+        is_kept = keep_unlabelled is not False
+        how = 'have no labels' if is_kept else 'are left out: they have no labels'
+        notes.append(f'{unlabelled} of {len(images)} images {how} (data.keep_unlabelled)')
+        images = [image for image in images if is_kept or labels_of[image]]
     if not images:
         raise InputError(f'{where}: has no images with labels in the split {split}.')
     number_of = {name: number for number, name in enumerate(names)}
@@ -157,9 +141,31 @@ def _read(
         ignore=[[] for _ in images],
         areas=[[] for _ in images],
         image_ids=images,
-        warning=make_warning(where, [f'{problem} (e.g. {quote(lost[0])})'] if lost else [], [], split, missing),
+        warning=make_warning(where, [problem] if lost else [], [], split, missing),
         notes=notes,
     )
+
+
+def _find_images(
+    exports: list[Export], pictures: Tree, tree: Tree
+) -> tuple[dict[str, set[str]], dict[str, str | None], list[str]]:
+    """Returns the labels and the subset of each image by its path, and the names of missing images."""
+    file_of = _by_stem(pictures.images) | {image: image for image in pictures.images}
+    labels_of: dict[str, set[str]] = defaultdict(set)
+    subset_of: dict[str, str | None] = {}
+    lost = []
+    for export in exports:
+        folder = parts_of(export.path)[:-1] if pictures.root == tree.root else []
+        if folder[-1:] == ['annotations']:  # of Datumaro, beside `images`
+            folder = folder[:-1]
+        for name, subset, labels in export.images:
+            image = next(filter(None, map(file_of.get, _candidates('/'.join(folder), subset, name))), None)
+            if image is None:
+                lost.append(name)
+                continue
+            labels_of[image] |= labels
+            subset_of[image] = subset
+    return labels_of, subset_of, lost
 
 
 def _by_stem(images: list[str]) -> dict[str, str]:
@@ -171,6 +177,7 @@ def _by_stem(images: list[str]) -> dict[str, str]:
 
 
 def _candidates(folder: str, subset: str | None, name: str) -> list[str]:
+    """Returns the paths that an image may have in the folder of its export."""
     name = '/'.join(part for part in name.replace('\\', '/').split('/') if part not in ('', '.'))
     inner = [join(subset, name), name] if subset else [name]
     return [join(folder, path) for path in (*(f'images/{path}' for path in inner), *inner)]

@@ -19,9 +19,9 @@ from datasets import Dataset, IterableDataset, StreamingDownloadManager
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.webdataset.webdataset import base_plus_ext
 from fsspec.implementations.local import LocalFileSystem
-from PIL import Image
 
 from ...errors import InputError, one_line
+from ..formats import image_suffixes
 from ..label_cells import encode
 from ..label_lists import LabelLists, find_delimiter, texts_of
 from ..records import features, set_notes
@@ -60,6 +60,14 @@ class Format:
     image: str | None
     delimiter: str | None
     has_vectors: bool = False
+
+    def find_image(self, fields: Fields, where: str) -> str:
+        """Returns the extension of the image of a sample."""
+        found = [self.image] if self.image in fields else [field for field in fields if _is_image(field)]
+        if len(found) != 1 or self.image not in (None, found[0]):
+            wanted = f'.{self.image}' if self.image else 'image, or several: set data.image_column to an extension'
+            raise InputError(f'{where} has no {wanted} (found: {join_names(sorted(fields))}).')
+        return found[0]
 
     def read_items(self, fields: Fields, where: str) -> list[object]:
         """Returns the labels of a sample as they are written: numbers, or text."""
@@ -149,48 +157,41 @@ def load(
             when it is read.
     """
     where = re.sub('^([a-z0-9]{2,}):/+', r'\1://', str(root))  # `Path` merges the slashes of a URL
-    try:
-        system, folder, shards = _find_shards(where)
-        splits = _divide(shards, folder, where)
-        choose_split(split, splits, where)
-        names, source = list(label_names or ()), 'data.label_names'
-        if not names:
-            names, source = _read_names(system, folder)
-        stamps = tuple(system.ukey(shard) for shard in splits[split])
-        urls = {
-            key: [path if isinstance(system, LocalFileSystem) else system.unstrip_protocol(path) for path in paths]
-            for key, paths in splits.items()
-        }
-    except (OSError, ValueError, ImportError) as e:
-        if isinstance(e, InputError):
-            raise
-        raise InputError(f'{where}: cannot be listed ({one_line(e)}).') from None
-    looked_at = list(islice(_samples(urls[split][0]), NUM_LOOKED_AT))
-    if not looked_at:
-        raise InputError(f'{urls[split][0]}: contains no samples.')
-    form = _find_format(looked_at, image_column, label_columns, label_delimiter, urls[split][0])
+    source = _Source(where)
+    choose_split(split, source.shards, where)
+    first = source.shards[split][0]
+    samples = list(islice(_samples(first), NUM_LOOKED_AT))
+    if not samples:
+        raise InputError(f'{first}: contains no samples.')
+    form = _find_format(samples, image_column, label_columns, label_delimiter, first)
+    names, origin, how = list(label_names or ()), 'data.label_names', ''
+    if not names:
+        names, origin = source.read_names()
     if not names and streaming:
         raise InputError(
             f'{where}: the labels of a stream are not known in advance: set data.label_names, or write them to'
             ' classes.txt beside the shards, one on each line.'
         )
-    note = ''
     if not names:
-        names, form, note = _collect_names(urls, form, where)
-        source = 'all that occur'
-    check_names(f'{where}: {source}', names)
-    form = replace(form, has_vectors=_has_vectors(looked_at, form, len(names), urls[split][0]))
-    arguments = {'shards': urls[split], 'form': form, 'names': tuple(names), 'folder': folder, 'stamps': stamps}
-    others = sorted(
-        {f'.{field}' for _, fields in looked_at for field in fields if not _is_image(field)} - {f'.{form.field}'}
-    )
-    line = f'labels: .{form.field}' + (f', key {form.key!r}' if form.key else '') + note
-    line += ', one 0 or 1 for each label' if form.has_vectors else ''
-    line += f'; names: {source}' + (f'; not labels: {join_names(others)}' if others else '')
+        names, form, how = _collect_names(source.shards, form, where)
+        origin = 'all that occur'
+    check_names(f'{where}: {origin}', names)
+    if _has_vectors(samples, form, len(names), first):
+        form, how = replace(form, has_vectors=True), ', one 0 or 1 for each label'
+    kinds = {f'.{field}' for _, fields in samples for field in fields if not _is_image(field)} - {f'.{form.field}'}
+    note = f'labels: .{form.field}' + (f', key {form.key!r}' if form.key else '') + f'{how}; names: {origin}'
+    note += f'; not labels: {join_names(sorted(kinds))}' if kinds else ''
+    arguments = {
+        'shards': source.shards[split],
+        'form': form,
+        'names': tuple(names),
+        'folder': source.folder,
+        'stamps': source.stamps(split),
+    }
     if streaming:
-        return set_notes(IterableDataset.from_generator(_rows, features(names), arguments), [line])
+        return set_notes(IterableDataset.from_generator(_rows, features(names), arguments), [note])
     try:
-        return set_notes(Dataset.from_generator(_rows, features(names), gen_kwargs=arguments), [line])
+        return set_notes(Dataset.from_generator(_rows, features(names), gen_kwargs=arguments), [note])
     except DatasetGenerationError as e:
         raise e.__cause__ if isinstance(e.__cause__, InputError) else e from None
 
@@ -201,22 +202,17 @@ def _rows(
     """Yields the rows of shards; `stamps` makes `datasets` read shards anew after they have changed."""
     number_of = {name: number for number, name in enumerate(names)}
     for shard in shards:
-        base = shard.partition('://')[2].removeprefix(folder) if '://' in shard else shard.removeprefix(folder)
-        base = re.sub(r'\.(tar|tgz|tar\.gz)$', '', base.lstrip('/'))
+        base = re.sub(r'\.(tar|tgz|tar\.gz)$', '', shard.removeprefix(folder).lstrip('/'))
         keys = set()
         for key, fields in _samples(shard):
             where = f'{shard}: {key}'
             if key in keys:
                 raise InputError(f'{where} occurs twice: the files of a sample must follow each other.')
             keys.add(key)
-            image = form.image if form.image in fields else None
-            images = [image] if image else [field for field in fields if _is_image(field)]
-            if len(images) != 1 or form.image not in (None, images[0]):
-                wanted = f'.{form.image}' if form.image else 'image, or several: set data.image_column to an extension'
-                raise InputError(f'{where} has no {wanted} (found: {join_names(sorted(fields))}).')
+            image = form.find_image(fields, where)
             labels, _ = encode(form.read_labels(fields, names, where), (), number_of, where)
             yield {
-                'image': {'bytes': fields[images[0]], 'path': f'{os.path.basename(key)}.{images[0]}'},
+                'image': {'bytes': fields[image], 'path': f'{os.path.basename(key)}.{image}'},
                 'labels': labels,
                 'ignore': [],
                 'area': [],
@@ -247,28 +243,74 @@ def _samples(shard: str, with_images: bool = True) -> Iterator[tuple[str, Fields
 
 
 def _is_image(field: str) -> bool:
-    return Image.registered_extensions().get(f'.{field.rpartition(".")[2]}') in Image.OPEN
+    return f'.{field.rpartition(".")[2]}' in image_suffixes()
 
 
 # --- shards
 
 
-def _find_shards(root: str) -> tuple[fsspec.AbstractFileSystem, str, list[str]]:
-    """Returns the file system, the folder of the shards and their sorted paths."""
-    system, path = fsspec.url_to_fs(root)
-    if system.isdir(path):
-        shards = [name for name in system.find(path) if name.endswith(SUFFIXES)]
-        shards = sorted(name for name in shards if not re.search(r'/(\.|__)', name.removeprefix(path)))
-        if not shards:
-            raise InputError(f'{root}: contains no shards, e.g. train-000000.tar.')
-        return system, path, shards
-    shards = _expand(path)
-    folders = {os.path.dirname(shard) for shard in shards}
-    there = set().union(*(system.find(folder, maxdepth=1) for folder in folders))
-    missing = [shard for shard in shards if shard not in there]
-    if missing:
-        raise InputError(f'{root}: {len(missing)} of {len(shards)} shards are missing (e.g. {missing[0]}).')
-    return system, os.path.commonpath(folders), shards
+class _Source:
+    """Shards in a folder or at paths with braces, on this machine or at a URL.
+
+    Args:
+        root: Folder or pattern.
+
+    Attributes:
+        folder: Path or URL of the folder of all shards.
+        shards: Sorted paths or URLs of the shards of each split.
+
+    Raises:
+        InputError: There are no shards, some are missing, or only some name a split.
+    """
+
+    def __init__(self, root: str):
+        try:
+            self._system, path = fsspec.url_to_fs(root)
+            folder, paths = self._find(root, path)
+        except (OSError, ValueError, ImportError) as e:
+            raise e if isinstance(e, InputError) else InputError(f'{root}: cannot be listed ({one_line(e)}).') from None
+        self.folder = self._url(folder)
+        splits = _divide(paths, folder, root)
+        self.shards = {split: list(map(self._url, paths)) for split, paths in splits.items()}
+
+    def _find(self, root: str, path: str) -> tuple[str, list[str]]:
+        """Returns the folder of the shards and their sorted paths."""
+        if self._system.isdir(path):
+            paths = sorted(name for name in self._system.find(path) if name.endswith(SUFFIXES))
+            paths = [name for name in paths if not re.search(r'/(\.|__MACOSX/)', name.removeprefix(path))]
+            if not paths:
+                raise InputError(f'{root}: contains no shards, e.g. train-000000.tar.')
+            return path, paths
+        paths = _expand(path)
+        folders = {os.path.dirname(name) for name in paths}
+        there = set().union(*(self._system.find(folder, maxdepth=1) for folder in folders))
+        missing = [name for name in paths if name not in there]
+        if missing:
+            raise InputError(f'{root}: {len(missing)} of {len(paths)} shards are missing (e.g. {missing[0]}).')
+        return os.path.commonpath(folders), paths
+
+    def _url(self, path: str) -> str:
+        return path if isinstance(self._system, LocalFileSystem) else self._system.unstrip_protocol(path)
+
+    def stamps(self, split: str) -> tuple[str, ...]:
+        """Returns a text for each shard that changes with its content."""
+        return tuple(map(self._system.ukey, self.shards[split]))
+
+    def read_names(self) -> tuple[list[str], str]:
+        """Returns the label names of a file beside the shards, and the name of the file; empty without such a file."""
+        for name in NAME_FILES:
+            path = f'{self.folder}/{name}'
+            if not self._system.isfile(path):
+                continue
+            try:
+                text = self._system.cat_file(path).decode('utf-8-sig')
+                names = json.loads(text) if name.endswith('.json') else text.splitlines()
+            except (ValueError, RecursionError) as e:
+                raise InputError(f'{path}: cannot be read ({quote(str(e))}).') from None
+            if not isinstance(names, list) or not all(isinstance(label, str) for label in names):
+                raise InputError(f'{path}: contains {quote(names)}: must be a list of label names.')
+            return [label.strip() for label in names if label.strip()], name
+        return [], ''
 
 
 def _expand(pattern: str) -> list[str]:
@@ -346,23 +388,6 @@ def _has_vectors(samples: list[tuple[str, Fields]], form: Format, num_labels: in
     """Returns whether each of the first samples has one 0 or 1 for each label."""
     rows = [form.read_items(fields, f'{shard}: {key}') for key, fields in samples]
     return num_labels > 1 and all(len(row) == num_labels and {0, 1}.issuperset(row) for row in rows)
-
-
-def _read_names(system: fsspec.AbstractFileSystem, folder: str) -> tuple[list[str], str]:
-    """Returns the label names of a file beside the shards, and the name of the file."""
-    for name in NAME_FILES:
-        path = f'{folder}/{name}'
-        if not system.isfile(path):
-            continue
-        try:
-            text = system.cat_file(path).decode('utf-8-sig')
-            names = json.loads(text) if name.endswith('.json') else text.splitlines()
-        except (ValueError, RecursionError) as e:
-            raise InputError(f'{path}: cannot be read ({quote(str(e))}).') from None
-        if not isinstance(names, list) or not all(isinstance(label, str) for label in names):
-            raise InputError(f'{path}: contains {quote(names)}: must be a list of label names.')
-        return [label.strip() for label in names if label.strip()], name
-    return [], ''
 
 
 def _collect_names(splits: dict[str, list[str]], form: Format, root: str) -> tuple[list[str], Format, str]:
