@@ -73,17 +73,15 @@ def load(
         raise InputError(
             f'{root}: contains several exports ({names}): set data.root to one of them, or name them train.json etc.'
         )
-    is_single = len(paths) == 1
-    if not is_single:
-        choose_split(split, by_split, root)
+    part = choose_split(split, by_split, root)  # None for a file that may hold several splits
     pictures = Tree(Path(image_root or tree.root))
 
     def read() -> Records:
         exports = {path: Export(path, label_columns, image_column) for path in paths}
         names = list(label_names) if label_names is not None else None
-        reader = _Reader(exports[paths[0] if is_single else by_split[split]], pictures, missing)
+        reader = _Reader(exports[by_split[part]], pictures, missing)
         reader.find_labels(list(exports.values()), label_columns, names)
-        return reader.read(split, image_column, is_single)
+        return reader.read(split, image_column, may_hold_several=part is None)
 
     return cached(
         read,
@@ -151,15 +149,15 @@ class _Reader:
                 raise InputError(f'{self.path}: {unknown("label", label, self.label_names)}')
         check_names(f'{self.path}: labels', self.label_names)
 
-    def read(self, split: str, image_column: str | None, is_single: bool) -> Records:
-        """Reads one split; a single export may hold several."""
+    def read(self, split: str, image_column: str | None, may_hold_several: bool) -> Records:
+        """Reads the images of one split."""
         annotated = [task for task in self.tasks if task.answers]
         paths, lost, notes = self._find_images(annotated, image_column)
         tasks_of: dict[str, list[Task]] = defaultdict(list)
         for task, path in zip(annotated, paths, strict=True):
             if path is not None:
                 tasks_of[path].append(task)
-        images, rule = self._select(split, tasks_of) if is_single else (list(tasks_of), None)
+        images, rule = self._select(split, tasks_of) if may_hold_several else (list(tasks_of), None)
         number_of = {name: number for number, name in enumerate(self.label_names)}
         states = [self._labels(tasks_of[image]) for image in images]
         labels, ignore = ([sorted(map(number_of.get, names)) for names in row] for row in zip(*states, strict=True))

@@ -230,6 +230,8 @@ def test_load_label_studio_divides_by_folders_or_files(tmp_path):
     assert labels_of('label_studio', 'validation', tmp_path) == {'photos/val/1.png': {'val'}}
     assert label_names(load('label_studio', 'train', str(tmp_path))) == ['train', 'val']
     fails('label_studio', tmp_path, 'no split test', split='test')
+    (tmp_path / 'train.json').unlink()
+    fails('label_studio', tmp_path, 'no split train')
 
 
 def test_load_label_studio_needs_one_field_of_images(root):
