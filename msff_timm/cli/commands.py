@@ -5,6 +5,8 @@ from . import startup  # noqa: F401  isort: skip
 import argparse
 import json
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -175,12 +177,15 @@ def _space(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from msff_timm.data import notes
+    from msff_timm.data import NAMES, notes
     from msff_timm.data.inspect import draw, inspect, load_splits
     from msff_timm.files import check_folder
 
-    output = args.output or f'inspect-{args.name}'
+    output = args.output or f'inspect-{Path(args.name).resolve().name}'
     check_folder(output, '--output')
+    is_given = args.name in NAMES and args.name != 'auto'
+    if not is_given:
+        print(_recognise(args))
     splits, not_loaded = load_splits(args.name, args.splits, **{key: getattr(args, key) for key in LOADING})
     for message in not_loaded:
         log.warning('left out: %s', message)
@@ -190,7 +195,39 @@ def _data(args: argparse.Namespace) -> int:
     report = inspect(splits, args.check, args.workers, masking)
     print('\n'.join(report.lines()), flush=True)
     print('\n'.join(map(str, draw(report, splits, output))))
+    if args.root:
+        print(f'train: {_train_command(args, is_given)}')
     return 0 if report.is_complete else 1
+
+
+def _recognise(args: argparse.Namespace) -> str:
+    """Replaces the folder of `data FOLDER` by the name of its format and `--root`; returns a line on what decided."""
+    from msff_timm.data import NAMES
+    from msff_timm.data.exports import recognise
+    from msff_timm.errors import InputError, unknown
+
+    root = args.root if args.name == 'auto' else args.name
+    if args.name != 'auto' and (args.root or not (os.path.exists(root) or '/' in root)):
+        if args.root:
+            raise unknown('format', args.name, NAMES)
+        raise InputError(f'{root}: there is no such folder or file, and no such format ({", ".join(sorted(NAMES))}).')
+    found = recognise(root)
+    args.name, args.root = found.name, found.root
+    return found.note
+
+
+def _train_command(args: argparse.Namespace, is_named: bool) -> str:
+    """Returns the command that trains on the data with the same settings."""
+    command = ['msff-timm', 'train']
+    if is_named:
+        command += ['--config', 'finetune', '--data.name', args.name]
+    defaults = vars(make_parser().parse_args(['data', args.name]))
+    for key in LOADING:
+        value = getattr(args, key)
+        if key not in ('size', 'image_size') and value != defaults[key]:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            command += [f'--data.{key}', text]
+    return shlex.join(command)
 
 
 def _card(args: argparse.Namespace) -> None:

@@ -136,8 +136,10 @@ def _add_data(commands) -> None:
     command = _add_command(
         commands, 'data', 'inspect a data set before training: label counts, faulty files, sample images'
     )
-    command.add_argument('name', metavar='NAME', help='coco2014, voc2007, table, folder, hub, scenes, ...')
-    command.add_argument('--root', help='folder of the data set, a table, or the id of a data set on the Hub')
+    command.add_argument(
+        'name', metavar='FOLDER', help='folder of a data set, a table, or the id of a data set on the Hub; or a format'
+    )
+    command.add_argument('--root', help='folder, table or id, if the first argument is a format: coco2014, table, ...')
     command.add_argument('--splits', nargs='+', help='splits to inspect (default: train and validation)')
     command.add_argument('--size', type=int, help='number of images of each split, from the first on (default: all)')
     command.add_argument('--image-size', type=int, default=128, help='side of the images of scenes (default: 128)')
@@ -150,7 +152,7 @@ def _add_data(commands) -> None:
         '--difficult', default='ignore', help="VOC's difficult labels: ignore (default), negative or positive"
     )
     command.add_argument('--missing', help='missing image files: skip or error (default: skip in train only)')
-    command.add_argument('--image-root', help='folder of the images that a table names')
+    command.add_argument('--image-root', help='folder of the images that a table or an export names')
     command.add_argument('--image-column', help='column of a table that names the images')
     command.add_argument('--label-columns', type=_names, help='columns of labels: NAME,NAME,...')
     command.add_argument('--label-delimiter', help='text between labels; none for one label per cell (default: detect)')

@@ -19,7 +19,12 @@ __all__ = ['SPLITS', 'SUFFIXES', 'check_split', 'find_files', 'no_split', 'split
 # Names of the splits in `datasets`, in lower case
 SPLIT_OF = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 SPLITS = ('train', 'validation', 'test')
-SUFFIXES = {'table': ('.csv', '.tsv', '.jsonl', '.parquet'), 'folder': ('.csv', '.jsonl', '.parquet')}
+SUFFIXES = {
+    'table': ('.csv', '.tsv', '.jsonl', '.parquet'),
+    'folder': ('.csv', '.jsonl', '.parquet'),
+    'roboflow': ('.csv',),
+}
+STEMS = {'folder': 'metadata', 'roboflow': '_classes'}  # of the table beside the images of a split
 SPLIT_COLUMNS = ('data_split', 'partition', 'phase', 'split', 'subset', 'usage')  # in lower case
 SPLIT_FOLDER = re.compile(rf'({"|".join(SPLIT_OF)})[-._ 0-9]*', re.IGNORECASE)
 
@@ -38,8 +43,8 @@ def find_files(name: str, root: Path) -> dict[str, Path]:
         if name == 'table':
             found.append((standard_split(path.stem), path))
         elif standard_split(path.name) and path.is_dir():
-            found += [(standard_split(path.name), inner) for inner in _entries(path) if inner.stem == 'metadata']
-        elif path.stem == 'metadata':
+            found += [(standard_split(path.name), inner) for inner in _entries(path) if inner.stem == STEMS[name]]
+        elif path.stem == STEMS[name]:
             found.append(('train', path))
     files = {}
     for split, path in found:
@@ -49,7 +54,8 @@ def find_files(name: str, root: Path) -> dict[str, Path]:
             raise InputError(f'{root}: both {files[split]} and {path} are tables of the split {split}: remove one.')
         files[split] = path
     if not files:
-        wanted = 'train.csv (or .tsv, .jsonl, .parquet)' if name == 'table' else 'train/metadata.csv (or .jsonl, ...)'
+        wanted = f'train/{STEMS[name]}.csv' if name in STEMS else 'train.csv'
+        wanted += f' (or {", ".join(others)})' if (others := SUFFIXES[name][1:]) else ''
         raise InputError(f'{root}: contains no {wanted} or table of another split (found: {list_folder(root)}).')
     return {split: files[split] for split in SPLITS if split in files}
 
@@ -64,7 +70,8 @@ def _entries(folder: Path) -> list[Path]:
 def no_split(name: str, split: str, root: Path, files: dict[str, Path]) -> InputError:
     """Returns the error for a split that has no table."""
     found = ', '.join(str(path.relative_to(root)) for path in files.values())
-    return InputError(f'{root}: has no {name} of the split {split} (found: {found}).')
+    what = '_classes.csv' if name == 'roboflow' else name
+    return InputError(f'{root}: has no {what} of the split {split} (found: {found}).')
 
 
 def split_rows(

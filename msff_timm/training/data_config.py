@@ -25,14 +25,16 @@ class SourceConfig:
     """Settings of where images and labels come from: the arguments of `msff_timm.data.load`.
 
     Args:
-        name: Kind of the data: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
+        name: Format of the data: auto to recognise it, coco2014, voc2007, table, folder, hub, coco, voc, yolo, ...
+            (msff_timm/data/README.md).
         root: Folder of a data set on disk, a table, or the id of a data set on the Hub.
         title: Name of the data in results, cards and tables, e.g. of a subset of `name`; null for `name`.
-        keep_unlabelled: True to keep COCO's images without a label; null keeps them in training only.
+        keep_unlabelled: True to keep COCO's images without a label; null keeps those of coco2014 and coco2017 in
+            training only.
         difficult: Reading of VOC's labels whose objects are all difficult: ignore, negative or positive.
-        missing: Handling of missing image files of COCO and VOC, and of images without annotations: skip, with a
-            warning, or error; null skips them in training only.
-        image_root: Folder of the images that a table names; null for the folder of the table.
+        missing: Handling of missing image files of COCO, VOC and exports, and of images without annotations: skip, with
+            a warning, or error; null skips them in training only.
+        image_root: Folder of the images that a table or an export names; null for the folder of the table or export.
         image_column: Column of the images in a table or a data set on the Hub; null to detect it.
         label_columns: Column of the labels, or one column of 1, 0 and -1 for each label; null to detect them.
         label_delimiter: Delimiter of the labels in a column of text; none if each text is one label; null to detect it.
@@ -76,6 +78,22 @@ class SourceConfig:
             raise InputError('data.label_delimiter is empty: must be the text between two labels.')
         check_one_of('data.minus_one', self.minus_one, msff_timm.data.MEANINGS)
         check_one_of('data.blank', self.blank, msff_timm.data.MEANINGS)
+
+    def recognise(self) -> str | None:
+        """Replaces the name `auto` by the format that is recognised, and the root by what is to be read.
+
+        Returns:
+            Line on what was recognised; None if the name is not `auto`.
+        """
+        if self.name != 'auto':
+            return None
+        found = msff_timm.data.exports.recognise(self.root)
+        self.name, self.root = found.name, found.root
+        self.validate()
+        return found.note
+
+    def validate(self) -> None:
+        self.check_source()
 
     def load(
         self, split: str, size: int | None, image_size: int, streaming: bool = False
@@ -154,7 +172,7 @@ class SourceConfig:
             choices['difficult'] = self.difficult
         if self.missing is not None:
             choices['missing'] = self.missing
-        if self.name in ('table', 'folder', 'hub'):
+        if self.name in ('table', 'folder', 'hub', *msff_timm.data.exports.FORMATS):
             if self.root is not None:
                 is_id = self.name == 'hub' and not os.path.isdir(self.root)
                 # The rest of a path means nothing on another machine.
@@ -173,8 +191,8 @@ class DataConfig(SourceConfig):
     """Settings of the data of a training run.
 
     Args:
-        streaming: True to stream a training split from the Hub, without a copy on disk; needs `train_size`, the number
-            of images in an epoch.
+        streaming: True to stream a training split from the Hub or from WebDataset shards, without a copy on disk; needs
+            `train_size`, the number of images in an epoch.
         unreadable: Handling of a training image that cannot be read: skip, with a warning (over 1 % of them end the
             run), or error.
         train_split: Training split.
@@ -268,5 +286,5 @@ class EvalDataConfig(SourceConfig):
         check_at_least('data.workers', self.workers, 0)
         if self.name != 'scenes' and not self.root:
             raise InputError(f'data.root is null: {self.name} needs a folder, a file or an id on the Hub.')
-        if self.name not in ('scenes', 'hub') and self.root and not os.path.exists(self.root):
+        if self.name not in ('auto', 'scenes', 'hub', 'webdataset') and self.root and not os.path.exists(self.root):
             raise InputError(f'data.root is {self.root}: there is no such folder or file.')

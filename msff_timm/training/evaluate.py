@@ -43,6 +43,8 @@ def main() -> None:
     accelerator = Accelerator()
     share_cores(accelerator, config.data.workers)
     made_with = environment(accelerator)
+    if line := config.data.recognise():
+        accelerator.print(line)
 
     # Model, images, and the labels that they share
     model, data_config = load_model(config.model, config.image_size)
@@ -153,7 +155,7 @@ def load_model(name: str, image_size: int | None) -> tuple[nn.Module, dict]:
 
 def load_data(data: EvalDataConfig, known: Sequence[str] | None, image_size: int) -> datasets.Dataset:
     """Loads the images. Labels that the data do not define are the model's, if the model has all that occur."""
-    if known and data.name in ('table', 'folder', 'hub') and data.label_names is None:
+    if known and data.name in ('table', 'folder', 'folders', 'hub', 'label_studio') and data.label_names is None:
         try:
             return replace(data, label_names=list(known)).load(data.split, data.size, image_size)
         except InputError:  # other labels or columns occur; any other error occurs again below

@@ -1,7 +1,12 @@
 """Tables of real users, with the outcome that their README states."""
 
+import json
+
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from msff_timm.data import label_names, load, notes
 from msff_timm.errors import InputError
@@ -91,6 +96,28 @@ def test_load_reads_metadata_above_splits(cases, name, reader):
         found, dataset = rows(reader, split, root)
         assert label_names(dataset) == ['complex', 'rust', 'scab'] and equal(found, labels)
         assert all(f'/{split}/' in image['path'] for image in dataset.data['image'].to_pylist())
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'jsonl', 'parquet'])
+@pytest.mark.parametrize('reader', ['folder', 'hub', 'table'])
+def test_load_reads_metadata_above_splits_in_each_format(tmp_path, reader, suffix):
+    images = {'train/a.png': 'x', 'train/b.png': 'x|y', 'val/a.png': 'y'}
+    for number, name in enumerate(images):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new('RGB', (4, 4), (number, 0, 0)).save(tmp_path / name)
+    path = tmp_path / f'metadata.{suffix}'
+    columns = {'file_name': list(images), 'labels': list(images.values())}
+    if suffix == 'parquet':
+        pq.write_table(pa.table(columns), path)
+    else:
+        cells = [columns, *zip(*columns.values(), strict=True)]
+        lines = [','.join(row) for row in cells] if suffix == 'csv' else [
+            json.dumps(dict(zip(columns, row, strict=True))) for row in cells[1:]
+        ]  # fmt: skip
+        path.write_text('\n'.join(lines))
+    for split, labels in (('train', [['x'], ['x', 'y']]), ('validation', [['y']])):
+        found, dataset = rows(reader, split, path if reader == 'table' else tmp_path)
+        assert found == labels and 'splits: by the folders of the images' in notes(dataset)
 
 
 @pytest.mark.parametrize(

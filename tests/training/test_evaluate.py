@@ -389,7 +389,7 @@ def test_main_names_wrong_settings_before_loading(arguments, message, tmp_path):
     assert message.format(tmp=tmp_path) in str(caught.value) and '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('name', [name for name in msff_timm.data.NAMES if name != 'hub'])
+@pytest.mark.parametrize('name', [name for name in msff_timm.data.NAMES if name not in ('auto', 'hub')])
 def test_eval_data_config_accepts_the_splits_that_load(name, tmp_path):
     for split in ('train', 'validation', 'val', 'trainval', 'test'):
         allowed = split in (*msff_timm.data.SPLITS[name], 'val')
