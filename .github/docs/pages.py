@@ -4,6 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 import mkdocs_gen_files
+import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[2]
@@ -93,14 +94,18 @@ def convert(text: str, source: str) -> str:
 
 for source, page in PAGES.items():
     if source.endswith('.ipynb'):
-        text, outputs = MarkdownExporter().from_filename(str(ROOT / source))
-        for name, content in outputs['outputs'].items():
+        notebook = nbformat.read(ROOT / source, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == 'markdown':
+                cell.source = convert(cell.source, source)
+        text, resources = MarkdownExporter().from_notebook_node(notebook)
+        for name, content in resources['outputs'].items():
             with mkdocs_gen_files.open(name, 'wb') as file:
                 file.write(content)
     else:
-        text = (ROOT / source).read_text(encoding='utf-8')
+        text = convert((ROOT / source).read_text(encoding='utf-8'), source)
     with mkdocs_gen_files.open(page, 'w') as file:
-        file.write(convert(text, source))
+        file.write(text)
 with mkdocs_gen_files.open('api.md', 'w') as file:
     file.write(
         '# API\n\nThe functions that most users need are names of the package too: `msff_timm.load`, `predict`,'
