@@ -8,7 +8,7 @@ from importlib import import_module
 
 from . import models as models
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # Public name: module and name in it
 _PUBLIC = {

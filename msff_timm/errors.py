@@ -56,7 +56,15 @@ KNOWN = (
 
 
 class InputError(ValueError):
-    """The user's input cannot be used; the message is one line that names the fault and the fix."""
+    """The user's input cannot be used; the message is one line that names the fault and the fix.
+
+    Examples:
+        >>> import msff_timm
+        >>> msff_timm.load('msff_resnet_18')
+        Traceback (most recent call last):
+            ...
+        msff_timm.errors.InputError: unknown model 'msff_resnet_18': did you mean msff_resnet18? ...
+    """
 
 
 class NoSplitError(InputError):

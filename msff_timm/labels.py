@@ -64,6 +64,11 @@ def get_label_names(model: nn.Module) -> list[str] | None:
 
     Stored names that differ from the logits in number are ignored: they belong to a classifier that timm's
     `reset_classifier` has replaced. A name that several labels share gets the number of its logit: `crane (134)`.
+
+    Examples:
+        >>> import timm
+        >>> get_label_names(timm.create_model('msff_test_resnet', pretrained=True))[:2]
+        ['arrow', 'bolt']
     """
     model = unwrap_model(model)
     names = list((getattr(model, 'pretrained_cfg', None) or {}).get('label_names') or ())
@@ -74,12 +79,24 @@ def get_label_names(model: nn.Module) -> list[str] | None:
 
 
 def display_names(model: nn.Module) -> list[str]:
-    """Returns the label names of a model, or the numbers of its logits if it has no names."""
+    """Returns the label names of a model, or the numbers of its logits if it has no names.
+
+    Examples:
+        >>> import timm
+        >>> display_names(timm.create_model('msff_test_resnet', num_classes=2))
+        ['0', '1']
+    """
     return get_label_names(model) or [str(k) for k in range(unwrap_model(model).num_classes)]
 
 
 def get_thresholds(model: nn.Module) -> list[float] | None:
-    """Returns the threshold of each label that `msff_timm.hub.load` found, or None if there are none."""
+    """Returns the threshold of each label that `msff_timm.hub.load` found, or None if there are none.
+
+    Examples:
+        >>> import msff_timm
+        >>> len(get_thresholds(msff_timm.load()))
+        20
+    """
     model = unwrap_model(model)
     thresholds = getattr(model, 'thresholds', None)
     return thresholds if thresholds and len(thresholds) == model.num_classes else None
@@ -96,6 +113,13 @@ def set_label_names(model: nn.Module, label_names: Sequence[str] | None) -> None
 
     Raises:
         InputError: See `check_label_names`.
+
+    Examples:
+        >>> import timm
+        >>> model = timm.create_model('msff_test_resnet', num_classes=2)
+        >>> set_label_names(model, ['cat', 'dog'])
+        >>> get_label_names(model)
+        ['cat', 'dog']
     """
     if label_names is not None:
         check_label_names(label_names, model.num_classes)
@@ -114,6 +138,12 @@ def check_label_names(label_names: Sequence[str], num_classes: int) -> None:
 
     Raises:
         InputError: The names repeat, or they differ from the logits in number.
+
+    Examples:
+        >>> check_label_names(['cat', 'dog'], num_classes=3)
+        Traceback (most recent call last):
+            ...
+        msff_timm.errors.InputError: 2 label names for 3 logits: each logit needs a name of its own.
     """
     if len(label_names) != num_classes or len(set(label_names)) != num_classes:
         repeated = [name for name, count in Counter(label_names).items() if count > 1]
@@ -137,6 +167,10 @@ def match_labels(known: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
 
     Returns:
         The known name by wanted name. Wanted names without a match are left out; no known name occurs twice.
+
+    Examples:
+        >>> match_labels(COCO_LABELS, ['aeroplane', 'Dining-Table', 'unicorn'])
+        {'aeroplane': 'airplane', 'Dining-Table': 'dining table'}
     """
     matched = {name: name for name in wanted if name in set(known)}
     for meaning in (_plain, _thing):
@@ -149,7 +183,12 @@ def match_labels(known: Sequence[str], wanted: Sequence[str]) -> dict[str, str]:
 
 
 def describe_matches(matched: dict[str, str]) -> list[str]:
-    """Describes each match of `match_labels` between different names in one line."""
+    """Describes each match of `match_labels` between different names in one line.
+
+    Examples:
+        >>> describe_matches({'aeroplane': 'airplane', 'dog': 'dog'})
+        ["'aeroplane' is matched to 'airplane'."]
+    """
     return [f'{name!r} is matched to {known!r}.' for name, known in matched.items() if name != known]
 
 
@@ -204,6 +243,11 @@ def relabel(model: nn.Module, label_names: Sequence[str], keep_shared: bool = Tr
     Raises:
         InputError: The new names repeat. With `keep_shared` also: the model has no label names, or its labels share
             rows.
+
+    Examples:
+        >>> import timm
+        >>> relabel(timm.create_model('msff_test_resnet', pretrained=True), ['moon', 'Star'])
+        {'Star': 'star'}
     """
     label_names, known = list(label_names), get_label_names(model)
     check_label_names(label_names, len(label_names))

@@ -82,6 +82,14 @@ class Results:
         seconds: Duration of training.
         peak_bytes: Peak memory in bytes.
         model_weights: Epoch and metrics of the model weights; `metrics` are those of the EMA weights.
+
+    Examples:
+        >>> from msff_timm.metrics import evaluate
+        >>> metrics = evaluate(np.array(5 * [[0.9], [0.2]]), np.array(5 * [[1], [0]]))
+        >>> data = {'name': 'table', 'split': 'validation'}
+        >>> Results.from_metrics(metrics, ['dog'], model='runs/pets', data=data).to_json('results.json')
+        >>> Results.from_json('results.json').metrics['mAP']
+        100.0
     """
 
     model: str
@@ -225,7 +233,13 @@ class Results:
 
 
 def pick_metrics(metrics: dict) -> dict[str, float]:
-    """Returns only the seven `METRICS`."""
+    """Returns only the seven `METRICS`.
+
+    Examples:
+        >>> from msff_timm.metrics import evaluate
+        >>> list(pick_metrics(evaluate(np.array(5 * [[0.9], [0.2]]), np.array(5 * [[1], [0]]))))
+        ['mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1']
+    """
     return {name: metrics[name] for name in METRICS}
 
 

@@ -1,5 +1,6 @@
 """The public names of the package."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,13 @@ def test_public_names_are_those_of_their_modules():
     assert msff_timm.load is hub.load and msff_timm.predict is predict and msff_timm.attention_maps is attention_maps
     assert msff_timm.evaluate is metrics.evaluate and msff_timm.fit_thresholds is thresholds.fit
     assert msff_timm.InputError is errors.InputError
+
+
+def test_version_is_that_of_the_changelog_and_the_space():
+    root = Path(__file__).parents[1]
+    changelog = (root / '.github' / 'CHANGELOG.md').read_text(encoding='utf-8')
+    assert re.search(r'^## (\S+)', changelog, flags=re.MULTILINE)[1] == msff_timm.__version__
+    assert f'/msff_timm-{msff_timm.__version__}-py3' in (root / 'hub_cards' / 'space' / 'requirements.txt').read_text()
 
 
 def test_public_names_are_no_submodules():

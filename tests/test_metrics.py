@@ -1,4 +1,3 @@
-import doctest
 from fractions import Fraction
 
 import numpy as np
@@ -14,9 +13,7 @@ from torchmetrics.classification import (
     MultilabelRecall,
 )
 
-from msff_timm import metrics, thresholds
 from msff_timm.metrics import DEFINITIONS, average_precision, evaluate
-from msff_timm.training import accumulator
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*have fewer than 5')
 
@@ -526,9 +523,3 @@ def test_evaluate_accepts_any_type_of_targets_and_half_precision(dtype):
         evaluate(scores, targets.astype(dtype), ignore.astype(np.uint8)),
         evaluate(scores.astype(np.float64), targets, ignore),
     )
-
-
-@pytest.mark.parametrize('module', [metrics, thresholds, accumulator], ids=lambda module: module.__name__)
-def test_examples_of_docstrings_run(module):
-    result = doctest.testmod(module)
-    assert result.attempted and not result.failed

@@ -191,7 +191,10 @@ def notes(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
     """Returns lines on how the files of a loaded data set were read: label columns, delimiters, splits.
 
     Examples:
-        >>> notes(load('table', 'train', 'photos'))  # doctest: +SKIP
+        >>> from pathlib import Path
+        >>> load('scenes', 'train', size=1)[0]['image'].save('1.png')
+        >>> _ = Path('train.csv').write_text('image,cat,dog,fold\\n1.png,1,0,3\\n')
+        >>> notes(load('table', 'train', '.'))
         ['labels: 2 columns (cat, dog); not labels: fold']
     """
     return dataset.info.description.splitlines()

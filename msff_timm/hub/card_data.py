@@ -18,7 +18,12 @@ from ..results import METRICS, Results
 __all__ = ['clean', 'dump_settings', 'make_metadata', 'read_metrics', 'read_recipe', 'read_thresholds']
 
 MAX_COUNT = 10**15
-METRIC_IDS = {'mAP': 'mean_average_precision', 'CF1': 'f1', 'OF1': 'f1'}  # of the Hub, for its metadata
+# The Hub's ids and arguments of metrics, for its metadata
+METRIC_IDS = {
+    'mAP': ('mean_average_precision', {}),
+    'CF1': ('f1', {'average': 'macro'}),
+    'OF1': ('f1', {'average': 'micro'}),
+}
 DATASETS = {
     'coco2014': 'COCO 2014',
     'coco2017': 'COCO 2017',
@@ -152,6 +157,8 @@ def make_metadata(results: Results, measured: dict) -> tuple[list[EvalResult], d
     """Makes the Hub's metadata: the evaluation results, and the sources of the model and its data."""
     data, threshold = results.data, measured['threshold']
     at = "the model's own thresholds" if threshold is None else f'threshold {threshold:g}'
+    # One of two definitions of macro F1; scikit-learn's is the mean of the labels' F1.
+    details = {'mAP': measured['definition'], 'CF1': f'F1 of CP and CR, {at}', 'OF1': at}
     hub_id = re.split('[:@]', data['root'])[0] if data['name'] == 'hub' and '/' in str(data.get('root')) else None
     evaluated = [
         EvalResult(
@@ -161,8 +168,9 @@ def make_metadata(results: Results, measured: dict) -> tuple[list[EvalResult], d
             dataset_name=clean(measured['data']),
             dataset_split=clean(measured['split']),
             dataset_args={'num_images': measured['num_images'], 'num_classes': measured['num_counted']},
-            metric_type=METRIC_IDS[name],
-            metric_name=clean(f'{name} in percent ({measured["definition"] if name == "mAP" else at})'),
+            metric_type=METRIC_IDS[name][0],
+            metric_args=METRIC_IDS[name][1] or None,
+            metric_name=clean(f'{name} in percent ({details[name]})'),
             metric_value=round(value, 2),
         )
         for name, value in zip(METRICS, measured['rows']['saved'], strict=True)

@@ -27,6 +27,10 @@ def create(name: str, **model_args) -> nn.Module:
 
     Raises:
         InputError: Weights that `model_args` ask for, e.g. those of the backbone, cannot be fetched.
+
+    Examples:
+        >>> create('msff_test_resnet', num_classes=3).num_classes
+        3
     """
     try:
         return timm.create_model(name, **model_args)
@@ -58,6 +62,11 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
 
     Raises:
         InputError: There is no such model, or its files cannot be read.
+
+    Examples:
+        >>> model = load()
+        >>> model.pretrained_cfg['label_names'][:3], len(model.thresholds)
+        (('aeroplane', 'bicycle', 'bird'), 20)
     """
     given, name = name, resolve(name)
     source, where = parse_model_name(name)
@@ -108,6 +117,11 @@ def load_for(
 
     Raises:
         InputError: See `load` and `msff_timm.labels.relabel`.
+
+    Examples:
+        >>> model, kept = load_for('msff_test_resnet', ['moon', 'star'], keep_labels=True)
+        >>> model.num_classes, kept
+        (2, {'star': 'star'})
     """
     model = load(name, **model_args)
     return model, relabel(model, label_names, keep_shared=keep_labels)
@@ -122,6 +136,13 @@ def load_backbone(model: nn.Module, name: str) -> None:
 
     Raises:
         InputError: The trained model cannot be loaded, or has another backbone.
+
+    Examples:
+        >>> model = create('msff_test_resnet', num_classes=3)
+        >>> load_backbone(model, 'msff_test_resnet')
+        >>> trained = load('msff_test_resnet').backbone.state_dict()
+        >>> all(weight.equal(trained[name]) for name, weight in model.backbone.state_dict().items())
+        True
     """
     trained = load(name)
     classifier = () if hasattr(model, 'backbone') else model.pretrained_cfg['classifier']

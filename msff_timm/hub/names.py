@@ -17,7 +17,12 @@ REPOSITORY = re.compile(r'\w[\w.-]*/\w[\w.-]*(@.+)?', re.ASCII)
 
 
 def list_models() -> list[str]:
-    """Lists the models of this package."""
+    """Lists the models of this package.
+
+    Examples:
+        >>> 'msff_resnet101' in list_models()
+        True
+    """
     return timm.list_models(module=['msff', 'query2label', 'ml_decoder'])
 
 
@@ -34,6 +39,10 @@ def resolve(name: str) -> str:
 
     Raises:
         InputError: The name is none of these.
+
+    Examples:
+        >>> resolve('msff_resnet101'), resolve('org/name')
+        ('msff_resnet101', 'hf-hub:org/name')
     """
     try:
         source, _ = parse_model_name(name)

@@ -58,6 +58,10 @@ class Push:
         commit: Hash of the commit; None if nothing was sent.
         url: Address of the commit.
         pull_request: Address of the pull request, if one was opened.
+
+    Examples:
+        >>> Push('org/pets', {'config.json': 2443}).url is None  # nothing was sent
+        True
     """
 
     repo_id: str
@@ -95,6 +99,15 @@ def push(
     Raises:
         InputError: The folder holds no model with a distinct label name for each logit, the Hub cannot be reached or
             refuses the push, or the published files differ from the local ones.
+
+    Examples:
+        >>> import timm
+        >>> from msff_timm.hub import save
+        >>> model = timm.create_model('msff_test_resnet', num_classes=2)
+        >>> save(model, 'runs/pets', ['cat', 'dog'], timm.data.resolve_model_data_config(model))
+        >>> planned = push('runs/pets', 'org/pets', dry_run=True)
+        >>> sorted(planned.files)
+        ['README.md', 'architecture.svg', 'config.json', 'model.safetensors']
     """
     folder = Path(folder)
     check_target(repo_id, revision, create_pr)

@@ -40,6 +40,12 @@ def save(
 
     Raises:
         InputError: The label names repeat, or the names or thresholds differ from the logits in number.
+
+    Examples:
+        >>> model = timm.create_model('msff_test_resnet', num_classes=2)
+        >>> save(model, 'runs/pets', ['cat', 'dog'], timm.data.resolve_model_data_config(model))
+        >>> timm.create_model('local-dir:runs/pets', pretrained=True).pretrained_cfg['label_names']
+        ['cat', 'dog']
     """
     model = unwrap_model(model)
     check_label_names(label_names, model.num_classes)
@@ -124,6 +130,13 @@ def set_thresholds(name: str, thresholds: dict) -> Path:
 
     Raises:
         InputError: The folder holds no model, or the thresholds are not one probability for each logit.
+
+    Examples:
+        >>> model = timm.create_model('msff_test_resnet', num_classes=2)
+        >>> save(model, 'runs/pets', ['cat', 'dog'], timm.data.resolve_model_data_config(model))
+        >>> path = set_thresholds('local-dir:runs/pets', {'per_class': [0.4, 0.6]})
+        >>> path.as_posix()
+        'runs/pets/config.json'
     """
     path = Path(name.removeprefix('local-dir:'), 'config.json')
     if not path.is_file():

@@ -41,6 +41,12 @@ def attention_maps(
     Raises:
         InputError: The model is no MSFF model, has no region selection or no labels, or its logits are not finite;
             or `layers` is unknown.
+
+    Examples:
+        >>> from msff_timm import hub
+        >>> logits, maps = attention_maps(hub.load('msff_test_resnet'), torch.zeros(1, 3, 96, 96), labels=[0, 5])
+        >>> tuple(logits.shape), [tuple(of_scale.shape) for of_scale in maps]
+        ((1, 12), [(1, 2, 6, 6), (1, 2, 3, 3), (1, 2, 2, 2)])
     """
     if layers not in LAYERS:
         raise unknown('layers', layers, LAYERS)
@@ -124,6 +130,10 @@ def smooth_map(maps: Sequence[torch.Tensor], size: tuple[int, int]) -> torch.Ten
 
     Returns:
         Map (..., height, width) on the device of the maps, from 0 to 1, scaled to a maximum of 1.
+
+    Examples:
+        >>> smooth_map([torch.rand(4, 4), torch.rand(2, 2)], (64, 64)).max()
+        tensor(1.)
     """
     mean = 1
     for shares in maps:

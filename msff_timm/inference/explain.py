@@ -45,6 +45,11 @@ class Explanation:
         labels: Probability of each of the n explained labels.
         maps: Maps of the three scales, (n, H_i, W_i): the share of a label's attention that each cell receives.
             `smooth_map` combines them.
+
+    Examples:
+        >>> explanation = Explanation('dog.jpg', {'dog': 0.9}, [torch.rand(1, 4, 4), torch.rand(1, 2, 2)])
+        >>> smooth_map(explanation.maps, (64, 64)).shape
+        torch.Size([1, 64, 64])
     """
 
     image: str
@@ -73,6 +78,13 @@ def explain(
     Raises:
         InputError: The model cannot be explained, lacks a label or computes logits that are not finite, the image
             cannot be read, or the figure cannot be drawn.
+
+    Examples:
+        >>> from msff_timm import data, hub
+        >>> data.load('scenes', 'train', size=1)[0]['image'].save('scene.png')
+        >>> found = explain(hub.load('msff_test_resnet'), 'scene.png', labels=['star'], output='attention.png')
+        >>> [tuple(maps.shape) for maps in found.maps]
+        [(1, 6, 6), (1, 3, 3), (1, 2, 2)]
     """
     check_model(model)
     label_names = display_names(model)
@@ -111,6 +123,10 @@ def smooth_overlay(image: Image.Image, maps: Sequence[torch.Tensor]) -> Image.Im
 
     Raises:
         InputError: matplotlib is not installed.
+
+    Examples:
+        >>> smooth_overlay(Image.new('RGB', (64, 48)), [torch.rand(4, 4), torch.rand(2, 2)]).size
+        (64, 48)
     """
     heat = smooth_map(maps, (image.height, image.width))
     opacity = Image.fromarray((255 * MAX_OPACITY * heat).round().byte().cpu().numpy())
@@ -143,13 +159,22 @@ def overlay(image: Image.Image, shares: torch.Tensor) -> Image.Image:
 
     Raises:
         InputError: matplotlib is not installed.
+
+    Examples:
+        >>> overlay(Image.new('RGB', (64, 48)), torch.rand(4, 4)).size
+        (64, 48)
     """
     colors = _colorize(shares / shares.max()).resize(image.size, Image.Resampling.NEAREST)
     return Image.blend(ImageOps.grayscale(image).convert('RGB'), colors, 0.5)
 
 
 def caption(shares: torch.Tensor) -> str:
-    """Describes the grid of a map (H_i, W_i) and the range of its colours."""
+    """Describes the grid of a map (H_i, W_i) and the range of its colours.
+
+    Examples:
+        >>> caption(torch.full((2, 2), 0.25))
+        '2 × 2 cells, 0 to 25.00% each'
+    """
     return f'{shares.shape[0]} × {shares.shape[1]} cells, 0 to {shares.max():.2%} each'
 
 
@@ -166,6 +191,11 @@ def draw(image: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
 
     Raises:
         InputError: matplotlib is not installed, or the file cannot be written.
+
+    Examples:
+        >>> draw(Image.new('RGB', (64, 48)), {'dog': 0.9}, [torch.rand(1, 4, 4), torch.rand(1, 2, 2)], 'maps.png')
+        >>> Path('maps.png').is_file()
+        True
     """
     try:
         from matplotlib.figure import Figure

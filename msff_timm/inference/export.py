@@ -47,6 +47,10 @@ class Exported:
         input_size: Channels, height and width of the input.
         num_bytes: Size of the file with its external data.
         max_difference: Largest difference of a logit from the model's.
+
+    Examples:
+        >>> Exported(Path('model.onnx'), 'onnx', (3, 96, 96), 4_900_000, 1e-6).path.name
+        'model.onnx'
     """
 
     path: Path
@@ -74,6 +78,12 @@ def export(
     Raises:
         InputError: The format is unknown, a package is not installed, the file belongs to a saved model, the model
             cannot be exported at that size, an image cannot be read, or the file does not compute the model's logits.
+
+    Examples:
+        >>> from msff_timm import hub
+        >>> exported = export(hub.load('msff_test_resnet'), 'model.pt', 'torchscript')
+        >>> exported.format, exported.input_size, exported.max_difference < 1e-4
+        ('torchscript', (3, 96, 96), True)
     """
     if format not in FORMATS:
         raise unknown('export format', format, FORMATS)
@@ -150,6 +160,12 @@ def read_metadata(path: str | Path) -> dict:
 
     Raises:
         InputError: The file does not exist, or was not exported by this package.
+
+    Examples:
+        >>> from msff_timm import hub
+        >>> exported = export(hub.load('msff_test_resnet'), 'model.pt', 'torchscript')
+        >>> read_metadata(exported.path)['label_names'][:2]
+        ['arrow', 'bolt']
     """
     if not Path(path).is_file():
         raise InputError(f'{path}: there is no such file.')

@@ -27,6 +27,10 @@ class Prediction:
         image: Path of the image.
         labels: Probability of each label above its threshold, in descending order.
         error: Reason why the image could not be read, or None.
+
+    Examples:
+        >>> Prediction('dog.jpg', {'dog': 0.9, 'sofa': 0.8}).labels['dog']
+        0.9
     """
 
     image: str
@@ -43,6 +47,12 @@ def find_images(patterns: Sequence[str]) -> list[str]:
 
     Raises:
         InputError: A folder cannot be read or holds no image, or a glob matches none.
+
+    Examples:
+        >>> Image.new('RGB', (8, 8)).save('1.png')
+        >>> Path('notes.txt').touch()
+        >>> find_images(['.'])
+        ['1.png']
     """
     Image.init()
     images = []
@@ -79,6 +89,13 @@ def predict(
 
     Raises:
         InputError: The model takes neither 1 nor 3 channels, or its logits are not finite.
+
+    Examples:
+        >>> from msff_timm import data, hub
+        >>> data.load('scenes', 'train', size=1)[0]['image'].save('scene.png')
+        >>> for prediction in predict(hub.load('msff_test_resnet'), ['scene.png']):
+        ...     print(prediction.image, {name: round(p, 1) for name, p in prediction.labels.items()})
+        scene.png {'cross': 1.0, 'square': 1.0, 'hourglass': 1.0, 'bolt': 0.7}
     """
     transform = Preprocessing(model).transform
     label_names = display_names(model)

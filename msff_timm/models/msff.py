@@ -75,6 +75,11 @@ class MSFF(BackboneModel):
 
     Raises:
         ValueError: An argument is not allowed, or the backbone lacks a stage.
+
+    Examples:
+        >>> model = MSFF('test_resnet', num_classes=3, embed_dim=64, num_heads=2, ffn_dim=64).eval()
+        >>> model(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 3])
     """
 
     encoder_parts = ('projection', 'scale_attention', 'position', 'enhancement')

@@ -170,6 +170,11 @@ class Query2Label(BackboneModel):
 
     Raises:
         ValueError: An argument is not allowed, or the backbone lacks a stage.
+
+    Examples:
+        >>> model = Query2Label('test_resnet', num_classes=3, embed_dim=64, num_heads=2, ffn_dim=64).eval()
+        >>> model(torch.zeros(1, 3, 64, 64)).shape
+        torch.Size([1, 3])
     """
 
     head_maps = slice(-1, None)

@@ -69,6 +69,9 @@ class ModelConfig:
         unfreeze_epochs: Number of epochs from one stage to the next with freeze stages.
         channels_last: True to use the channels-last memory format, for fast convolutions.
         compile: True to compile the model with torch.compile.
+
+    Examples:
+        >>> ModelConfig('msff_resnet18', args={'fusion_mode': 1}, freeze='stages').validate()
     """
 
     name: str = 'msff_resnet101'
@@ -158,6 +161,9 @@ class OptimConfig:
             use ema_decay.
         early_stop: Number of epochs without a better mAP of the EMA weights after which training stops and the best
             epoch is used; null to train to the end and use the last epoch.
+
+    Examples:
+        >>> OptimConfig(loss='bce', lr=1e-3, ema_epochs=1.0).validate()
     """
 
     epochs: int = 80
@@ -259,6 +265,9 @@ class DistillConfig:
             pretrained weights; null for none.
         weight: Weight of the teacher's loss, from 0 to 1.
         temperature: Temperature that divides the logits of both models.
+
+    Examples:
+        >>> DistillConfig('local-dir:runs/teacher', weight=0.7).validate()
     """
 
     teacher: str | None = None
@@ -279,6 +288,9 @@ class CheckpointConfig:
     Args:
         every: Number of steps after which a run is saved within an epoch too; null for never.
         keep: Number of newest checkpoints to keep; the best epoch's is kept too.
+
+    Examples:
+        >>> CheckpointConfig(every=500).validate()
     """
 
     every: int | None = None
@@ -305,6 +317,11 @@ class TrainConfig:
         top_k: Number of labels per image that the top-k metrics predict: 3 as for COCO, 5 as for Corel5k.
         push_to: Repository on the Hub that the finished run is published to, ORG/NAME; null for none.
         push_private: True to create that repository as a private one.
+
+    Examples:
+        >>> config = TrainConfig('runs/pets', model=ModelConfig('msff_resnet18'), data=DataConfig('table', 'photos'))
+        >>> config.optim.epochs
+        80
     """
 
     output: str
@@ -372,6 +389,10 @@ class EvaluateConfig:
         bootstrap: Number of resamples of the images for a 95 % interval of mAP; 0 for none.
         fit_thresholds: True to fit a threshold for each label to these images and store them in the model's folder.
         submission: Tar file to write for the evaluation server of VOC2012, instead of metrics; null for metrics.
+
+    Examples:
+        >>> EvaluateConfig('runs/pets', ap='voc11', bootstrap=1000).threshold
+        0.5
     """
 
     model: str

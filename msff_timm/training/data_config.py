@@ -213,6 +213,10 @@ class DataConfig(SourceConfig):
         workers: Number of data loader workers for each process; on a CPU, PyTorch computes on the remaining cores. Null
             divides the cores by the time of loading and training, measured at the start (4 workers for a stream). It
             changes the results of a stream only.
+
+    Examples:
+        >>> DataConfig('table', 'photos', blank='absent', crop_scale=[0.7, 1.0], workers=2).augmentation['crop_scale']
+        [0.7, 1.0]
     """
 
     name: str = 'coco2014'
@@ -274,6 +278,10 @@ class EvalDataConfig(SourceConfig):
         split: Split to evaluate.
         size: Number of images; null for all.
         workers: Number of data loader workers for each process.
+
+    Examples:
+        >>> EvalDataConfig('voc2007', 'VOCdevkit', split='test', difficult='negative').split
+        'test'
     """
 
     split: str = 'validation'

@@ -59,6 +59,12 @@ def parse(config_class: type[ConfigT], argv: list[str], default_file: Path | Non
 
     Raises:
         InputError: A key is unknown, a value has the wrong type or is out of range, or a file cannot be read.
+
+    Examples:
+        >>> from msff_timm.training.config import TrainConfig
+        >>> config = parse(TrainConfig, ['--config', 'finetune', '--data.root', 'photos', '--optim.epochs', '5'])
+        >>> config.model.name, config.optim.epochs
+        ('msff_efficientnet_lite0', 5)
     """
     for argument in argv:
         try:

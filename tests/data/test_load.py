@@ -1,8 +1,5 @@
 """Settings of tables from the command line to the reader."""
 
-import doctest
-from importlib import import_module
-
 import datasets
 import pytest
 from accelerate import Accelerator
@@ -74,9 +71,3 @@ def test_command_settings_reach_reader(root, tmp_path, capsys):
     assert capsys.readouterr().err == "msff-timm: error: unknown data.blank 'absnt': did you mean absent?\n"
     assert cli.main([*command, '--label-columns', 'fold']) == 0
     assert 'labels: 1 column (fold); not labels: x, y' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('module', ['data', 'data.counts', 'data.inspect', 'data.scenes'])
-def test_docstrings_have_examples_that_run(module):
-    results = doctest.testmod(import_module(f'msff_timm.{module}'))
-    assert results.attempted and not results.failed

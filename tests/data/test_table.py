@@ -613,11 +613,11 @@ def test_load_table_exports_to_timm(root, tmp_path_factory):
     dataset = load('table', 'train', str(root))
     exported = tmp_path_factory.mktemp('exported')
     dataset.to_parquet(exported / 'train.parquet')
-    theirs = timm.data.create_dataset(
-        f'hfds/{exported}', None, split='train', target_key='labels', target_format='multihot'
-    )
+    theirs = timm.data.create_dataset(f'hfds/{exported}', None, split='train', target_key='labels')
     assert theirs.reader.class_to_idx == {'bird': 0, 'cat': 1, 'dog': 2}
     assert [target for _, target in theirs] == dataset['labels'][:]
+    encode = timm.data.MultiLabelTarget(3, dense=theirs.reader.dense_target)  # as timm's train.py does
+    assert [encode(target).nonzero().flatten().tolist() for _, target in theirs] == dataset['labels'][:]
     assert [image.getpixel((0, 0))[0] for image, _ in theirs] == [0, 40, 80, 120]
 
 

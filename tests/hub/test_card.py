@@ -165,7 +165,11 @@ def test_render_shows_the_metrics_of_the_results(folder, text, tmp_path):
         assert result.metric_value == pytest.approx(run['metrics'][name], abs=0.005)
         assert (result.dataset_type, result.dataset_split) == ('scenes', 'validation')
         assert result.dataset_args == {'num_images': 60, 'num_classes': 5}
+    arguments = {name: result.metric_args for name, result in evaluated.items()}
+    assert arguments == {'mAP': None, 'CF1': {'average': 'macro'}, 'OF1': {'average': 'micro'}}
     assert evaluated['mAP'].metric_name == 'mAP in percent (all-points)'
+    assert evaluated['CF1'].metric_name == 'CF1 in percent (F1 of CP and CR, threshold 0.5)'
+    assert evaluated['OF1'].metric_name == 'OF1 in percent (threshold 0.5)'
     assert data['model-index'][0]['name'] == 'name'
 
     names = ['mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1']

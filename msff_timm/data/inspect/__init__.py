@@ -39,6 +39,11 @@ def load_splits(
 
     Raises:
         InputError: No split loads, one of `splits` does not load, or an extra is not installed.
+
+    Examples:
+        >>> splits, errors = load_splits('scenes', size=3)
+        >>> {split: len(dataset) for split, dataset in splits.items()}, errors
+        ({'train': 3, 'validation': 3}, [])
     """
     loaded, errors = {}, []
     for split in splits or DEFAULT_SPLITS:

@@ -37,6 +37,12 @@ def draw(report: Report, splits: dict[str, datasets.Dataset], folder: str | Path
 
     Raises:
         InputError: matplotlib is not installed, or the folder cannot be written.
+
+    Examples:
+        >>> from msff_timm.data.inspect import inspect, load_splits
+        >>> splits, _ = load_splits('scenes', size=3)
+        >>> [path.name for path in draw(inspect(splits), splits, 'inspected')]
+        ['classes.png', 'co_occurrence.png', 'samples.png', 'inspect.json']
     """
     try:
         import matplotlib.figure  # noqa: F401

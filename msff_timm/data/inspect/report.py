@@ -36,6 +36,12 @@ class SplitReport:
         heights: Minimum, median and maximum of the decoded images after rotation by EXIF; None without any.
         values: Minimum and maximum of the decoded images of more than 8 bits; None without any.
         scales: Number of images of more than 8 bits for each pair of black and white values, and the origin of these.
+
+    Examples:
+        >>> from msff_timm.data.inspect import inspect, load_splits
+        >>> splits, _ = load_splits('scenes', size=3)
+        >>> inspect(splits).splits['train'].labels_per_image['mean']
+        4.0
     """
 
     num_images: int
@@ -64,6 +70,12 @@ class Report:
         duplicates: Groups of images with the same content, as (split, image); groups across splits come first.
         shared_ids: Values of `image_id` that occur in both of two splits.
         data: Name of the data set, which decides what fixes the text suggests; None if it is unknown.
+
+    Examples:
+        >>> from msff_timm.data.inspect import inspect, load_splits
+        >>> splits, _ = load_splits('scenes', size=3)
+        >>> inspect(splits).co_occurrence.shape
+        (12, 12)
     """
 
     label_names: list[str]
