@@ -42,6 +42,7 @@ def load(
     root: str | None = None,
     size: int | None = None,
     *,
+    config_name: str | None = None,
     image_size: int = 128,
     keep_unlabelled: bool | None = None,
     difficult: str = 'ignore',
@@ -66,6 +67,7 @@ def load(
             for `hub`, the id of the data set, or a folder.
         size: Number of images: the first ones of the split, or the number of `scenes`. None loads all images, or 10,000
             scenes.
+        config_name: Configuration of a `hub` data set that has several; None for its default.
         image_size: Side of `scenes` in pixels.
         keep_unlabelled: True to keep images of `coco*` without labels. None keeps them in training only, as
             published results do.
@@ -113,6 +115,8 @@ def load(
         raise unknown('value of missing', missing, MISSING)
     if streaming and name != 'hub':
         raise InputError(f'streaming is for data sets of the Hub, but {name} is on this machine: set it to false.')
+    if config_name is not None and name != 'hub':
+        raise InputError(f'config_name is {config_name}: {name} has no configurations: set it to null.')
     for setting, path in (('root', root), ('image_root', image_root)):
         try:
             os.path.abspath(path or '').encode()
@@ -130,7 +134,7 @@ def load(
         )
         settings.check()
         if name == 'hub':
-            dataset = reader.load(split, root, settings, streaming)
+            dataset = reader.load(split, root, settings, config_name, streaming)
         else:
             dataset = reader.load(name, split, root, settings)
     elif READERS[name] == 'voc':

@@ -352,7 +352,7 @@ def fetched(tmp_path_factory):
             'names given': show('org/text', 'test', label_names=['cat', 'cow', 'dog']),
             'names found': show('org/text', 'train'),
             'above': show('org/above', 'test'),
-            'small': show('org/configs:small', 'train'),
+            'small': show('org/configs', 'train', config_name='small'),
             'error': error('train', 'org/configs'),
         }))
     """
@@ -394,7 +394,7 @@ def test_load_hub_offline_reads_data_fetched_in_parts(fetched):
 
 def test_load_hub_lists_and_selects_configurations(fetched):
     found, _, _ = fetched
-    assert 'large, small' in found['error'] and 'data.root org/configs:large' in found['error']
+    assert 'large, small' in found['error'] and 'set data.config_name' in found['error']
     assert len(found['error'].splitlines()) == 1
     assert found['small'][1] == [['x'], []]
 
@@ -403,7 +403,7 @@ def test_load_hub_lists_configurations_of_folder(tmp_path):
     for name in ('large', 'small'):
         write(tmp_path / name, {'x': [1, 0]})
     configure(tmp_path, ['large', 'small'])
-    fails(tmp_path, 'several configurations (large, small)', 'README.md')
+    fails(tmp_path, 'several configurations (large, small)', 'set data.config_name')
 
 
 @pytest.mark.parametrize('streaming', [False, True])
