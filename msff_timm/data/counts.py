@@ -99,8 +99,8 @@ class LabelCounts:
             return None
         labels = _some([f'{self.names[k]} ({self.positives[k]:,})' for k in found])
         return (
-            f'{where}: {len(found)} of {len(self.names)} labels have positives here but none in {train_split}, and count in'
-            f' mAP: {labels}; data.ignore_labels leaves them out.'
+            f'{where}: {len(found)} of {len(self.names)} labels have positives here but none in {train_split}, and'
+            f' count in mAP: {labels}; data.ignore_labels leaves them out.'
         )
 
     def _fix(self) -> str | None:

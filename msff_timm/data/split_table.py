@@ -94,7 +94,8 @@ def split(
     for key in kept:
         if key in shares:
             raise InputError(
-                f'{root or name}: has a split {key} already: choose the splits to divide, e.g. --splits train {key} for both.'
+                f'{root or name}: has a split {key} already: choose the splits to divide, e.g. --splits train {key} for'
+                ' both.'
             )
     names, *others = map(label_names, (*divided.values(), *kept.values()))
     if any(other != names for other in others):
