@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, unknown
+from . import exports
 from .columns import MEANINGS, ColumnSettings
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ READERS = {
     'voc2007': 'voc',
     'voc2012': 'voc',
 }
-NAMES = tuple(READERS)
+NAMES = (*READERS, *exports.FORMATS)
 # The splits of a Hub data set are known from its files only.
 SPLITS = {
     **dict.fromkeys(('coco2014', 'coco2017'), ('train', 'validation')),
-    **dict.fromkeys(('folder', 'scenes', 'table'), ('train', 'validation', 'test')),
+    **dict.fromkeys(('folder', 'scenes', 'table', *exports.FORMATS), ('train', 'validation', 'test')),
     **dict.fromkeys(('voc2007', 'voc2012'), ('train', 'validation', 'trainval', 'test')),
 }
 DIFFICULT = ('ignore', 'negative', 'positive')
@@ -105,8 +106,8 @@ def load(
         >>> dataset[0]['image'].size
         (128, 128)
     """
-    if name not in READERS:
-        raise unknown('data set', name, READERS)
+    if name not in NAMES:
+        raise unknown('data set', name, NAMES)
     if size is not None and size < 1:
         raise InputError(f'data size is {size}: must be at least 1.')
     if difficult not in DIFFICULT:
@@ -125,6 +126,24 @@ def load(
                 f'{setting} {ascii(str(path))}: its path is not UTF-8: rename it, or use a link to it.'
             ) from None
     split = 'validation' if split == 'val' else split
+    if name in exports.FORMATS:
+        dataset = exports.load(
+            name,
+            split,
+            root,
+            keep_unlabelled=keep_unlabelled,
+            difficult=difficult,
+            missing=missing,
+            image_root=image_root,
+            image_column=image_column,
+            label_columns=label_columns,
+            label_delimiter=label_delimiter,
+            label_names=label_names,
+            minus_one=minus_one,
+            blank=blank,
+            streaming=streaming,
+        )
+        return _first(dataset, size, streaming)
     reader = import_module(f'.{READERS[name]}', __name__)
     if name == 'scenes':
         return reader.load(split, size or reader.DEFAULT_SIZE, image_size)
@@ -141,6 +160,12 @@ def load(
         dataset = reader.load(name, split, root, difficult, label_names, missing)
     else:
         dataset = reader.load(name, split, root, keep_unlabelled, missing)
+    return _first(dataset, size, streaming)
+
+
+def _first(
+    dataset: datasets.Dataset | datasets.IterableDataset, size: int | None, streaming: bool
+) -> datasets.Dataset | datasets.IterableDataset:
     if size is None:
         return dataset
     return dataset.take(size) if streaming else dataset.select(range(min(size, len(dataset))))
