@@ -14,7 +14,7 @@ FORMATS = ('onnx', 'torch-export', 'torchscript')
 LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
-TWO_WORDS = ('data split',)  # commands whose second word is no NAME of `data`, e.g. `data split`
+TWO_WORDS = ('data split',)  # commands whose second word is no folder or format of `data`
 
 MODEL_NAMES = (
     'A model is named by a registered timm name, an existing folder, or ORG/NAME on the Hub, and looked for in this'
@@ -151,7 +151,7 @@ def _add_data(commands) -> None:
     command.add_argument('--check', action='store_true', help='decode every image')
     command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
     command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
-    command.epilog = 'Commands beside NAME: msff-timm data split. Write ./split for a folder of that name.'
+    command.epilog = 'See also msff-timm data split --help. Write ./split for a folder of that name.'
 
 
 def _add_split(commands) -> None:
@@ -160,7 +160,7 @@ def _add_split(commands) -> None:
         'data split',
         'divide images into splits or folds that have the same share of each label',
         'Divide images into splits or folds that have the same share of each label (iterative stratification), and'
-        ' write them to a table that trains as data.name table. Images of the same content stay together.',
+        ' write them to a table to train on. Images of the same content stay together.',
     )
     _add_source(command)
     command.add_argument('--validation', type=float, metavar='SHARE', help='share of the validation images, e.g. 0.2')
@@ -175,8 +175,11 @@ def _add_split(commands) -> None:
 
 def _add_source(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `msff_timm.data.load` that choose the data and how they are read."""
-    command.add_argument('name', metavar='NAME', help='coco2014, voc2007, table, folder, hub, scenes, ...')
-    command.add_argument('--root', help='folder of the data set, a table, or the id of a data set on the Hub')
+    command.add_argument(
+        'name', metavar='FOLDER', help='folder of a data set, a table, or the id of a data set on the Hub; or a format'
+    )
+    command.add_argument('--root', help='folder, table or id, if the first argument is a format: coco2014, table, ...')
+    command.add_argument('--config-name', metavar='NAME', help='configuration of a data set on the Hub')
     unlabelled = command.add_mutually_exclusive_group()
     unlabelled.add_argument(
         '--keep-unlabelled', action='store_true', default=None, help="keep COCO's images without labels"
@@ -186,7 +189,7 @@ def _add_source(command: argparse.ArgumentParser) -> None:
         '--difficult', default='ignore', help="VOC's difficult labels: ignore (default), negative or positive"
     )
     command.add_argument('--missing', help='missing image files: skip or error (default: skip in train only)')
-    command.add_argument('--image-root', help='folder of the images that a table names')
+    command.add_argument('--image-root', help='folder of the images that a table or an export names')
     command.add_argument('--image-column', help='column of a table that names the images')
     command.add_argument('--label-columns', type=_names, help='columns of labels: NAME,NAME,...')
     command.add_argument('--label-delimiter', help='text between labels; none for one label per cell (default: detect)')

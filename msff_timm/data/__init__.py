@@ -26,7 +26,7 @@ READERS = {
     'voc2007': 'voc',
     'voc2012': 'voc',
 }
-NAMES = (*READERS, *exports.FORMATS)
+NAMES = ('auto', *READERS, *exports.FORMATS)
 # The splits of a Hub data set are known from its files only.
 SPLITS = {
     **dict.fromkeys(('coco2014', 'coco2017'), ('train', 'validation')),
@@ -60,23 +60,25 @@ def load(
     """Loads one split of a data set.
 
     Args:
-        name: Name of the data set or of its layout: `coco2014`, `coco2017`, `voc2007`, `voc2012` (official files, or
+        name: Name of the data set or of its format: `coco2014`, `coco2017`, `voc2007`, `voc2012` (official files, or
             files of your own in the same layout), `table` (CSV, TSV, JSON Lines, Parquet), `folder` (images with a
-            metadata file), `hub` (a data set of the Hub, or Parquet files), or `scenes` (drawn by code).
+            metadata file), `hub` (a data set of the Hub, or Parquet files), `coco`, `voc` or `yolo` (exports of
+            annotation tools), `scenes` (drawn by code), or `auto` to recognise the format of `root`.
         split: Name of the split: `train`, `validation` (or `val`), `test`, or, for VOC, `trainval`.
         root: Folder of the data set. For `table`, the folder of `{split}.csv` etc., or one file with a column `split`;
-            for `hub`, the id of the data set, or a folder.
+            for `hub`, the id of the data set, or a folder; for exports, the folder or the file of annotations.
         size: Number of images: the first ones of the split, or the number of `scenes`. None loads all images, or 10,000
             scenes.
         config_name: Configuration of a `hub` data set that has several; None for its default.
         image_size: Side of `scenes` in pixels.
         keep_unlabelled: True to keep images of `coco*` without labels. None keeps them in training only, as
-            published results do.
+            published results do; those of `coco` in evaluation, too.
         difficult: Meaning of a label of `voc*` whose objects are all difficult: `ignore` (masked), `negative` or
             `positive`.
-        missing: Treatment of missing images of `coco*` and `voc*`, and of annotations without image or category: `skip`
-            (with a warning that counts them) or `error`. None skips them in the splits `train` and `trainval` only.
-        image_root: Folder of the images of a `table`; None for the folder of the table.
+        missing: Treatment of missing images of `coco*`, `voc*` and exports, and of annotations without image or
+            category: `skip` (with a warning that counts them) or `error`. None skips them in the splits `train` and
+            `trainval` only.
+        image_root: Folder of the images of a `table` or an export; None for the folder of the table or the export.
         image_column: Column of the images in a `table` or `hub` data set. None selects `image`, `file_name` (in a
             `table` also `path`; in a `hub` data set else the only column of images).
         label_columns: Columns of the labels in a `table`, `folder` or `hub` data set: one column that lists labels, or
@@ -85,7 +87,7 @@ def load(
         label_delimiter: Text between two labels in a column of text, or `none` if each text is one label. None finds
             it; text that can be read in two ways is an error.
         label_names: Label names in the order of the logits. None takes all names that occur, sorted, unless the data
-            fix their order. For `voc*`, None takes VOC's 20, or the names of class files or XML that have other ones.
+            fix their order. For `voc20*`, None takes VOC's 20, or the names of class files or XML that have other ones.
         minus_one: Meaning of -1 in a column of one label: `unannotated` (masked in loss and metrics) or `absent`.
         blank: Meaning of an empty cell in a column of one label: `unannotated` or `absent`.
         streaming: True to read a `hub` data set while it is used, without a copy on disk.
@@ -114,6 +116,9 @@ def load(
         raise unknown('value of difficult', difficult, DIFFICULT)
     if missing is not None and missing not in MISSING:
         raise unknown('value of missing', missing, MISSING)
+    recognised = exports.recognise(root) if name == 'auto' else None
+    if recognised is not None:
+        name, root = recognised.name, recognised.root
     if streaming and name != 'hub':
         raise InputError(f'streaming is for data sets of the Hub, but {name} is on this machine: set it to false.')
     if config_name is not None and name != 'hub':
@@ -143,7 +148,7 @@ def load(
             blank=blank,
             streaming=streaming,
         )
-        return _first(dataset, size, streaming)
+        return _first(dataset, size, recognised)
     reader = import_module(f'.{READERS[name]}', __name__)
     if name == 'scenes':
         return reader.load(split, size or reader.DEFAULT_SIZE, image_size)
@@ -160,15 +165,18 @@ def load(
         dataset = reader.load(name, split, root, difficult, label_names, missing)
     else:
         dataset = reader.load(name, split, root, keep_unlabelled, missing)
-    return _first(dataset, size, streaming)
+    return _first(dataset, size, recognised)
 
 
 def _first(
-    dataset: datasets.Dataset | datasets.IterableDataset, size: int | None, streaming: bool
+    dataset: datasets.Dataset | datasets.IterableDataset, size: int | None, recognised: exports.Recognised | None
 ) -> datasets.Dataset | datasets.IterableDataset:
+    """Returns the first rows of a data set, with a note on how its format was recognised."""
+    if recognised is not None:
+        dataset.info.description = '\n'.join([recognised.note, *notes(dataset)])
     if size is None:
         return dataset
-    return dataset.take(size) if streaming else dataset.select(range(min(size, len(dataset))))
+    return dataset.select(range(min(size, len(dataset)))) if hasattr(dataset, 'select') else dataset.take(size)
 
 
 def label_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:

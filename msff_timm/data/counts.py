@@ -18,7 +18,7 @@ MASKS = {
         'if -1 or blank means absent in the data, set data.minus_one or data.blank to absent.',
     ),
     **dict.fromkeys(
-        ('voc2007', 'voc2012'), 'labels whose objects are all difficult are masked; data.difficult decides.'
+        ('voc', 'voc2007', 'voc2012'), 'labels whose objects are all difficult are masked; data.difficult decides.'
     ),
 }
 

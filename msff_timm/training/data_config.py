@@ -27,16 +27,18 @@ class SourceConfig:
     """Settings of where images and labels come from: the arguments of `msff_timm.data.load`.
 
     Args:
-        name: Kind of the data: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
+        name: Format of the data: auto to recognise it, coco2014, voc2007, table, folder, hub, coco, voc, yolo, ...
+            (msff_timm/data/README.md).
         root: Folder of a data set on disk, a table, or the id of a data set on the Hub.
         config_name: Configuration of a data set on the Hub, or of a folder of Parquet files, that has several; null for
             its default.
         title: Name of the data in results, cards and tables, e.g. of a subset of `name`; null for `name`.
-        keep_unlabelled: True to keep COCO's images without a label; null keeps them in training only.
+        keep_unlabelled: True to keep COCO's images without a label; null keeps those of coco2014 and coco2017 in
+            training only.
         difficult: Reading of VOC's labels whose objects are all difficult: ignore, negative or positive.
-        missing: Handling of missing image files of COCO and VOC, and of images without annotations: skip, with a
-            warning, or error; null skips them in training only.
-        image_root: Folder of the images that a table names; null for the folder of the table.
+        missing: Handling of missing image files of COCO, VOC and exports, and of images without annotations: skip, with
+            a warning, or error; null skips them in training only.
+        image_root: Folder of the images that a table or an export names; null for the folder of the table or export.
         image_column: Column of the images in a table or a data set on the Hub; null to detect it.
         label_columns: Column of the labels, or one column of 1, 0 and -1 for each label; null to detect them.
         label_delimiter: Delimiter of the labels in a column of text; none if each text is one label; null to detect it.
@@ -87,6 +89,22 @@ class SourceConfig:
         if self.validation is not None and not 0 < self.validation < 1:
             raise InputError(f'data.validation is {self.validation}: must be a share of the images, between 0 and 1.')
 
+    def recognise(self) -> str | None:
+        """Replaces the name `auto` by the format that is recognised, and the root by what is to be read.
+
+        Returns:
+            Line on what was recognised; None if the name is not `auto`.
+        """
+        if self.name != 'auto':
+            return None
+        found = msff_timm.data.exports.recognise(self.root)
+        self.name, self.root = found.name, found.root
+        self.validate()
+        return found.note
+
+    def validate(self) -> None:
+        self.check_source()
+
     def load(
         self, split: str, size: int | None, image_size: int, streaming: bool = False
     ) -> datasets.Dataset | datasets.IterableDataset:
@@ -119,7 +137,7 @@ class SourceConfig:
         """
         assert self.validation is not None
         train_set, eval_set = hold_out(self.load('train', None, image_size), self.validation)
-        if self.name.startswith('coco') and self.keep_unlabelled is None:  # as in a validation split
+        if self.name in ('coco2014', 'coco2017') and self.keep_unlabelled is None:  # as in their validation split
             eval_set = eval_set.select([row for row, labels in enumerate(eval_set['labels'][:]) if labels])
         return train_set, eval_set
 
@@ -138,7 +156,9 @@ class SourceConfig:
 
     def split_command(self, share: float) -> str:
         """Returns the command that writes a split to a table."""
-        return f'msff-timm data split {self.name} --root {shlex.quote(self.root or "")} --validation {share:g}'
+        return shlex.join(
+            ['msff-timm', 'data', 'split', self.name, '--root', str(self.root), f'--validation={share:g}']
+        )
 
     def kept_labels(self, label_names: Sequence[str]) -> list[int]:
         """Returns the indices of the labels that are not in `ignore_labels`.
@@ -198,7 +218,7 @@ class SourceConfig:
             choices['difficult'] = self.difficult
         if self.missing is not None:
             choices['missing'] = self.missing
-        if self.name in ('table', 'folder', 'hub'):
+        if self.name in ('table', 'folder', 'hub', *msff_timm.data.exports.FORMATS):
             if self.root is not None:
                 is_id = self.name == 'hub' and not os.path.isdir(self.root)
                 # The rest of a path means nothing on another machine.
@@ -316,5 +336,5 @@ class EvalDataConfig(SourceConfig):
         check_at_least('data.workers', self.workers, 0)
         if self.name != 'scenes' and not self.root:
             raise InputError(f'data.root is null: {self.name} needs a folder, a file or an id on the Hub.')
-        if self.name not in ('scenes', 'hub') and self.root and not os.path.exists(self.root):
+        if self.name not in ('auto', 'scenes', 'hub') and self.root and not os.path.exists(self.root):
             raise InputError(f'data.root is {self.root}: there is no such folder or file.')

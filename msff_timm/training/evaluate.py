@@ -45,6 +45,8 @@ def main() -> None:
     accelerator = Accelerator()
     share_cores(accelerator, config.data.workers)
     made_with = environment(accelerator)
+    if line := config.data.recognise():
+        accelerator.print(line)
 
     # Model, images, and the labels that they share
     model, data_config = load_model(config.model, config.image_size)

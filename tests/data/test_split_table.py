@@ -153,8 +153,8 @@ def test_split_names_images_elsewhere_by_a_common_folder(tmp_path, capsys, monke
     lines = capsys.readouterr().out.splitlines()
     images = tmp_path / 'photos'
     assert lines[-1] == (
-        f'{tmp_path}/tables/mine.csv: train on it with msff-timm train --config finetune --data.name table --data.root'
-        f' tables/mine.csv --data.image_root {images}'
+        f'{tmp_path}/tables/mine.csv: train on it with msff-timm train --data.root tables/mine.csv --data.image_root'
+        f' {images}'
     )
     assert [line.split() for line in lines if line.startswith(('train ', 'validation ', 'cat '))] == [
         ['train', '16', '0', '1', '1.00', '1', '1'],

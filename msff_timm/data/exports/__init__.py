@@ -12,6 +12,7 @@ Each module reads one format with two functions:
 import os
 from importlib import import_module
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -75,22 +76,38 @@ def recognise(root: str | None) -> Recognised:
         if HUB_ID.fullmatch(root) and not os.path.exists(root.partition('/')[0]):
             return Recognised('hub', f'its id {root}', root)
         raise InputError(f'{root}: there is no such folder or file.')
-    path = Path(root)
-    while not (found := _recognise(path)):
-        inner = [entry for entry in sorted(path.iterdir()) if entry.name[0] != '.'] if path.is_dir() else []
-        if len(inner) != 1 or not inner[0].is_dir():
-            raise InputError(
-                f'{root}: no known format is recognised in it (found: {list_folder(path)}); known are'
-                f' {", ".join(sorted({*FORMATS, *RECOGNISERS}))}: set data.name to one of them to see what it lacks.'
-            )
-        path = inner[0]  # archives often hold a single folder
+    path = _unwrap(Path(root))
+    found = _recognise(path)
+    if not found:
+        raise InputError(
+            f'{root}: no known format is recognised in it (found: {list_folder(path)}); known are'
+            f' {", ".join(sorted({*FORMATS, *RECOGNISERS}))}: set data.name to one of them to see what it lacks.'
+        )
     if len(found) > 1:
         kinds = ' or '.join(f'{name} by {evidence}' for name, evidence in found.items())
         raise InputError(f'{root}: may be read as {kinds}: set data.name to one of them.')
     ((name, evidence),) = found.items()
+    within = path.relative_to(root).as_posix()
     if name == 'table' and path.is_dir() and not standard_split(Path(evidence).stem):
         path = path / evidence
+    evidence = evidence if within == '.' else f'{within}/{evidence}'
     return Recognised(name, evidence, root if path == Path(root) else str(path))
+
+
+def _unwrap(path: Path) -> Path:
+    """Returns the folder of a data set below folders that hold nothing else, as archives often do."""
+    from ..formats import image_suffixes
+    from ..table_splits import standard_split
+
+    while path.is_dir():
+        visible = (entry for entry in path.iterdir() if not entry.name.startswith('.'))
+        entries = list(islice(visible, 2))
+        if len(entries) != 1 or not entries[0].is_dir() or standard_split(entries[0].name):
+            break
+        if all(entry.suffix.lower() in image_suffixes() for entry in entries[0].iterdir()):
+            break  # the only label of a folder per label
+        path = entries[0]
+    return path
 
 
 def _recognise(path: Path) -> dict[str, str]:

@@ -110,7 +110,7 @@ def _folder(tree: Tree) -> str | None:
 
 def _hub(tree: Tree) -> str | None:
     files = [name for name in tree.find('.parquet', most=1) if name.count('/') < 2]
-    return next((f'images in {name}' for name in files if _holds_images(tree.root / name)), None)
+    return next((name for name in files if _holds_images(tree.root / name)), None)
 
 
 RECOGNISERS: dict[str, Callable[[Tree], str | None]] = {

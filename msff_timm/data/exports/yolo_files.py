@@ -76,11 +76,11 @@ def find_layout(tree: Tree, image_root: str | None) -> YoloLayout:
     """
     bases = [Path(image_root)] if image_root else []
     for find, read in ((_find_yaml, _read_yaml), (_find_darknet, _read_darknet)):
-        first, *more = (*find(tree), None)
-        if more:
-            raise InputError(f'{tree.root}: both {first} and {more[0]} describe data: set data.root to one of them.')
-        if first is not None:
-            return read(tree.root / first, bases)
+        found = list(find(tree))
+        if len(found) > 1:
+            raise InputError(f'{tree.root}: both {found[0]} and {found[1]} describe data: set data.root to one.')
+        if found:
+            return read(tree.root / found[0], bases)
     found = list(tree.find(*NAMES, most=MOST))
     if not found:
         raise InputError(f'{tree.root}: contains no data.yaml with names and train, and no obj.names or classes.txt.')
