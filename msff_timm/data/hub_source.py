@@ -15,7 +15,6 @@ import huggingface_hub
 from datasets import Dataset, IterableDataset
 from datasets.data_files import DataFilesDict
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.splits import SplitDict
 
 from ..errors import InputError, NoSplitError, unknown
@@ -113,15 +112,23 @@ class Source:
                 return dataset.to_iterable_dataset() if streaming else dataset
             if streaming:
                 return self._builder.as_streaming_dataset(split=split)
-            if isinstance(self._builder, Parquet):
+            if self._has_separate_splits():
                 return self._read_one(split)
             self._builder.download_and_prepare()
             return self._builder.as_dataset(split=split)
         except Exception as e:  # as in __init__
             raise InputError(_reason(self.root, self.is_local, e)) from e
 
+    def _has_separate_splits(self) -> bool:
+        """Returns whether a split can be read alone. If folders are labels, all splits determine their names."""
+        files = self._builder.config.data_files  # None if `datasets` found the data set in its cache
+        if not files or not isinstance(self._builder, ImageFolder):
+            return bool(files)
+        names = [{os.path.basename(file) for file in map(str, of_split)} for of_split in files.values()]
+        return not any(found.isdisjoint(ImageFolder.METADATA_FILENAMES) for found in names)
+
     def _read_one(self, split: str) -> Dataset:
-        """Fetches one split of Parquet files into a folder of its own; `datasets` would fetch all splits."""
+        """Fetches the files of one split into a folder of its own; `datasets` would fetch all splits."""
         builder = copy.deepcopy(self._builder)
         builder.config.data_files = DataFilesDict({split: self._builder.config.data_files[split]})
         if builder.info.splits:

@@ -24,7 +24,7 @@ SOURCES = {
     'coco2014': {'keep_unlabelled'},
     'voc2007': {'difficult'},
     'voc2012': {'difficult'},
-    'table': {'image_root', 'image_column', 'label_columns', 'label_delimiter', 'label_names', 'minus_one', 'blank'}
+    'auto': {'image_root', 'image_column', 'label_columns', 'label_delimiter', 'label_names', 'minus_one', 'blank'}
     | {'validation'},
 }
 ELSEWHERE = {'root', 'config_name', 'title', 'streaming', 'missing', 'ignore_labels'}.union(*SOURCES.values())
