@@ -194,7 +194,8 @@ def test_run_fine_tunes_on_a_table_of_photos(script, trained, coco_root, tmp_pat
     arguments += [f'--model.init_from=local-dir:{trained}', '--model.backbone_from=null']
     arguments += ['--model.keep_labels=true', '--optim.epochs=1', '--optim.batch_size=8']
     printed = script('train.py', *arguments, '--data.workers=0', f'--output={tmp_path / "run"}').stdout
-    assert printed.startswith("labels: column 'labels', delimited by '|', e.g. ")
+    assert printed.splitlines()[0] == 'recognised as table by train.csv (data.name)'
+    assert printed.splitlines()[1].startswith("labels: column 'labels', delimited by '|', e.g. ")
     run = results(tmp_path / 'run')
     assert run['num_images'] == 24 and run['init_from']['model'] == f'local-dir:{trained.name}'
     named = {'name': 'table', 'split': 'validation', 'root': tmp_path.name, 'trained_on': 'train'}

@@ -203,6 +203,8 @@ class _Reader:
             name = name_of(row, where)
             parts = _parts(name)
             found = pictures.by_name.get(parts[-1], [])
+            if target is not None and folder_split('/'.join(parts)) is None:
+                found = [path for path in found if folder_split(path) in (None, target)]
             ends = [len(os.path.commonprefix([parts[::-1], path.split('/')[::-1]])) for path in found]
             best = max(ends, default=0)
             # Paths of the server or of another machine end in a name that is unique, or they mean nothing here.
