@@ -13,17 +13,19 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from .parser import make_parser
+from .parser import make_parser, parse
 
 __all__ = ['main']
 
 log = logging.getLogger('msff_timm.cli')
 
-# Arguments of `msff_timm.data.load` that `data` passes on
+# Arguments of `msff_timm.data.load` that `data` and `data split` pass on
 LOADING = (
-    'root size image_size keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
+    'root config_name keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
     ' label_names minus_one blank'
 ).split()
+# Arguments of `data split` beside those
+SPLITTING = 'validation test folds splits group seed output overwrite'.split()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     is_training = argv[:1] in (['train'], ['evaluate'])
-    args = None if is_training else make_parser().parse_args(argv)
+    args = None if is_training else parse(argv)
 
     from msff_timm.errors import escape_output, exit_code
 
@@ -186,7 +188,8 @@ def _data(args: argparse.Namespace) -> int:
     is_given = args.name in NAMES and args.name != 'auto'
     if not is_given:
         print(_recognise(args))
-    splits, not_loaded = load_splits(args.name, args.splits, **{key: getattr(args, key) for key in LOADING})
+    loading = {key: getattr(args, key) for key in (*LOADING, 'size', 'image_size')}
+    splits, not_loaded = load_splits(args.name, args.splits, **loading)
     for message in not_loaded:
         log.warning('left out: %s', message)
     for line in dict.fromkeys(line for dataset in splits.values() for line in notes(dataset)):
@@ -224,10 +227,26 @@ def _train_command(args: argparse.Namespace, is_named: bool) -> str:
     defaults = vars(make_parser().parse_args(['data', args.name]))
     for key in LOADING:
         value = getattr(args, key)
-        if key not in ('size', 'image_size') and value != defaults[key]:
+        if value != defaults[key]:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             command += [f'--data.{key}', text]
     return shlex.join(command)
+
+
+def _data_split(args: argparse.Namespace) -> None:
+    from msff_timm.data import NAMES, notes
+    from msff_timm.data.inspect import inspect
+    from msff_timm.data.split_table import split
+
+    if args.name not in NAMES or args.name == 'auto':
+        print(_recognise(args))
+    division = split(args.name, **{key: getattr(args, key) for key in (*LOADING, *SPLITTING)})
+    lines = [line for dataset in division.parts.values() for line in notes(dataset)]
+    print('\n'.join(dict.fromkeys(lines + division.notes)))
+    print('\n'.join(inspect(division.parts).lines()))
+    command = ['msff-timm', 'train', '--data.root', os.path.relpath(division.path)]
+    command += ['--data.image_root', division.image_root] if division.image_root else []
+    print(f'{division.path}: train on it with {shlex.join(command)}')
 
 
 def _card(args: argparse.Namespace) -> None:
@@ -300,6 +319,7 @@ COMMANDS = {
     'export': _export,
     'space': _space,
     'data': _data,
+    'data split': _data_split,
     'card': _card,
     'push': _push,
     'halve': _halve,

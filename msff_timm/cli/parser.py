@@ -5,14 +5,16 @@ that belong to other modules are repeated here; a test compares them.
 """
 
 import argparse
+from collections.abc import Sequence
 
-__all__ = ['make_parser']
+__all__ = ['make_parser', 'parse']
 
 DEFAULT_MODEL = 'msff_efficientnet_lite0'
 FORMATS = ('onnx', 'torch-export', 'torchscript')
 LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
+TWO_WORDS = ('data split',)  # commands whose second word is no folder or format of `data`
 
 MODEL_NAMES = (
     'A model is named by a registered timm name, an existing folder, or ORG/NAME on the Hub, and looked for in this'
@@ -29,6 +31,12 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the arguments of the command."""
+    name = ' '.join(argv[:2])
+    return make_parser().parse_args([name, *argv[2:]] if name in TWO_WORDS else argv)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Creates the parser; the attribute `command` of what it returns names the command."""
     parser = argparse.ArgumentParser(
@@ -36,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for add in (_add_predict, _add_explain, _add_export, _add_space, _add_data, _add_training):
+    for add in (_add_predict, _add_explain, _add_export, _add_space, _add_data, _add_split, _add_training):
         add(commands)
     for add in (_add_card, _add_push, _add_halve, _add_convert):
         add(commands)
@@ -136,13 +144,42 @@ def _add_data(commands) -> None:
     command = _add_command(
         commands, 'data', 'inspect a data set before training: label counts, faulty files, sample images'
     )
+    _add_source(command)
+    command.add_argument('--splits', nargs='+', help='splits to inspect (default: train and validation)')
+    command.add_argument('--size', type=int, help='number of images of each split, from the first on (default: all)')
+    command.add_argument('--image-size', type=int, default=128, help='side of the images of scenes (default: 128)')
+    command.add_argument('--check', action='store_true', help='decode every image')
+    command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
+    command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
+    command.epilog = 'See also msff-timm data split --help. Write ./split for a folder of that name.'
+
+
+def _add_split(commands) -> None:
+    command = _add_command(
+        commands,
+        'data split',
+        'divide images into splits or folds that have the same share of each label',
+        'Divide images into splits or folds that have the same share of each label (iterative stratification), and'
+        ' write them to a table to train on. Images of the same content stay together.',
+    )
+    _add_source(command)
+    command.add_argument('--validation', type=float, metavar='SHARE', help='share of the validation images, e.g. 0.2')
+    command.add_argument('--test', type=float, metavar='SHARE', help='share of the test images (default: no new ones)')
+    command.add_argument('--folds', type=int, metavar='N', help='number of folds, in place of splits')
+    command.add_argument('--splits', nargs='+', help='splits to divide (default: train)')
+    command.add_argument('--group', metavar='COLUMN', help='column whose values stay together, e.g. a patient')
+    command.add_argument('--seed', type=int, default=0, help='seed of the division (default: 0)')
+    command.add_argument('-o', '--output', metavar='FILE', help='table to write (default: split.csv beside the data)')
+    command.add_argument('--overwrite', action='store_true', help='replace an existing table')
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `msff_timm.data.load` that choose the data and how they are read."""
     command.add_argument(
         'name', metavar='FOLDER', help='folder of a data set, a table, or the id of a data set on the Hub; or a format'
     )
     command.add_argument('--root', help='folder, table or id, if the first argument is a format: coco2014, table, ...')
-    command.add_argument('--splits', nargs='+', help='splits to inspect (default: train and validation)')
-    command.add_argument('--size', type=int, help='number of images of each split, from the first on (default: all)')
-    command.add_argument('--image-size', type=int, default=128, help='side of the images of scenes (default: 128)')
+    command.add_argument('--config-name', metavar='NAME', help='configuration of a data set on the Hub')
     unlabelled = command.add_mutually_exclusive_group()
     unlabelled.add_argument(
         '--keep-unlabelled', action='store_true', default=None, help="keep COCO's images without labels"
@@ -161,9 +198,6 @@ def _add_data(commands) -> None:
     command.add_argument(
         '--blank', default='unannotated', help='meaning of an empty cell: unannotated (default) or absent'
     )
-    command.add_argument('--check', action='store_true', help='decode every image')
-    command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
-    command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
 
 
 def _add_training(commands) -> None:

@@ -43,6 +43,7 @@ def load(
     root: str | None = None,
     size: int | None = None,
     *,
+    config_name: str | None = None,
     image_size: int = 128,
     keep_unlabelled: bool | None = None,
     difficult: str = 'ignore',
@@ -68,6 +69,7 @@ def load(
             for `hub`, the id of the data set, or a folder; for exports, the folder or the file of annotations.
         size: Number of images: the first ones of the split, or the number of `scenes`. None loads all images, or 10,000
             scenes.
+        config_name: Configuration of a `hub` data set that has several; None for its default.
         image_size: Side of `scenes` in pixels.
         keep_unlabelled: True to keep images of `coco*` without labels. None keeps them in training only, as
             published results do; those of exports in evaluation, too.
@@ -121,6 +123,8 @@ def load(
         name, root = recognised.name, recognised.root
     if streaming and name not in ('hub', 'webdataset'):
         raise InputError(f'streaming is for hub and webdataset, but data.name is {name}: set it to false.')
+    if config_name is not None and name != 'hub':
+        raise InputError(f'config_name is {config_name}: {name} has no configurations: set it to null.')
     for setting, path in (('root', root), ('image_root', image_root)):
         try:
             os.path.abspath(path or '').encode()
@@ -156,7 +160,7 @@ def load(
         )
         settings.check()
         if name == 'hub':
-            dataset = reader.load(split, root, settings, streaming)
+            dataset = reader.load(split, root, settings, config_name, streaming)
         else:
             dataset = reader.load(name, split, root, settings)
     elif READERS[name] == 'voc':

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from datasets import Dataset
 
-from ..errors import InputError, unknown
+from ..errors import InputError, NoSplitError, unknown
 from .coco_files import CocoFile, areas_of, name_of
 from .records import Records, cached, locate, make_warning
 from .text import list_folder
@@ -52,7 +52,7 @@ def load(
     ):
         if not exists:
             problem = f'is not a {kind}' if path.exists() else 'is missing'
-            raise InputError(
+            raise (InputError if annotation_file.exists() or image_folder.exists() else NoSplitError)(
                 f'{root}: {path.relative_to(base)} {problem} (found: {list_folder(root)}): set data.root to the root of'
                 f' COCO {year}.'
             )

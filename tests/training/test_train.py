@@ -401,7 +401,7 @@ def test_load_data_refuses_shards_that_do_not_divide(shards, processes, divide):
     accelerator = SimpleNamespace(main_process_first=nullcontext, num_processes=processes, process_index=0)
     data = DataConfig(name='hub', root=str(shards), streaming=True, train_size=44, eval_size=None)
     with nullcontext() if divide else pytest.raises(InputError) as refused:
-        stream, _, label_names = load_data(data, accelerator)
+        stream, _, label_names, _ = load_data(data, accelerator)
         assert stream.num_shards == 4 // processes and label_names == ['cat', 'dog']
     assert divide or f'the 4 shards of train do not divide over the {processes} processes' in str(refused.value)
 

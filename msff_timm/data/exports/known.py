@@ -57,12 +57,15 @@ def find_table(tree: Tree) -> str | None:
 
 
 def _tables(tree: Tree) -> list[str]:
-    """Returns the tables of images of a folder, apart from metadata of `folder` and samples of Kaggle's submissions."""
+    """Returns the tables of images of a folder.
+
+    Metadata of `folder`, samples of Kaggle's submissions, and what `msff-timm data split` writes are none.
+    """
     return [
         name
         for name in tree.files.get('', ())
         if Path(name).suffix.lower() in SUFFIXES['table']
-        and not name.startswith(('metadata.', '_'))
+        and not name.startswith(('metadata.', '_', 'split.csv'))
         and 'submission' not in name.lower()
         and not _holds_images(tree.root / name)
     ]
