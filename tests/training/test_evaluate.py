@@ -366,7 +366,7 @@ def test_reporting_faults_reports_a_full_disk(tmp_path):
         (['--top_k=0'], 'top_k is 0: must be at least 1.'),
         (['--top_k=2.5'], 'top_k'),
         (['--threshold=1'], 'threshold is 1.0: must be a probability'),
-        (['--data.name=coco'], "unknown data.name 'coco': did you mean coco2017?"),
+        (['--data.name=coco20'], "unknown data.name 'coco20': did you mean coco2017?"),
         (['--data.split=trainval'], "unknown data.split of scenes 'trainval': did you mean train?"),
         (['--data.difficult=easy'], "unknown data.difficult 'easy': choose from ignore, negative, positive."),
         (['--data.label_delimiter='], 'data.label_delimiter is empty: must be text'),
