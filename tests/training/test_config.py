@@ -26,6 +26,7 @@ SOURCES = {
     'voc2012': {'difficult'},
     'table': {'image_root', 'image_column', 'label_columns', 'label_delimiter', 'label_names', 'minus_one', 'blank'},
 }
+SOURCES['auto'] = SOURCES['table']
 ELSEWHERE = {'root', 'title', 'streaming', 'missing', 'ignore_labels'}.union(*SOURCES.values())
 FROM_COCO = {'output', 'model.init_from', 'model.keep_labels', 'model.backbone_pretrained'}
 
