@@ -183,7 +183,7 @@ def _data(args: argparse.Namespace) -> int:
     from msff_timm.data.inspect import draw, inspect, load_splits
     from msff_timm.files import check_folder
 
-    output = args.output or f'inspect-{Path(args.name).resolve().name}'
+    output = args.output or f'inspect-{os.path.basename(os.path.abspath(args.name))}'
     check_folder(output, '--output')
     is_given = args.name in NAMES and args.name != 'auto'
     if not is_given:

@@ -342,5 +342,9 @@ class EvalDataConfig(SourceConfig):
         check_at_least('data.workers', self.workers, 0)
         if self.name != 'scenes' and not self.root:
             raise InputError(f'data.root is null: {self.name} needs a folder, a file or an id on the Hub.')
+        if self.name == 'scenes' and self.root:
+            raise InputError(
+                f'data.root is {self.root}, but data.name is scenes, which are drawn: set data.name to auto.'
+            )
         if self.name not in ('auto', 'scenes', 'hub', 'webdataset') and self.root and not os.path.exists(self.root):
             raise InputError(f'data.root is {self.root}: there is no such folder or file.')

@@ -9,7 +9,9 @@ import pytest
 
 from made_classes import CLASS_WRITERS
 from made_exports import WRITERS, make
+from msff_timm.errors import InputError
 from msff_timm.training import evaluate, train
+from msff_timm.training.config import EvaluateConfig, parse
 from msff_timm_cli import commands as cli
 
 TINY = ['--model.name=msff_test_resnet', '--model.backbone_from=null', '--data.image_size=96', '--optim.epochs=1']
@@ -87,6 +89,13 @@ def test_data_names_settings_in_the_command_to_train(tmp_path, capsys):
 def test_data_refuses_what_is_no_data(arguments, message, capsys):
     assert cli.main(['data', *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_evaluate_refuses_scenes_with_a_root():
+    with pytest.raises(
+        InputError, match='data.root is photos, but data.name is scenes, which are drawn: set data.name'
+    ):
+        parse(EvaluateConfig, ['--model=m', '--data.root=photos'])
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def load(
         reader='coco',
         split=split,
         root=str(tree.root),
+        image_root=str(pictures.root),
         files=used,
         keep_unlabelled=keep_unlabelled,
         missing=missing,
