@@ -262,7 +262,7 @@ def _lines(results: Results) -> Iterator[str]:
 
 def _calibration(results: Results) -> Iterator[str]:
     if fitted := results.thresholds:
-        line = escape(describe_thresholds(fitted, list(results.labels)))
+        line = describe_thresholds(fitted, [escape(name) for name in results.labels])
         yield from ('## Thresholds and probabilities', '', f'{line[0].upper()}{line[1:]}.', '')
     if measured := results.calibration:
         yield f'Calibrated by {measured["calibrated_by"]}.'
