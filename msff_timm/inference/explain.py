@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from PIL import Image, ImageOps
+from timm.utils import unwrap_model
 
 from ..data.figures import save_figure
 from ..data.images import open_image
@@ -78,6 +79,7 @@ def explain(
         InputError: The model cannot be explained, lacks a label or computes logits that are not finite, the image
             cannot be read, or the figure cannot be drawn.
     """
+    model = unwrap_model(model)  # compiling takes longer than one image
     label_names = display_names(model)
     if not label_names:
         raise InputError('the model cannot be explained: it has no labels (num_classes=0).')

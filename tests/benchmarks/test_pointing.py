@@ -207,7 +207,7 @@ def test_main_rejects_unusable_models_and_data(root, monkeypatch):
     at = f'--data.root={root}'
     for arguments, message in (
         (['--model=a', '--pooled=b', at], r'b: crops images \(crop_mode center, crop_pct 0.875\)'),
-        (['--model=c', at], 'PooledColours cannot be explained: only MSFF models'),
+        (['--model=c', at], 'PooledColours has no attention of labels'),
         (['--model=a', '--data.name=scenes'], 'data.name is scenes: must be voc2007 or voc2012'),
         (['--model=a', '--layers=first', at], "unknown layers 'first'"),
         (['--model=a', '--bootstrap=0', at], 'bootstrap is 0: must be at least 1'),

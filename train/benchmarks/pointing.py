@@ -219,9 +219,10 @@ def load_model(name: str) -> nn.Module:
 def attention_by_scale(
     model: nn.Module, columns: Sequence[int], layers: str, images: torch.Tensor
 ) -> dict[str, list[torch.Tensor]]:
-    """Computes the attention of labels, over all scales and for each scale."""
+    """Computes the attention of labels, over all scales and for each of MSFF's."""
     _, maps = attention_maps(model, images, columns, layers)
-    return {ALL: maps} | {name: [of_scale] for name, of_scale in zip(SCALES, maps, strict=True)}
+    names = SCALES if len(maps) > 1 else ()  # Query2Label has one scale
+    return {ALL: maps} | {name: [of_scale] for name, of_scale in zip(names, maps, strict=False)}
 
 
 def point(
