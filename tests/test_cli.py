@@ -25,6 +25,7 @@ from msff_timm.hub.half import KEEP_BELOW
 from msff_timm.inference import app
 from msff_timm.inference.attention import LAYERS
 from msff_timm.inference.export import FORMATS, read_metadata
+from msff_timm.inference.precision import MAX_DROP, PRECISIONS
 from msff_timm.training import commands, evaluate, train
 from msff_timm_cli import commands as cli
 from msff_timm_cli import parser
@@ -261,6 +262,7 @@ def test_output_that_cannot_be_written_is_refused_first(arguments, tmp_path, cap
 def test_parser_constants_equal_their_sources():
     assert parser.DEFAULT_MODEL == hub.DEFAULT_MODEL and parser.KEEP_BELOW == KEEP_BELOW
     assert parser.FORMATS == tuple(FORMATS) and parser.LAYERS == LAYERS
+    assert parser.PRECISIONS == ('float32', *PRECISIONS) and parser.MAX_DROP == MAX_DROP
     commands = parser.make_parser()._subparsers._group_actions[0].choices
     assert set(commands) == {*cli.COMMANDS, 'train', 'evaluate'}
 

@@ -11,6 +11,8 @@ __all__ = ['make_parser', 'parse']
 
 DEFAULT_MODEL = 'msff_efficientnet_lite0'
 FORMATS = ('onnx', 'torch-export', 'torchscript')
+PRECISIONS = ('float32', 'float16', 'int8')
+MAX_DROP = 0.5
 LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
@@ -107,12 +109,20 @@ def _add_predict(commands) -> None:
 
 
 def _add_explain(commands) -> None:
-    command = _add_command(commands, 'explain', 'draw the image regions that labels attend to')
+    command = _add_command(
+        commands,
+        'explain',
+        'draw the image regions that labels attend to',
+        'Draw the image regions that labels attend to (msff_* and q2l_* models), or Grad-CAM (any other model).',
+    )
     command.add_argument('image', metavar='IMAGE', help='image file')
-    _add_model(command, ' of an MSFF model (msff_*)')
-    command.add_argument('--labels', type=_names, help='NAME,NAME,... (default: labels above 0.5, else the top 3)')
+    _add_model(command)
+    command.add_argument('--labels', type=_names, help='NAME,NAME,... (default: those of predict, else the top 3)')
     command.add_argument(
-        '--layers', choices=LAYERS, default='all', help='decoder layers to average over (default: all)'
+        '--threshold', type=_probability, help="probability threshold (default: the model's own, else 0.5)"
+    )
+    command.add_argument(
+        '--layers', choices=LAYERS, default='all', help='decoder layers whose attention is averaged (default: all)'
     )
     command.add_argument('-o', '--output', required=True, metavar='FILE', help='figure to write: .png, .pdf, .svg, ...')
     _add_device(command)
@@ -124,6 +134,24 @@ def _add_export(commands) -> None:
     command.add_argument('--format', required=True, help=', '.join(FORMATS))
     command.add_argument('--image-size', type=int, help="side of square input images (default: the model's own size)")
     _add_images(command)
+    command.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        default='float32',
+        help='of an onnx file (default: float32); others need --check',
+    )
+    command.add_argument(
+        '--calibrate', nargs='+', default=[], metavar='IMAGE', help='images that int8 takes ranges of activations from'
+    )
+    command.add_argument(
+        '--check',
+        nargs='+',
+        metavar=('DATA', 'KEY=VALUE'),
+        help='labelled images on which mAP has to hold: table, voc2012, ... and settings as root=photos split=test',
+    )
+    command.add_argument(
+        '--max-drop', type=float, default=MAX_DROP, metavar='POINTS', help=f'largest loss of mAP (default: {MAX_DROP})'
+    )
     command.add_argument('-o', '--output', required=True, metavar='FILE', help='file to write')
 
 
@@ -132,7 +160,7 @@ def _add_space(commands) -> None:
         commands,
         'space',
         'serve a web page that shows the labels of an image and their attention',
-        'Serve a web page that shows the labels of an image and, with an MSFF model (msff_*), their attention.',
+        'Serve a web page that shows the labels of an image and their attention (msff_* and q2l_* models) or Grad-CAM.',
     )
     _add_model(command)
     command.add_argument('--host', help='address to listen at; 0.0.0.0 for all (default: this machine only)')

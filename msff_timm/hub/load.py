@@ -58,8 +58,8 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
     Returns:
         The model in evaluation mode. Its `pretrained_cfg` holds the `label_names`, the preprocessing and, for a model
         of the Hub, the commit (`hf_hub_id`). `model.thresholds` is a list of one probability for each label, or None
-        if no thresholds are stored. `model.held_out` describes the validation images that its training held out, or is
-        None.
+        if no thresholds are stored; `model.calibration` is the list of temperatures and the list of biases, or None.
+        `model.held_out` describes the validation images that its training held out, or is None.
 
     Raises:
         InputError: There is no such model, or its files cannot be read.
@@ -92,7 +92,9 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
             check_label_names(overlay['label_names'], model.num_classes)
         file = where if source else model.pretrained_cfg.get('file')
         config = _read_config(Path(file)) if file else {}
-        model.thresholds = _read_thresholds(config, model.num_classes)
+        stored = _read_thresholds(config, model.num_classes)
+        model.thresholds = stored.get('per_class')
+        model.calibration = (stored['temperatures'], stored['biases']) if 'temperatures' in stored else None
         model.held_out = (config.get('training') or {}).get('held_out')
         return model
     except Exception as e:  # a damaged file or an unreachable Hub: exceptions of many types
@@ -162,14 +164,20 @@ def _read_config(path: Path) -> dict:
     return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
 
 
-def _read_thresholds(config: dict, num_classes: int) -> list[float] | None:
+def _read_thresholds(config: dict, num_classes: int) -> dict[str, list[float]]:
+    """Reads the thresholds, temperatures and biases of a configuration.
+
+    Returns:
+        The lists by name; none for a model that is loaded with another number of labels.
+    """
     thresholds = config.get('thresholds')
     if thresholds is None:
-        return None
+        return {}
     check_thresholds(thresholds, config.get('num_classes', num_classes))
-    per_class = list(map(float, thresholds['per_class']))
-    # A model that is loaded with another number of labels has no thresholds.
-    return per_class if len(per_class) == num_classes else None
+    if len(thresholds['per_class']) != num_classes:
+        return {}
+    names = ('per_class', 'temperatures', 'biases')
+    return {name: list(map(float, thresholds[name])) for name in names if name in thresholds}
 
 
 def describe_failure(error: Exception) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from ..data.formats import is_image
 from ..data.images import open_image
 from ..errors import InputError, one_line
-from ..labels import display_names, get_thresholds
+from ..labels import compute_probabilities, decision_thresholds, display_names
 from .logits import Preprocessing, compute_logits
 
 __all__ = ['Prediction', 'find_images', 'predict']
@@ -99,9 +99,7 @@ def predict(
     """
     transform = Preprocessing(model).transform
     label_names = display_names(model)
-    stored = get_thresholds(model) if threshold is None else None
-    default = 0.5 if threshold is None else threshold
-    thresholds = stored or [default] * len(label_names)
+    thresholds = decision_thresholds(model, threshold)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         pixels, errors = {}, {}
@@ -113,7 +111,7 @@ def predict(
         probabilities = {}
         if pixels:
             logits = compute_logits(model, torch.stack(list(pixels.values())))
-            probabilities = dict(zip(pixels, logits.sigmoid().tolist(), strict=True))
+            probabilities = dict(zip(pixels, compute_probabilities(model, logits).tolist(), strict=True))
         for image in batch:
             if image in errors:
                 yield Prediction(image, {}, errors[image])
