@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from .parser import make_parser
+from .parser import parse
 
 __all__ = ['main']
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     is_training = argv[:1] in (['train'], ['evaluate'])
-    args = None if is_training else make_parser().parse_args(argv)
+    args = None if is_training else parse(argv)
 
     from msff_timm.errors import escape_output, exit_code
 

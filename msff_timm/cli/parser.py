@@ -5,14 +5,16 @@ that belong to other modules are repeated here; a test compares them.
 """
 
 import argparse
+from collections.abc import Sequence
 
-__all__ = ['make_parser']
+__all__ = ['make_parser', 'parse']
 
 DEFAULT_MODEL = 'msff_efficientnet_lite0'
 FORMATS = ('onnx', 'torch-export', 'torchscript')
 LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
+TWO_WORDS: tuple[str, ...] = ()  # commands whose second word is no NAME of `data`, e.g. `data split`
 
 MODEL_NAMES = (
     'A model is named by a registered timm name, an existing folder, or ORG/NAME on the Hub, and looked for in this'
@@ -27,6 +29,12 @@ class _Version(argparse.Action):
 
         print(version('msff-timm'))
         parser.exit()
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parses the arguments of the command."""
+    name = ' '.join(argv[:2])
+    return make_parser().parse_args([name, *argv[2:]] if name in TWO_WORDS else argv)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -136,11 +144,19 @@ def _add_data(commands) -> None:
     command = _add_command(
         commands, 'data', 'inspect a data set before training: label counts, faulty files, sample images'
     )
-    command.add_argument('name', metavar='NAME', help='coco2014, voc2007, table, folder, hub, scenes, ...')
-    command.add_argument('--root', help='folder of the data set, a table, or the id of a data set on the Hub')
+    _add_source(command)
     command.add_argument('--splits', nargs='+', help='splits to inspect (default: train and validation)')
     command.add_argument('--size', type=int, help='number of images of each split, from the first on (default: all)')
     command.add_argument('--image-size', type=int, default=128, help='side of the images of scenes (default: 128)')
+    command.add_argument('--check', action='store_true', help='decode every image')
+    command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
+    command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `msff_timm.data.load` that choose the data and how they are read."""
+    command.add_argument('name', metavar='NAME', help='coco2014, voc2007, table, folder, hub, scenes, ...')
+    command.add_argument('--root', help='folder of the data set, a table, or the id of a data set on the Hub')
     unlabelled = command.add_mutually_exclusive_group()
     unlabelled.add_argument(
         '--keep-unlabelled', action='store_true', default=None, help="keep COCO's images without labels"
@@ -159,9 +175,6 @@ def _add_data(commands) -> None:
     command.add_argument(
         '--blank', default='unannotated', help='meaning of an empty cell: unannotated (default) or absent'
     )
-    command.add_argument('--check', action='store_true', help='decode every image')
-    command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
-    command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
 
 
 def _add_training(commands) -> None:
