@@ -47,18 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for add in (
-        _add_predict,
-        _add_embed,
-        _add_similar,
-        _add_explain,
-        _add_export,
-        _add_space,
-        _add_data,
-        _add_training,
-    ):
+    for add in (_add_predict, _add_embed, _add_similar, _add_explain, _add_export, _add_space, _add_data):
         add(commands)
-    for add in (_add_card, _add_push, _add_halve, _add_convert):
+    for add in (_add_training, _add_card, _add_push, _add_halve, _add_convert):
         add(commands)
     return parser
 

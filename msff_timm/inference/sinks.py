@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, one_line
-from ..files import replace_file, replace_files
+from ..files import replace_file, write_text
 
 __all__ = ['LABEL_DELIMITER', 'merge', 'read_header', 'write_part']
 
@@ -51,22 +52,22 @@ def merge(parts: Sequence[Path], path: Path, header: dict) -> None:
     """Merges parts into one file, which appears in one step.
 
     Args:
-        parts: Files of `write_part`, in order.
+        parts: Files of `write_part`, in order, on the disk of the merged file.
         path: File to write. A text file gets a second file beside it for the header, `{name}.json`.
         header: JSON values on the origin of the file, see `read_header`.
     """
-    with replace_files(path.parent) as folder:
-        temporary = folder / path.name
-        if path.suffix == '.parquet':
-            _merge_parquet(parts, temporary, header)
-            return
-        _header_path(temporary).write_text(json.dumps(header, indent=2) + '\n', encoding='utf-8')
+    temporary = parts[0].with_name(f'merged{path.suffix}')  # among the parts: a kill leaves nothing elsewhere
+    if path.suffix == '.parquet':
+        _merge_parquet(parts, temporary, header)
+    else:
+        write_text(_header_path(path), json.dumps(header, indent=2) + '\n')
         with open(temporary, 'wb') as file:
             for part in parts:
                 with open(part, 'rb') as source:
                     if path.suffix == '.csv' and part != parts[0]:
                         source.readline()  # the names of the columns
                     shutil.copyfileobj(source, file)
+    os.replace(temporary, path)
 
 
 def _merge_parquet(parts: Sequence[Path], path: Path, header: dict) -> None:
