@@ -14,7 +14,7 @@ FORMATS = ('onnx', 'torch-export', 'torchscript')
 LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
-PRECISIONS = ('fp32', 'bf16', 'fp16')
+AUTOCAST = ('fp32', 'bf16', 'fp16')
 SIMILARITY = 0.95
 SIDECARS = ('txt', 'xmp')
 TWO_WORDS: tuple[str, ...] = ()  # commands whose second word is no NAME of `data`, e.g. `data split`
@@ -175,7 +175,7 @@ def _add_bulk(options) -> None:
     options.add_argument(
         '-j', '--workers', type=int, metavar='N', help='decoding processes (default: one per core, at most 16)'
     )
-    options.add_argument('--precision', choices=PRECISIONS, default='fp32', help='precision (default: fp32)')
+    options.add_argument('--precision', choices=AUTOCAST, default='fp32', help='precision (default: fp32)')
     options.add_argument(
         '--full-decode', action='store_true', help='decode every pixel of large JPEG files, which is slower'
     )
