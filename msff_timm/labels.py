@@ -20,8 +20,11 @@ __all__ = [
     'SCENES_LABELS',
     'VOC_LABELS',
     'check_label_names',
+    'compute_probabilities',
+    'decision_thresholds',
     'describe_matches',
     'display_names',
+    'get_calibration',
     'get_label_names',
     'get_thresholds',
     'match_labels',
@@ -78,15 +81,58 @@ def display_names(model: nn.Module) -> list[str]:
     return get_label_names(model) or [str(k) for k in range(unwrap_model(model).num_classes)]
 
 
+def compute_probabilities(model: nn.Module, logits: torch.Tensor) -> torch.Tensor:
+    """Computes the probabilities of a model's labels: calibrated ones, if the model has temperatures.
+
+    Args:
+        model: Model from `msff_timm.hub.load` or `timm.create_model`.
+        logits: Logits (..., K) of the model.
+
+    Returns:
+        Probabilities (..., K) on the CPU; without temperatures, the sigmoid of the logits.
+    """
+    calibration, logits = get_calibration(model), logits.cpu()
+    if calibration is None:
+        return logits.sigmoid()
+    temperatures, biases = (torch.tensor(values, dtype=torch.float64) for values in calibration)
+    return (logits / temperatures + biases).sigmoid()
+
+
+def decision_thresholds(model: nn.Module, threshold: float | None = None) -> list[float]:
+    """Returns the threshold that each probability of `compute_probabilities` has to exceed.
+
+    Args:
+        model: Model as there.
+        threshold: One threshold for all labels; None for each label's own, or 0.5 where the model has none. The stored
+            ones are of uncalibrated probabilities, and are calibrated like these.
+    """
+    stored = get_thresholds(model) if threshold is None else None
+    if stored is None:
+        return [0.5 if threshold is None else threshold] * unwrap_model(model).num_classes
+    if get_calibration(model) is None:
+        return stored
+    return compute_probabilities(model, torch.tensor(stored, dtype=torch.float64).logit()).tolist()
+
+
+def get_calibration(model: nn.Module) -> tuple[list[float], list[float]] | None:
+    """Returns the temperature and the bias of each label that `msff_timm.hub.load` found, or None if there are none."""
+    model = unwrap_model(model)
+    calibration = getattr(model, 'calibration', None)
+    return calibration if calibration and len(calibration[0]) == model.num_classes else None
+
+
 def get_thresholds(model: nn.Module) -> list[float] | None:
-    """Returns the threshold of each label that `msff_timm.hub.load` found, or None if there are none."""
+    """Returns the threshold of each label that `msff_timm.hub.load` found, or None if there are none.
+
+    They are thresholds of uncalibrated probabilities, i.e. of the sigmoid of the logits.
+    """
     model = unwrap_model(model)
     thresholds = getattr(model, 'thresholds', None)
     return thresholds if thresholds and len(thresholds) == model.num_classes else None
 
 
 def set_label_names(model: nn.Module, label_names: Sequence[str] | None) -> None:
-    """Sets the label names of a model and drops its thresholds, which belong to the old labels.
+    """Sets the label names of a model and drops its thresholds and temperatures, which belong to the old labels.
 
     A plain timm model keeps its old names in `reset_classifier`, so call this after it.
 
@@ -106,7 +152,7 @@ def set_label_names(model: nn.Module, label_names: Sequence[str] | None) -> None
         return  # a model under construction
     # Other models may share the old dictionary.
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **changes}
-    model.thresholds = None
+    model.thresholds = model.calibration = None
 
 
 def check_label_names(label_names: Sequence[str], num_classes: int) -> None:

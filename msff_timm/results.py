@@ -56,7 +56,10 @@ class Results:
         flip: True if probabilities are averaged over each image and its mirror image.
         labels_left_out: Labels of the data that the model does not know.
         label_map: Label of the model for each label of the data that has another name there.
-        thresholds: Thresholds that were fitted to these images.
+        thresholds: Thresholds that were fitted to these images, for probabilities that are not calibrated; also the
+            temperatures and biases that calibrate them.
+        calibration: ECE, Brier score and reliability of `uncalibrated` and `calibrated` probabilities, see
+            `msff_timm.calibration.measure`, and what they are `calibrated_by`.
         pos_weights: Weights of present labels in the loss.
         num_processes: Number of processes.
         mixed_precision: Mixed precision of Accelerate: no, fp16 or bf16.
@@ -95,6 +98,7 @@ class Results:
     labels_left_out: list[str] | None = None
     label_map: dict[str, str] | None = None
     thresholds: dict | None = None
+    calibration: dict | None = None
     pos_weights: list[float] | float | None = None
     num_processes: int | None = None
     mixed_precision: str | None = None

@@ -10,8 +10,11 @@ import msff_timm.data
 from msff_timm import hub
 from msff_timm.errors import InputError
 from msff_timm.labels import (
+    compute_probabilities,
+    decision_thresholds,
     describe_matches,
     display_names,
+    get_calibration,
     get_label_names,
     get_thresholds,
     match_labels,
@@ -248,6 +251,28 @@ def test_display_names_fits_the_logits_of_a_plain_timm_model():
     assert display_names(torch.nn.DataParallel(model)) == ['cat', 'dog', 'cow'] == display_names(model)
     model.reset_classifier(2)
     assert display_names(model) == ['0', '1'] and get_thresholds(model) is None
+
+
+def test_compute_probabilities_calibrates_probabilities_and_thresholds_alike():
+    model = timm.create_model('test_resnet', num_classes=3)
+    logits = 4 * torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(compute_probabilities(model, logits), logits.sigmoid())
+    assert decision_thresholds(model) == [0.5] * 3 and decision_thresholds(model, 0.2) == [0.2] * 3
+    model.thresholds = [0.0, 0.3, 0.9]
+    assert decision_thresholds(model) == [0.0, 0.3, 0.9]
+    plain = logits.sigmoid() > torch.tensor(model.thresholds)
+
+    model.calibration = [0.5, 1.5, 2.0], [-1.0, 0.0, 0.5]
+    found = compute_probabilities(torch.nn.DataParallel(model), logits)
+    by_hand = 1 / (1 + torch.exp(-(logits.double() / torch.tensor([0.5, 1.5, 2.0]) + torch.tensor([-1.0, 0, 0.5]))))
+    torch.testing.assert_close(found, by_hand)
+    thresholds = torch.tensor(decision_thresholds(model), dtype=torch.float64)
+    assert (
+        thresholds[0] == 0 and torch.equal(found > thresholds, plain) and 0 < plain[:, 1:].sum() < plain[:, 1:].numel()
+    )
+    assert decision_thresholds(model, 0.2) == [0.2] * 3
+    set_label_names(model, ['cat', 'dog', 'cow'])
+    assert get_calibration(model) is None and torch.equal(compute_probabilities(model, logits), logits.sigmoid())
 
 
 def test_set_names_checks_them_and_drops_the_thresholds_of_others():

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_score, recall_score
 
 from msff_timm.metrics import evaluate
-from msff_timm.thresholds import Thresholds, fit
+from msff_timm.thresholds import Thresholds, fit, parse_target, positives_needed
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*have fewer than 5')
 
@@ -87,7 +87,7 @@ def test_fit_gives_labels_that_do_not_count_in_a_fold_a_half_there():
     fitted = fit(scores, targets, folds=2)
     assert fitted.per_class == pytest.approx([0.25, 0.4]) and fitted.num_fitted == 2
     # Without one of the images no label counts: with 0.5, only 0.6 is predicted, correctly.
-    figures = pytest.approx({'CF1': 50, 'OF1': 200 / 3, 'macro_F1': 50})
+    figures = pytest.approx({'CP': 50, 'CR': 50, 'CF1': 50, 'OF1': 200 / 3, 'macro_F1': 50})
     assert [fitted.out_of_fold[name] for name in ('per_class', 'overall', 'default')] == [figures] * 3
 
 
@@ -126,7 +126,7 @@ def test_fit_evaluates_out_of_fold(ignored, folds, seed):
         labels, truth = labels.astype(bool) & ~ignore, targets & ~ignore
         found = evaluate(labels.astype(float), truth)
         expected = {
-            'CF1': found['CF1'],
+            **{name: found[name] for name in ('CP', 'CR', 'CF1')},
             'OF1': 100 * f1_score(truth, labels, average='micro'),
             'macro_F1': 100 * f1_score(truth[:, :4], labels[:, :4], average='macro', zero_division=0),
         }
@@ -173,3 +173,52 @@ def test_fit_refuses_targets_without_a_label_that_counts():
     for ignore in (True, False):
         with pytest.raises(ValueError, match='no label with both a positive and a negative'):
             fit(np.full((5, 2), 0.5), np.ones((5, 2)), np.full((5, 2), ignore))
+
+
+@pytest.mark.parametrize('wanted', ['precision', 'recall'])
+@pytest.mark.parametrize('seed', range(3))
+def test_fit_reaches_a_wanted_precision_or_recall_with_the_best_of_the_other(wanted, seed):
+    """Compared with all thresholds, whose precision and recall scikit-learn computes."""
+    scores, targets, ignore = example(seed, shape=(120, 3), decimals=2)
+    fitted = fit(scores, targets, ignore, target=f'{wanted}:0.8')
+    for k in range(3):
+        kept = ~ignore[:, k]
+        truth, score = targets[kept, k], scores[kept, k]
+        tried = []
+        for threshold in [0.0, *np.unique(score)]:
+            found = precision_score(truth, score > threshold, zero_division=0), recall_score(truth, score > threshold)
+            tried.append(found if wanted == 'precision' else found[::-1])
+        predicted = score > fitted.per_class[k]
+        reached = precision_score(truth, predicted), recall_score(truth, predicted)
+        reached = reached if wanted == 'precision' else reached[::-1]
+        if k in fitted.unmet:
+            assert reached[0] == max(first for first, _ in tried) < 0.8
+        else:
+            assert reached[0] >= 0.8 and reached[1] == max(second for first, second in tried if first >= 0.8)
+
+
+def test_fit_counts_labels_that_meet_the_target_out_of_fold():
+    """One label is separable, the scores of one are noise, one always ranks its negatives first, one is rare."""
+    rng = np.random.default_rng(0)
+    targets = rng.random((200, 4)) < 0.4
+    targets[:, 3] = np.arange(200) < 4
+    scores = 0.1 + 0.6 * targets + 0.2 * rng.random(targets.shape)
+    scores[:, 1] = rng.random(200)
+    scores[:, 2] = 0.9 - 0.6 * targets[:, 2]
+    fitted = fit(scores, targets, target='precision:0.9')
+    assert fitted.unmet == [2] and fitted.too_rare == [3] and fitted.num_fitted == 4
+    assert fitted.num_met == 2 and fitted.target == 'precision:0.9'  # the separable one and the rare one
+    everything = fit(scores, targets, target='recall:0.9')
+    assert everything.unmet == [] and everything.out_of_fold['per_class']['CR'] > 88
+    assert fit(scores, targets).num_met is None
+
+
+@pytest.mark.parametrize('text', ['F1', 'precision', 'precision:1', 'recall:0', 'recall:nan', 'accuracy:0.9'])
+def test_parse_target_refuses_other_texts(text):
+    with pytest.raises(ValueError, match='must be f1, or precision:P or recall:R with P or R between 0 and 1'):
+        parse_target(text)
+
+
+def test_positives_needed_grows_with_the_target():
+    targets = ('f1', 'precision:0.5', 'precision:0.9', 'recall:0.95')
+    assert [positives_needed(target) for target in targets] == [5, 5, 10, 20]

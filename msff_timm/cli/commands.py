@@ -255,12 +255,31 @@ def _export(args: argparse.Namespace) -> None:
 
     check_file(args.output, '--output')
     model = hub.load(args.model)
-    exported = export(model, args.output, args.format, args.image_size, find_images(args.images))
-    channels, height, width = exported.input_size
-    print(
-        f'{exported.path}: {exported.format}, {exported.num_bytes / 1e6:.1f} MB, for images (B, {channels}, {height},'
-        f" {width}); its logits differ from the model's by at most {exported.max_difference:.1g}."
+    exported = export(
+        model,
+        args.output,
+        args.format,
+        args.image_size,
+        find_images(args.images),
+        args.precision,
+        find_images(args.calibrate),
+        args.check and (args.check[0], args.check[1:]),
+        args.max_drop,
     )
+    channels, height, width = exported.input_size
+    size, shape = f'{exported.num_bytes / 1e6:.1f} MB', f'(B, {channels}, {height}, {width})'
+    if checked := exported.checked:
+        print(
+            f'{exported.path}: {exported.format}, {args.precision}, {size} instead of'
+            f' {exported.num_bytes_before / 1e6:.1f} MB, for images {shape}; mAP {checked.after:.2f} instead of'
+            f' {checked.before:.2f} (all-points, {checked.num_labels} labels) on {checked.num_images:,} images of'
+            f' {checked.data}.'
+        )
+    else:
+        print(
+            f'{exported.path}: {exported.format}, {size}, for images {shape}; its logits differ from the'
+            f" model's by at most {exported.max_difference:.1g}."
+        )
 
 
 def _space(args: argparse.Namespace) -> None:

@@ -11,6 +11,8 @@ __all__ = ['make_parser', 'parse']
 
 DEFAULT_MODEL = 'msff_efficientnet_lite0'
 FORMATS = ('onnx', 'torch-export', 'torchscript')
+PRECISIONS = ('float32', 'float16', 'int8')
+MAX_DROP = 0.5
 LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
@@ -202,6 +204,24 @@ def _add_export(commands) -> None:
     command.add_argument('--format', required=True, help=', '.join(FORMATS))
     command.add_argument('--image-size', type=int, help="side of square input images (default: the model's own size)")
     _add_images(command)
+    command.add_argument(
+        '--precision',
+        choices=PRECISIONS,
+        default='float32',
+        help='of an onnx file (default: float32); others need --check',
+    )
+    command.add_argument(
+        '--calibrate', nargs='+', default=[], metavar='IMAGE', help='images that int8 takes ranges of activations from'
+    )
+    command.add_argument(
+        '--check',
+        nargs='+',
+        metavar=('DATA', 'KEY=VALUE'),
+        help='labelled images on which mAP has to hold: table, voc2012, ... and settings as root=photos split=test',
+    )
+    command.add_argument(
+        '--max-drop', type=float, default=MAX_DROP, metavar='POINTS', help=f'largest loss of mAP (default: {MAX_DROP})'
+    )
     command.add_argument('-o', '--output', required=True, metavar='FILE', help='file to write')
 
 

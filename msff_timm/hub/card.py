@@ -26,7 +26,7 @@ __all__ = ['HUB_CARDS', 'RUN_IMAGES', 'escape', 'images', 'render', 'render_tag'
 INSTALLED = Path(__file__).parents[1] / 'hub_cards'
 HUB_CARDS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / 'hub_cards'
 FIGURE = 'architecture.svg'
-RUN_IMAGES = ('curves.png', 'ap.png')  # not mistakes.png, whose photos may not be for publication
+RUN_IMAGES = ('curves.png', 'ap.png', 'reliability.png')  # not mistakes.png, whose photos may not be for publication
 MAX_BYTES = 50_000_000  # size of config.json
 # Exceptions that values of wrong types, or nested too deeply, lead to
 ODD = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, yaml.YAMLError)
@@ -167,8 +167,9 @@ def _render(
             validate_repo_id(repo_id)
         except HFValidationError as e:
             raise InputError(f'{repo_id!r} is no repository id ({one_line(e)}).') from None
-    labels = {name: dict.fromkeys(('AP', 'num_positives', 'num_negatives', 'threshold')) for name in label_names}
-    measured = recipe = fitted = None
+    columns = ('AP', 'num_positives', 'num_negatives', 'threshold', 'temperature', 'bias')
+    labels = {name: dict.fromkeys(columns) for name in label_names}
+    measured = recipe = fitted = calibration = None
     evaluated, sources, settings = [], {}, ''
     try:
         if thresholds is not None:
@@ -179,6 +180,7 @@ def _render(
     try:
         if results is not None:
             measured = card_data.read_metrics(results, labels)
+            calibration = card_data.read_calibration(results)
             recipe, settings = card_data.read_recipe(results), card_data.dump_settings(results)
             evaluated, sources = card_data.make_metadata(results, measured)
     except ODD as e:
@@ -213,6 +215,7 @@ def _render(
         recipe=_escape_all(recipe),
         settings=settings,
         thresholds=_escape_all(fitted),
+        calibration=_escape_all(calibration),
         about=about,
         images=image_names,
     )

@@ -14,8 +14,17 @@ from huggingface_hub import EvalResult
 
 from ..metrics import FEW, SIZES
 from ..results import METRICS, Results
+from ..thresholds import parse_target, positives_needed
 
-__all__ = ['clean', 'dump_settings', 'make_metadata', 'read_metrics', 'read_recipe', 'read_thresholds']
+__all__ = [
+    'clean',
+    'dump_settings',
+    'make_metadata',
+    'read_calibration',
+    'read_metrics',
+    'read_recipe',
+    'read_thresholds',
+]
 
 MAX_COUNT = 10**15
 METRIC_IDS = {'mAP': 'mean_average_precision', 'CF1': 'f1', 'OF1': 'f1'}  # of the Hub, for its metadata
@@ -88,7 +97,13 @@ def read_thresholds(thresholds: dict, labels: dict[str, dict]) -> dict:
     """Returns what a card shows of stored thresholds; the threshold of each label is added to `labels`."""
     for (name, label), threshold in zip(labels.items(), thresholds['per_class'], strict=True):
         label['threshold'] = _number(threshold, f'the threshold of {name!r:.99}', 1)
+    if is_calibrated := 'temperatures' in thresholds:
+        values = zip(labels.items(), thresholds['temperatures'], thresholds['biases'], strict=True)
+        for (name, label), temperature, bias in values:
+            label['temperature'] = _number(temperature, f'the temperature of {name!r:.99}', MAX_COUNT)
+            label['bias'] = math.copysign(_number(abs(bias), f'the bias of {name!r:.99}', MAX_COUNT), bias)
     out_of_fold, data, overall = thresholds.get('out_of_fold') or {}, thresholds.get('data'), thresholds.get('overall')
+    target, names = _text(thresholds.get('target') or 'f1', 'target'), list(labels)
     return {
         'overall': None if overall is None else _number(overall, 'overall', 1),
         'data': _title(data) if data else None,
@@ -96,10 +111,31 @@ def read_thresholds(thresholds: dict, labels: dict[str, dict]) -> dict:
         'num_images': _count(thresholds.get('num_images'), 'num_images'),
         'num_fitted': _count(thresholds.get('num_fitted'), 'num_fitted'),
         'folds': _count(thresholds.get('folds'), 'folds'),
+        'target': None if target == 'f1' else parse_target(target),
+        'needed': positives_needed(target),
+        'num_met': _count(thresholds.get('num_met'), 'num_met'),
+        'unmet': [names[_whole(k, 'unmet')] for k in thresholds.get('unmet') or ()],
+        'too_rare': [names[_whole(k, 'too_rare')] for k in thresholds.get('too_rare') or ()],
+        'is_calibrated': is_calibrated,
         'out_of_fold': {
             kind: [_percent(out_of_fold[kind][name], name) for name in ('CF1', 'OF1', 'macro_F1')]
             for kind in ('per_class', 'overall', 'default')
             if kind in out_of_fold
+        },
+    }
+
+
+def read_calibration(results: Results) -> dict | None:
+    """Returns ECE in percent and Brier score of the probabilities, or None if they were not measured."""
+    measured = results.calibration
+    if not measured:
+        return None
+    return {
+        'by': _text(measured.get('calibrated_by'), 'calibrated_by'),
+        'rows': {
+            kind: (_number(measured[kind]['ECE'], 'ECE', 100), _number(measured[kind]['Brier'], 'Brier', 1))
+            for kind in ('uncalibrated', 'calibrated')
+            if kind in measured
         },
     }
 

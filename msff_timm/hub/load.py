@@ -54,7 +54,7 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
     Returns:
         The model in evaluation mode. Its `pretrained_cfg` holds the `label_names`, the preprocessing and, for a model
         of the Hub, the commit (`hf_hub_id`). `model.thresholds` is a list of one probability for each label, or None
-        if no thresholds are stored.
+        if no thresholds are stored; `model.calibration` is the list of temperatures and the list of biases, or None.
 
     Raises:
         InputError: There is no such model, or its files cannot be read.
@@ -81,7 +81,9 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
         if overlay.get('label_names'):
             check_label_names(overlay['label_names'], model.num_classes)
         file = where if source else model.pretrained_cfg.get('file')
-        model.thresholds = _read_thresholds(Path(file), model.num_classes) if file else None
+        stored = _read_thresholds(Path(file), model.num_classes) if file else {}
+        model.thresholds = stored.get('per_class')
+        model.calibration = (stored['temperatures'], stored['biases']) if 'temperatures' in stored else None
         return model
     except Exception as e:  # a damaged file or an unreachable Hub: exceptions of many types
         if isinstance(e, InputError) and not source:
@@ -132,19 +134,24 @@ def load_backbone(model: nn.Module, name: str) -> None:
         raise InputError(f'{name}: has another backbone than this model: {e}.') from None
 
 
-def _read_thresholds(path: Path, num_classes: int) -> list[float] | None:
-    """Reads the thresholds beside the weights. timm keeps only those keys of config.json that it knows."""
+def _read_thresholds(path: Path, num_classes: int) -> dict[str, list[float]]:
+    """Reads thresholds, temperatures and biases beside the weights: timm keeps only keys of config.json that it knows.
+
+    Returns:
+        The lists by name; none for a model that is loaded with another number of labels.
+    """
     path = (path if path.is_dir() else path.parent) / 'config.json'
     if not path.is_file():
-        return None
+        return {}
     config = json.loads(path.read_text(encoding='utf-8'))
     thresholds = config.get('thresholds')
     if thresholds is None:
-        return None
+        return {}
     check_thresholds(thresholds, config.get('num_classes', num_classes))
-    per_class = list(map(float, thresholds['per_class']))
-    # A model that is loaded with another number of labels has no thresholds.
-    return per_class if len(per_class) == num_classes else None
+    if len(thresholds['per_class']) != num_classes:
+        return {}
+    names = ('per_class', 'temperatures', 'biases')
+    return {name: list(map(float, thresholds[name])) for name in names if name in thresholds}
 
 
 def describe_failure(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Saving models in timm's Hub format: a folder with `model.safetensors` and `config.json`."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -113,11 +114,13 @@ def align(path: Path, target: Path | None = None) -> None:
 
 
 def set_thresholds(name: str, thresholds: dict) -> Path:
-    """Stores thresholds with a saved model, for `load` and `predict`.
+    """Stores thresholds, and temperatures with biases, with a saved model, for `load` and `predict`.
 
     Args:
         name: Saved model, `local-dir:FOLDER`.
-        thresholds: `per_class`, a list in the order of the logits, and JSON values that describe how it was found.
+        thresholds: `per_class`, a list in the order of the logits, of thresholds for the sigmoid of the logits; further
+            JSON values that describe how it was found; and, for calibrated probabilities, `temperatures` and `biases`,
+            see `msff_timm.calibration.Calibration`.
 
     Returns:
         The file that holds them.
@@ -136,7 +139,7 @@ def set_thresholds(name: str, thresholds: dict) -> Path:
 
 
 def check_thresholds(thresholds: dict, num_classes: int) -> None:
-    """Checks that thresholds are one probability for each logit.
+    """Checks that thresholds are one probability for each logit, and temperatures and biases, if any, one number.
 
     Raises:
         InputError: They are not.
@@ -146,3 +149,11 @@ def check_thresholds(thresholds: dict, num_classes: int) -> None:
         raise InputError(f'thresholds must hold per_class, a list of {num_classes} numbers.')
     if not all(isinstance(threshold, (int, float)) and 0 <= threshold < 1 for threshold in per_class):
         raise InputError('thresholds must be from 0 to below 1.')
+    if 'temperatures' not in thresholds and 'biases' not in thresholds:
+        return
+    for key, least in (('temperatures', 0), ('biases', -math.inf)):
+        values = thresholds.get(key)
+        if not isinstance(values, (list, tuple)) or len(values) != num_classes:
+            raise InputError(f'thresholds must hold {key}, a list of {num_classes} numbers.')
+        if not all(isinstance(value, (int, float)) and least < value < math.inf for value in values):
+            raise InputError(f'{key} of thresholds must be finite numbers{" above 0" if least == 0 else ""}.')

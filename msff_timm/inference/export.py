@@ -22,10 +22,13 @@ from timm.utils import unwrap_model
 from .. import __version__
 from ..errors import InputError, missing_package, unknown
 from ..files import replace_files
-from ..labels import display_names
+from ..labels import display_names, get_calibration, get_thresholds
 from .logits import Preprocessing, check_finite
+from .precision import MAX_DROP, MOST_IMAGES, PRECISIONS, Checked, check, load_check, reduce_precision
 
 __all__ = ['FORMATS', 'Exported', 'export', 'read_metadata']
+
+log = logging.getLogger(__name__)
 
 # The opset of PyTorch's exporter; later ones are converted from it. ONNX Runtime reads it since version 1.14.
 OPSET = 18
@@ -46,7 +49,9 @@ class Exported:
         format: Format of the file.
         input_size: Channels, height and width of the input.
         num_bytes: Size of the file with its external data.
-        max_difference: Largest difference of a logit from the model's.
+        max_difference: Largest difference of a logit of the float32 file from the model's.
+        checked: mAP of a float16 or int8 file beside that of the float32 file; None for float32.
+        num_bytes_before: Size of the float32 file.
     """
 
     path: Path
@@ -54,15 +59,26 @@ class Exported:
     input_size: tuple[int, int, int]
     num_bytes: int
     max_difference: float
+    num_bytes_before: int
+    checked: Checked | None = None
 
 
 def export(
-    model: nn.Module, path: str | Path, format: str, image_size: int | None = None, images: Sequence[str | Path] = ()
+    model: nn.Module,
+    path: str | Path,
+    format: str,
+    image_size: int | None = None,
+    images: Sequence[str | Path] = (),
+    precision: str = 'float32',
+    calibration_images: Sequence[str | Path] = (),
+    check_data: tuple[str, Sequence[str]] | None = None,
+    max_drop: float = MAX_DROP,
 ) -> Exported:
-    """Exports a model in float32, for batches of any number of images of one size.
+    """Exports a model for batches of any number of images of one size.
 
     The input is named `image`, the output `logits`. An existing file is replaced only after the new one has been run on
-    one image and on several, and has computed the model's logits.
+    one image and on several, and has computed the model's logits. A file in a smaller precision computes other logits:
+    it is made from a float32 file that has been run like this, and kept only if its mAP holds and it is smaller.
 
     Args:
         model: Model from `msff_timm.load` or `timm.create_model`, on any device; it is not changed.
@@ -70,16 +86,27 @@ def export(
         format: Format, a key of `FORMATS`.
         image_size: Side of square input images; None for the model's own size.
         images: Paths of images to compare logits on; noise is used where they are too few.
+        precision: `float32`, or for ONNX `float16` or `int8`.
+        calibration_images: Paths of images that int8 takes the ranges of activations from; a hundred are enough.
+        check_data: Labelled images that mAP is computed on: their name and settings, see `precision.load_check`.
+        max_drop: Largest loss of mAP in percentage points.
 
     Raises:
         InputError: The format is unknown, a package is not installed, the file belongs to a saved model, the model
-            cannot be exported at that size, an image cannot be read, or the file does not compute the model's logits.
+            cannot be exported at that size, an image cannot be read, the file does not compute the model's logits, or
+            a smaller precision loses too much mAP or is not smaller.
     """
     if format not in FORMATS:
         raise unknown('export format', format, FORMATS)
     path = Path(path)
     if format == 'torch-export' and path.suffix != '.pt2':
         raise InputError(f'{path}: the name of a {format} file must end in .pt2.')
+    dataset = None
+    if precision != 'float32':
+        _check_precision(format, precision, calibration_images, check_data)
+        dataset, data = load_check(*check_data, Preprocessing(unwrap_model(model), image_size).input_size[-1])
+    if format == 'torchscript':
+        log.warning('TorchScript is deprecated in PyTorch, and will be removed here: use torch-export or onnx.')
     if format == 'onnx':
         for package in ('onnx', 'onnxscript', 'onnxruntime'):
             _import_extra(package)
@@ -89,6 +116,7 @@ def export(
     write, open_file = FORMATS[format]
     _check_target(path, model)
 
+    checked = None
     model = _Exportable(copy.deepcopy(model).cpu().float().eval(), preprocessing.input_size)
     try:
         # External data is moved first: the file itself is never without it.
@@ -102,14 +130,69 @@ def export(
                 write(model, example, file, metadata)
                 run = open_file(file)
             max_difference = _compare(model, run, _batches(images, preprocessing))
-            num_bytes = sum(part.stat().st_size for part in folder.iterdir())
+            num_bytes = num_bytes_before = sum(part.stat().st_size for part in folder.iterdir())
+            if dataset is not None:
+                checked = _reduce(file, precision, calibration_images, preprocessing, run, model.model, dataset, data)
+                num_bytes = file.stat().st_size
+                _check_reduced(checked, max_drop, precision, num_bytes, num_bytes_before)
     except InputError as e:
         raise InputError(f'{path} is not written: {e}') from e
     except Exception as e:
         # Exporters and models raise exceptions of many types, some with pages of text.
         reason = str(e).strip().partition('\n')[0] or type(e).__name__
         raise InputError(f'{path} is not written: the model cannot be exported as {format} ({reason})') from e
-    return Exported(path, format, preprocessing.input_size, num_bytes, max_difference)
+    return Exported(path, format, preprocessing.input_size, num_bytes, max_difference, num_bytes_before, checked)
+
+
+def _check_precision(format: str, precision: str, calibration_images: Sequence, check_data: tuple | None) -> None:
+    if precision not in PRECISIONS:
+        raise unknown('precision', precision, ('float32', *PRECISIONS))
+    if format != 'onnx':
+        raise InputError(f'precision is {precision}: only onnx files have it; choose the format onnx.')
+    if check_data is None:
+        raise InputError(
+            f'precision is {precision}: give labelled images with --check, e.g. --check table root=photos: the file is'
+            ' kept only if their mAP holds.'
+        )
+    if precision == 'int8' and not calibration_images:
+        raise InputError('precision is int8: give images like those to come with --calibrate; a hundred are enough.')
+
+
+def _reduce(
+    file: Path,
+    precision: str,
+    calibration_images: Sequence[str | Path],
+    preprocessing: Preprocessing,
+    run: Callable,
+    model: nn.Module,
+    dataset,
+    data: str,
+) -> Checked:
+    """Replaces a float32 file by one in a smaller precision, and compares their mAP."""
+    if len(list(file.parent.iterdir())) > 1:
+        raise InputError(f'precision is {precision}: the model is too large for one ONNX file; use float32.')
+    reduced = file.with_suffix('.reduced')
+    step = max(len(calibration_images) / MOST_IMAGES, 1)
+    chosen = [calibration_images[int(k * step)] for k in range(min(len(calibration_images), MOST_IMAGES))]
+    if len(chosen) < len(calibration_images):
+        log.info('%s: ranges from %d of %d images.', precision, len(chosen), len(calibration_images))
+    batches = (preprocessing.load(image)[None] for image in chosen)
+    with _quiet():
+        reduce_precision(file, reduced, precision, batches)
+    os.replace(reduced, file)
+    return check(model, dataset, data, (run, _open_onnx(file)), preprocessing)
+
+
+def _check_reduced(checked: Checked, max_drop: float, precision: str, num_bytes: int, num_bytes_before: int) -> None:
+    """Raises an InputError if a smaller precision is not worth having."""
+    figures = (
+        f'mAP {checked.after:.2f} instead of {checked.before:.2f} on {checked.num_images} images of {checked.data},'
+        f' {num_bytes / 1e6:.1f} MB instead of {num_bytes_before / 1e6:.1f} MB'
+    )
+    if not checked.before - checked.after <= max_drop:
+        raise InputError(f'{precision} loses more than {max_drop:g} percentage points: {figures}.')
+    if num_bytes >= num_bytes_before:
+        raise InputError(f'{precision} saves nothing: {figures}.')
 
 
 def _check_target(path: Path, model: nn.Module) -> None:
@@ -146,7 +229,8 @@ def read_metadata(path: str | Path) -> dict:
 
     Returns:
         Dictionary with `label_names` in the order of the logits, `input_size`, `mean`, `std`, `interpolation`,
-        `crop_pct`, `crop_mode`, `problem_type`, `function_to_apply`, `architecture` and `msff_timm_version`.
+        `crop_pct`, `crop_mode`, `problem_type`, `function_to_apply`, `architecture` and `msff_timm_version`; where the
+        model has them, also `thresholds`, `temperatures` and `biases`, see `msff_timm.calibration`.
 
     Raises:
         InputError: The file does not exist, or was not exported by this package.
@@ -192,11 +276,19 @@ def _metadata(model: nn.Module, preprocessing: Preprocessing) -> dict:
     return {
         'label_names': display_names(model),
         **{key: preprocessing.data_config[key] for key in keys},
+        **_decisions(model),
         'problem_type': 'multi_label_classification',
         'function_to_apply': 'sigmoid',
         'architecture': model.pretrained_cfg['architecture'],
         'msff_timm_version': __version__,
     }
+
+
+def _decisions(model: nn.Module) -> dict:
+    """Returns the stored thresholds, temperatures and biases of a model, as far as there are any."""
+    thresholds, calibration = get_thresholds(model), get_calibration(model)
+    stored = {} if thresholds is None else {'thresholds': thresholds}
+    return stored if calibration is None else {**stored, 'temperatures': calibration[0], 'biases': calibration[1]}
 
 
 def _import_extra(package: str):

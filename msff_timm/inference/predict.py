@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
-from timm.utils import unwrap_model
 
 from ..data.images import open_image
 from ..errors import InputError
-from ..labels import display_names, get_thresholds
+from ..labels import compute_probabilities, decision_thresholds, display_names
 from .logits import Preprocessing, compute_logits
 from .sources import find_images
 
@@ -32,12 +31,9 @@ class Prediction:
     error: str | None = None
 
 
-def choose_thresholds(model: nn.Module, threshold: float | None, top_k: int | None = None) -> list[float]:
-    """Returns the threshold of each label: `threshold`; or 0 if there is a `top_k`; or the model's own; or 0.5."""
-    if threshold is None and top_k is None and (stored := get_thresholds(model)):
-        return stored
-    default = 0.5 if top_k is None else 0.0
-    return [default if threshold is None else threshold] * unwrap_model(model).num_classes
+def choose_thresholds(model: nn.Module, threshold: float | None = None, top_k: int | None = None) -> list[float]:
+    """Returns the threshold of each label, see `predict`."""
+    return decision_thresholds(model, 0.0 if threshold is None and top_k is not None else threshold)
 
 
 def select_labels(
@@ -87,7 +83,7 @@ def predict(
         probabilities = {}
         if pixels:
             logits = compute_logits(model, torch.stack(list(pixels.values())))
-            probabilities = dict(zip(pixels, logits.sigmoid().tolist(), strict=True))
+            probabilities = dict(zip(pixels, compute_probabilities(model, logits).tolist(), strict=True))
         for image in batch:
             if image in errors:
                 yield Prediction(image, {}, errors[image])

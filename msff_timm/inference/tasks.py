@@ -9,7 +9,7 @@ import torch.nn as nn
 from timm.utils import unwrap_model
 
 from ..errors import InputError
-from ..labels import display_names
+from ..labels import compute_probabilities, display_names, get_calibration
 from .embeddings import embed
 from .logits import Preprocessing, compute_logits
 from .predict import choose_thresholds, select_labels
@@ -85,6 +85,7 @@ class PredictTask(Task):
             'command': 'predict',
             'labels': self.label_names,
             'thresholds': self.thresholds,
+            'calibration': get_calibration(model),
             'top_k': top_k,
             'scores': scores,
             'flip': flip,
@@ -101,7 +102,7 @@ class PredictTask(Task):
         logits = compute_logits(model, images)
         if self.flip:
             logits = (logits + compute_logits(model, images.flip(-1))) / 2
-        return logits.sigmoid()
+        return compute_probabilities(self.model, logits)
 
     def columns(self, values: np.ndarray, is_read: Sequence[bool]) -> dict[str, Sequence | np.ndarray]:
         rows = [

@@ -4,8 +4,17 @@ from collections.abc import Iterable
 
 from ..errors import InputError, unknown
 from ..files import check_file
+from ..thresholds import parse_target
 
-__all__ = ['check_at_least', 'check_new_file', 'check_one_of', 'check_positive', 'check_seed', 'is_among']
+__all__ = [
+    'check_at_least',
+    'check_new_file',
+    'check_one_of',
+    'check_positive',
+    'check_seed',
+    'check_threshold_target',
+    'is_among',
+]
 
 LARGEST_SEED = 2**31 - 1  # NumPy's seeds have 32 bits, and each process adds its number
 
@@ -38,6 +47,13 @@ def check_new_file(key: str, value: str | None, *suffixes: str) -> None:
     if suffixes and not value.endswith(suffixes):
         raise InputError(f'{key} is {value}: must end in {" or ".join(suffixes)}.')
     check_file(value, key)
+
+
+def check_threshold_target(key: str, value: str) -> None:
+    try:
+        parse_target(value)
+    except ValueError as e:
+        raise InputError(f'{key}: {e}') from None
 
 
 def is_among(key: str, settings: Iterable[str]) -> bool:

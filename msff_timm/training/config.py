@@ -13,7 +13,14 @@ from ..errors import InputError, one_line, unknown
 from ..files import check_folder
 from ..hub.push import check_access, check_target
 from ..metrics import DEFINITIONS
-from .checks import check_at_least, check_new_file, check_one_of, check_positive, check_seed
+from .checks import (
+    check_at_least,
+    check_new_file,
+    check_one_of,
+    check_positive,
+    check_seed,
+    check_threshold_target,
+)
 from .data_config import DataConfig, EvalDataConfig, SourceConfig
 from .parsing import CONFIGS, parse
 
@@ -303,6 +310,9 @@ class TrainConfig:
         trackers: Trackers of Accelerate: tensorboard, wandb, ...; null for tensorboard if it is installed.
         log_every: Number of steps between two log entries of loss and learning rate.
         top_k: Number of labels per image that the top-k metrics predict: 3 as for COCO, 5 as for Corel5k.
+        fit_thresholds: Target of the thresholds that are stored with the model: f1 for the largest F1 of each label,
+            precision:0.9 for the largest recall with that precision, or recall:0.9 for the largest precision with that
+            recall.
         push_to: Repository on the Hub that the finished run is published to, ORG/NAME; null for none.
         push_private: True to create that repository as a private one.
     """
@@ -315,6 +325,7 @@ class TrainConfig:
     trackers: list[str] | None = None
     log_every: int = 10
     top_k: int = 3
+    fit_thresholds: str = 'f1'
     push_to: str | None = None
     push_private: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -330,6 +341,7 @@ class TrainConfig:
         check_seed('seed', self.seed)
         check_at_least('log_every', self.log_every, 1)
         check_at_least('top_k', self.top_k, 1)
+        check_threshold_target('fit_thresholds', self.fit_thresholds)
         for tracker in self.trackers or ():
             check_one_of('trackers', tracker, [kind.value for kind in LoggerType if kind != LoggerType.ALL])
         if self.distill.teacher and (self.data.mixup or self.data.cutmix):
@@ -370,7 +382,9 @@ class EvaluateConfig:
         threshold: Probability above which a label is predicted; null for the model's own thresholds.
         top_k: Number of labels per image that the top-k metrics predict: 3 as for COCO, 5 as for Corel5k.
         bootstrap: Number of resamples of the images for a 95 % interval of mAP; 0 for none.
-        fit_thresholds: True to fit a threshold for each label to these images and store them in the model's folder.
+        fit_thresholds: Target to fit thresholds for, together with temperatures and biases, to these images, and store
+            them in the model's folder: f1 (or true), precision:0.9 or recall:0.9, see the setting of training; false
+            for none.
         submission: Tar file to write for the evaluation server of VOC2012, instead of metrics; null for metrics.
     """
 
@@ -384,7 +398,7 @@ class EvaluateConfig:
     threshold: float | None = 0.5
     top_k: int = 3
     bootstrap: int = 0
-    fit_thresholds: bool = False
+    fit_thresholds: bool | str = False
     submission: str | None = None
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
 
@@ -397,13 +411,19 @@ class EvaluateConfig:
         check_one_of('ap', self.ap, DEFINITIONS)
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise InputError(f'threshold is {self.threshold}: must be a probability, from 0 to below 1.')
+        if self.fit_thresholds is True:
+            self.fit_thresholds = 'f1'
+        if self.fit_thresholds:
+            check_threshold_target('fit_thresholds', self.fit_thresholds)
         if self.fit_thresholds and not self.model.startswith('local-dir:'):
             raise InputError(
-                f'fit_thresholds is true: it stores thresholds in a folder, and {self.model} is not local-dir:FOLDER.'
+                f'fit_thresholds is {self.fit_thresholds}: it stores thresholds in a folder, and {self.model} is not'
+                ' local-dir:FOLDER.'
             )
         if self.fit_thresholds and (self.flip or self.image_size):
             raise InputError(
-                "fit_thresholds is true: thresholds are for the model's own input; leave out flip and image_size."
+                f"fit_thresholds is {self.fit_thresholds}: thresholds are for the model's own input; leave out flip and"
+                ' image_size.'
             )
         if self.submission:
             self._check_submission()

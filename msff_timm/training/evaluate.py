@@ -29,13 +29,13 @@ from ..data.transforms import eval_transform
 from ..errors import InputError, one_line
 from ..files import replace_file
 from ..inference.logits import check_finite
-from ..labels import describe_matches, get_label_names, match_labels
+from ..labels import describe_matches, get_calibration, get_label_names, match_labels
 from ..results import Results, shorten_path
 from .commands import environment, run_command
 from .config import EvalDataConfig, EvaluateConfig, parse
-from .evaluator import FOLDS, compute_metrics, fit_thresholds, score
+from .evaluator import FOLDS, compute_metrics, fit_thresholds, measure_calibration, score
 from .loaders import make_loader, share_cores
-from .report import describe, describe_top
+from .report import describe, describe_calibration, describe_thresholds, describe_top
 
 
 def main() -> None:
@@ -68,7 +68,9 @@ def main() -> None:
         samples.areas = None if samples.areas is None else samples.areas[:, labels.rows]
     samples.targets = data.without_ignored(samples.targets, labels.names)
     if config.fit_thresholds and len(dataset) < FOLDS:
-        raise InputError(f'fit_thresholds is true: {len(dataset)} images are too few; use at least {FOLDS}.')
+        raise InputError(
+            f'fit_thresholds is {config.fit_thresholds}: {len(dataset)} images are too few; use at least {FOLDS}.'
+        )
     if not config.submission:
         if warning := data.check_labels(samples.targets, labels.names, data.split, 'data.split'):
             accelerator.print(warning)
@@ -110,16 +112,21 @@ def main() -> None:
     accelerator.print(f'{config.model} on {data.title or data.name} {data.split}: {describe(results)}')
     accelerator.print(describe_top(results.top))
     if config.fit_thresholds:
-        results.thresholds = fit_thresholds(scored, data.definition(data.split))
+        results.thresholds, results.calibration = fit_thresholds(
+            scored, data.definition(data.split), config.fit_thresholds
+        )
+    else:
+        own = get_calibration(model)
+        results.calibration = measure_calibration(scored, own and [[v[k] for k in labels.columns] for v in own])
+    accelerator.print(describe_calibration(results.calibration))
     if accelerator.is_main_process:
         if fitted := results.thresholds:
-            fitted['per_class'] = [fitted['per_class'][k] for k in np.argsort(labels.columns)]  # as the logits
-            path, number, total = hub.set_thresholds(config.model, fitted), fitted['num_fitted'], len(labels.names)
-            print(
-                f'Thresholds of {total} labels stored in {path}.'
-                if number == total
-                else f'Thresholds of {number} of {total} labels fitted, 0.5 for the others; stored in {path}.'
-            )
+            print(describe_thresholds(fitted, labels.names))
+            for key in ('per_class', 'temperatures', 'biases'):
+                fitted[key] = [fitted[key][k] for k in np.argsort(labels.columns)]  # as the logits
+            for key in ('unmet', 'too_rare'):
+                fitted[key] = sorted(labels.columns[k] for k in fitted[key])
+            print(f'Thresholds, temperatures and biases stored in {hub.set_thresholds(config.model, fitted)}.')
         if config.output:
             with reporting_faults(config.output):
                 results.to_json(config.output)
@@ -232,8 +239,8 @@ def check_labels(config: EvaluateConfig, labels: SharedLabels) -> None:
         )
     if config.fit_thresholds and labels.unused:
         raise InputError(
-            f'fit_thresholds is true: each label of {config.model} needs a threshold, and the data lack'
-            f' {some(labels.unused)}.'
+            f'fit_thresholds is {config.fit_thresholds}: each label of {config.model} needs a threshold, and the data'
+            f' lack {some(labels.unused)}.'
         )
     if config.scores and 'image_id' in labels.names:
         raise InputError(f'scores is {config.scores}: a label is named image_id, like the column of the images.')

@@ -9,14 +9,17 @@ import torch.nn as nn
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from .. import thresholds
+from .. import calibration, thresholds
 from ..errors import InputError
 from .accumulator import MetricAccumulator
 from .commands import Stopped, StopRequest
 
-__all__ = ['FOLDS', 'compute_metrics', 'fit_thresholds', 'score']
+__all__ = ['FOLDS', 'compute_metrics', 'fit_thresholds', 'measure_calibration', 'score']
 
-FOLDS = 5  # for the metrics of fitted thresholds
+FOLDS = 5  # for the metrics of fitted thresholds and calibrated probabilities
+# What `calibrated_by` of `Results.calibration` says
+OUT_OF_FOLD = 'temperatures and biases fitted without the fold of each image'
+OWN = "the model's own temperatures and biases"
 
 
 @torch.no_grad()  # inference_mode makes tensors that older versions of PyTorch do not gather
@@ -74,16 +77,39 @@ def compute_metrics(scored: MetricAccumulator, num_images: int, **options: Any) 
             raise InputError(f'the images cannot be evaluated: {e}') from None
 
 
-def fit_thresholds(scored: MetricAccumulator, data: dict) -> dict | None:
-    """Fits the thresholds that `hub.save` stores; returns None for fewer images than folds.
+def fit_thresholds(scored: MetricAccumulator, data: dict, target: str = 'f1') -> tuple[dict | None, dict | None]:
+    """Fits the thresholds, temperatures and biases that `hub.save` stores.
 
     Args:
         scored: Scores of `score`; at least one label has both a positive and a negative.
         data: Description of the images, to be stored with the thresholds.
+        target: Target of the thresholds, see `msff_timm.thresholds.fit`.
+
+    Returns:
+        The thresholds, and the calibration out of fold for `Results.calibration`; None for fewer images than folds.
     """
     arrays = scored.arrays()
     num_images = len(arrays['scores'])
     if num_images < FOLDS:
-        return None
-    fitted = thresholds.fit(arrays['scores'], arrays['targets'], arrays['ignore'], FOLDS)
-    return {**asdict(fitted), 'folds': FOLDS, 'data': data, 'num_images': num_images}
+        return None, None
+    entries = arrays['scores'], arrays['targets'], arrays['ignore']
+    fitted, calibrated = thresholds.fit(*entries, FOLDS, target=target), calibration.fit(*entries, FOLDS)
+    values = {'temperatures': calibrated.temperatures, 'biases': calibrated.biases}
+    stored = {**asdict(fitted), **values, 'folds': FOLDS, 'data': data, 'num_images': num_images}
+    return stored, {'calibrated_by': OUT_OF_FOLD, **calibrated.out_of_fold}
+
+
+def measure_calibration(scored: MetricAccumulator, own: tuple[list[float], list[float]] | None) -> dict:
+    """Measures the calibration of the model's probabilities, for `Results.calibration`.
+
+    Args:
+        scored: Scores as for `fit_thresholds`.
+        own: The model's own temperatures and biases of the scored labels; None for none.
+    """
+    arrays = scored.arrays()
+    scores, entries = arrays['scores'], (arrays['targets'], arrays['ignore'])
+    measured = {'uncalibrated': calibration.measure(scores, *entries)}
+    if own is None:
+        return {'calibrated_by': None, **measured}
+    calibrated = calibration.measure(calibration.calibrate(scores, *own), *entries)
+    return {'calibrated_by': OWN, **measured, 'calibrated': calibrated}

@@ -1,4 +1,4 @@
-"""The figures of a training run: training curves, average precision of each label, and the worst mistakes."""
+"""The figures of a training run: curves, average precision of each label, reliability, and the worst mistakes."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ..data.images import undecoded
 from ..files import replace_file
 from ..results import Results
 
-__all__ = ['draw_ap', 'draw_mistakes', 'plot_curves', 'save_figure']
+__all__ = ['draw_ap', 'draw_mistakes', 'draw_reliability', 'plot_curves', 'save_figure']
 
 LINE = 34  # characters of a caption
 
@@ -103,6 +103,29 @@ def draw_ap(results: Results) -> Figure:
     right.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(loc='outside upper right', fontsize=9)
     figure.suptitle(_ap_title(len(shown), len(ranked), results.num_classes), fontsize=11)
+    return figure
+
+
+def draw_reliability(measured: dict) -> Figure:
+    """Draws the share of positives over the probability, above the number of entries of each bin.
+
+    Args:
+        measured: `Results.calibration`.
+    """
+    figure = Figure((6, 6.5), layout='constrained')
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color='0.6', linestyle=':', label='perfect')
+    for kind, style in (('uncalibrated', 's--'), ('calibrated', 'o-')):
+        if kind in measured:
+            numbers, probabilities, shares = zip(*(row for row in measured[kind]['reliability'] if row[0]), strict=True)
+            text = f'{kind}: ECE {measured[kind]["ECE"]:.2f} %, Brier {measured[kind]["Brier"]:.4f}'
+            (line,) = upper.plot(probabilities, shares, style, label=text)
+            lower.plot(probabilities, numbers, style, color=line.get_color())
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel='share of positives')
+    upper.legend(loc='upper left', fontsize=9)
+    lower.set(xlabel='mean probability of the bin (all labels)', ylabel='entries', yscale='log')
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
     return figure
 
 

@@ -15,14 +15,17 @@ from ..files import write_text
 from ..hub.card import escape
 from ..metrics import FEW
 from ..results import METRICS, SIZE_BANDS, Results
+from ..thresholds import parse_target, positives_needed
 from .accumulator import Arrays
 from .commands import command_line
-from .figures import draw_ap, draw_mistakes, plot_curves, save_figure
+from .figures import draw_ap, draw_mistakes, draw_reliability, plot_curves, save_figure
 from .yaml12 import read_yaml, write_yaml
 
 __all__ = [
     'basis_of',
     'describe',
+    'describe_calibration',
+    'describe_thresholds',
     'describe_top',
     'markdown_table',
     'read_settings',
@@ -56,6 +59,39 @@ def describe_top(top: dict) -> str:
     """Returns the top-k metrics on one line."""
     values = '  '.join(f'{name} {top[name]:.2f}' for name in ('CF1', 'OF1', 'P', 'R', 'F1'))
     return f'top {top["k"]}: {values}  N+ {top["N+"]}  (P, R and N+ over {top["num_labels"]} labels with a positive)'
+
+
+def describe_calibration(measured: dict) -> str:
+    """Returns ECE and Brier score of `Results.calibration` on one line."""
+    named = [
+        f'{kind}: ECE {measured[kind]["ECE"]:.2f} %  Brier {measured[kind]["Brier"]:.4f}'
+        for kind in ('uncalibrated', 'calibrated')
+        if kind in measured
+    ]
+    by = f'  ({measured["calibrated_by"]})' if measured['calibrated_by'] else ''
+    return f'probabilities {"; ".join(named)}{by}'
+
+
+def describe_thresholds(fitted: dict, label_names: Sequence[str]) -> str:
+    """Returns in one line how many thresholds were fitted, how many reach their target, and which do not.
+
+    Args:
+        fitted: Thresholds, as `evaluator.fit_thresholds` returns them.
+        label_names: Names of all labels.
+    """
+    number, goal = fitted['num_fitted'], parse_target(fitted['target'])
+    aim = 'the best F1' if goal is None else f'a {goal[0]} of {goal[1]:g}'
+    text = f'thresholds for {aim}: fitted for {number} of {len(label_names)} labels'
+    if number < len(label_names):
+        text += ', 0.5 for the others'
+    if fitted['num_met'] is not None:
+        text += f'; out of fold {fitted["num_met"]} of {number} reach it'
+    needed = positives_needed(fitted['target'])
+    reasons = (('unmet', 'reached at no threshold'), ('too_rare', f'unreliable, with fewer than {needed} positives'))
+    for key, reason in reasons:
+        if fitted[key]:
+            text += f'; {reason}: {", ".join(label_names[k] for k in fitted[key])}'
+    return text
 
 
 def basis_of(results: Results) -> str:
@@ -139,7 +175,9 @@ def read_settings(output: Path) -> dict | None:
 
 
 def write_report(output: str | Path, results: Results, dataset: datasets.Dataset) -> Path:
-    """Writes the report of a training run: `report.md` with `curves.png`, `ap.png` and `mistakes.png`.
+    """Writes the report of a training run: `report.md` with its plots.
+
+    These are `curves.png`, `ap.png`, `reliability.png` and `mistakes.png`.
 
     Args:
         output: Folder of the run.
@@ -152,6 +190,8 @@ def write_report(output: str | Path, results: Results, dataset: datasets.Dataset
     output, mistakes = Path(output), results.mistakes or {}
     plot_curves(results.history or [], output / 'curves.png')
     save_figure(draw_ap(results), output / 'ap.png')
+    if results.calibration:
+        save_figure(draw_reliability(results.calibration), output / 'reliability.png')
     tiles = {
         heading: [(entry, _probability(entry['probability'])) for entry in mistakes[kind]]
         for kind, heading in MISTAKES.items()
@@ -201,6 +241,7 @@ def _lines(results: Results) -> Iterator[str]:
         )
     yield from ('## Training', '', '![Loss, mAP, CF1 and OF1 of each epoch.](curves.png)', '')
     yield from ('## Labels', '', '![Average precision and number of positives of each label.](ap.png)', '')
+    yield from _calibration(results)
     yield from ('## Worst mistakes', '')
     if any(mistakes.values()):
         yield from ('![The images of the tables below.](mistakes.png)', '')
@@ -217,6 +258,23 @@ def _lines(results: Results) -> Iterator[str]:
                 texts=2,
             )
     yield from _provenance(results)
+
+
+def _calibration(results: Results) -> Iterator[str]:
+    if fitted := results.thresholds:
+        line = describe_thresholds(fitted, [escape(name) for name in results.labels])
+        yield from ('## Thresholds and probabilities', '', f'{line[0].upper()}{line[1:]}.', '')
+    if measured := results.calibration:
+        yield f'Calibrated by {measured["calibrated_by"]}.'
+        yield ''
+        yield from markdown_table(
+            ['probabilities', 'ECE in percent', 'Brier score'],
+            [
+                [kind, f'{measured[kind]["ECE"]:.2f}', f'{measured[kind]["Brier"]:.4f}']
+                for kind in ('uncalibrated', 'calibrated')
+            ],
+        )
+        yield from ('![Share of positives at each probability.](reliability.png)', '')
 
 
 def _provenance(results: Results) -> Iterator[str]:

@@ -368,7 +368,8 @@ class Trainer:
         if config.optim.early_stop is None or best is None or metrics['mAP'] > best['mAP']:
             best = {'epoch': progress.epoch, 'mAP': metrics['mAP'], 'steps_done': progress.steps_done, 'files': {}}
             if accelerator.is_main_process:
-                results.thresholds = fit_thresholds(scored, config.data.definition(config.data.eval_split))
+                definition = config.data.definition(config.data.eval_split)
+                results.thresholds, results.calibration = fit_thresholds(scored, definition, config.fit_thresholds)
                 results.mistakes = worst_mistakes(scored.arrays(), data.eval_set, data.label_names)
                 best |= {'line': describe(results), 'results': asdict(results)}
                 with self.folder.reporting_faults():

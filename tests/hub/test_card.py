@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import msff_timm
-from msff_timm import hub, metrics, thresholds
+from msff_timm import calibration, hub, metrics, thresholds
 from msff_timm.errors import InputError
 from msff_timm.hub import card
 from msff_timm.results import Results, pick_metrics
@@ -59,7 +59,9 @@ def make_folder(folder: Path, label_names: list[str], **context) -> Path:
     scores = (0.5 * rng.random(targets.shape) + 0.5 * targets * rng.random(targets.shape)).astype(np.float32)
     computed = metrics.evaluate(scores, targets, bootstrap=20, areas=np.where(targets, rng.random(targets.shape), 0))
     fitted = thresholds.fit(scores, targets)
+    calibrated = calibration.fit(scores, targets)
     stored = {**asdict(fitted), 'folds': 5, 'data': {'name': 'scenes', 'split': 'validation'}, 'num_images': 60}
+    stored |= {'temperatures': calibrated.temperatures, 'biases': calibrated.biases}
     hub.save(model, folder, label_names, data_config, thresholds=stored)
     config = {
         'output': '/home/someone/runs/secret',
@@ -83,6 +85,7 @@ def make_folder(folder: Path, label_names: list[str], **context) -> Path:
             'epoch': 3,
             'seconds': 75.0,
             'devices': ['cpu (x86_64)', 'cpu (x86_64)'],
+            'calibration': {'calibrated_by': 'values of other folds', **calibrated.out_of_fold},
             'model_weights': {'epoch': 3, **pick_metrics(computed), 'mAP': 12.345},
             'mistakes': {'misses': [{'row': 0, 'image_id': '/home/someone/photos/me.jpg', 'label': label_names[0]}]},
             **context,
@@ -205,6 +208,14 @@ def test_render_shows_the_metrics_of_the_results(folder, text, tmp_path):
         assert table_row(section(text, 'Thresholds'), row) == [
             f'{expected[name]:.2f}' for name in ('CF1', 'OF1', 'macro_F1')
         ]
+    assert 'Unreliable, with fewer than 5 positives or too few negatives: nearly so, rare.' in text
+    probabilities = section(text, 'Probabilities')
+    for kind in ('uncalibrated', 'calibrated'):
+        expected = run['calibration'][kind]
+        assert table_row(probabilities, kind) == [f'{expected["ECE"]:.2f}', f'{expected["Brier"]:.4f}']
+    for k, name in enumerate(LABELS):
+        assert table_row(probabilities, name) == [f'{stored[key][k]:.3f}' for key in ('temperatures', 'biases')]
+    assert 'is **not calibrated**' in text and 'calibrated by values of other folds. ECE' in probabilities
     assert 'Labels with fewer than 5 positives, so their metrics are unreliable: rare.' in text
     assert 'Labels with fewer than 5 negatives, so their metrics are unreliable: nearly so.' in text
     assert 'Labels without positives, which do not count in mAP: never seen.' in text
@@ -296,8 +307,8 @@ def test_render_escapes_texts_of_others(tmp_path):
     metadata = check(text.replace('{{ 7', '( 7').replace('{%', '('), tmp_path / 'README.md')
     assert metadata['model-index'][0]['results'][0]['dataset']['split'] == 'val --- license: mit'
     body = text.split('\n---\n', 1)[1]
-    assert set(re.findall(r'<(?!/)[^>]*>', body)) == {'<details>', '<summary>'} and body.count('</details>') == 2
-    assert not re.search(r'(?<!\\)\]\((?!architecture|#results|https://(doi|github))', body)
+    assert set(re.findall(r'<(?!/)[^>]*>', body)) == {'<details>', '<summary>'} and body.count('</details>') == 3
+    assert not re.search(r'(?<!\\)\]\((?!architecture|#results|#probabilities|https://(doi|github))', body)
     assert re.findall(r'^# .*', re.sub(r'^````+yaml.*?^````+$', '', body, flags=re.M | re.S), re.M) == ['# name']
     assert 'alert(1)&lt;/script&gt;' in body and '{{ 7 \\* 7 }}' in body
     rows = [line for line in section(text, 'Results').splitlines() if line.startswith('| ')]

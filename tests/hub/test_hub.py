@@ -179,7 +179,12 @@ def test_set_thresholds_stores_them_for_load(model, folder):
     assert hub.load(f'local-dir:{folder}').thresholds is None
     hub.set_thresholds(f'local-dir:{folder}', {'per_class': [0.2, 0.4, 0.9], 'overall': 0.3})
     assert hub.load(f'local-dir:{folder}').thresholds == [0.2, 0.4, 0.9]
-    assert hub.load(f'local-dir:{folder}', num_classes=5).thresholds is None  # other labels
+    assert hub.load(f'local-dir:{folder}').calibration is None
+    calibrated = {'temperatures': [0.5, 1, 2], 'biases': [-1, 0, 0.25]}
+    hub.set_thresholds(f'local-dir:{folder}', {'per_class': [0.2, 0.4, 0.9], **calibrated})
+    assert hub.load(f'local-dir:{folder}').calibration == ([0.5, 1, 2], [-1, 0, 0.25])
+    other = hub.load(f'local-dir:{folder}', num_classes=5)
+    assert other.thresholds is None and other.calibration is None  # other labels
     timm.create_model(f'local-dir:{folder}', pretrained=True)
 
 
@@ -283,6 +288,10 @@ def test_save_adapts_the_preprocessing_to_the_channels(architecture, in_chans, t
         ({'per_class': [0.5, 0.5, float('nan')]}, 'from 0 to below 1'),
         ({'per_class': [0.5, 0.5, 1]}, 'from 0 to below 1'),
         ({'per_class': [0.5, 0.5, '0.5']}, 'from 0 to below 1'),
+        ({'per_class': [0.5] * 3, 'temperatures': [1, 1, 1]}, 'biases, a list of 3 numbers'),
+        ({'per_class': [0.5] * 3, 'temperatures': [1, 1], 'biases': [0, 0, 0]}, 'temperatures, a list of 3 numbers'),
+        ({'per_class': [0.5] * 3, 'temperatures': [1, 0, 1], 'biases': [0, 0, 0]}, 'finite numbers above 0'),
+        ({'per_class': [0.5] * 3, 'temperatures': [1, 1, 1], 'biases': [0, 0, float('nan')]}, 'finite numbers'),
     ],
 )
 def test_thresholds_must_be_one_probability_for_each_logit(thresholds, part, model, folder, tmp_path):

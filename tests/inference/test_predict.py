@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import os
 import struct
 import zlib
@@ -33,6 +34,7 @@ def photos(tmp_path):
 
 def test_predict_gives_the_sigmoids_of_the_models_logits(trained, photos):
     model = hub.load(f'local-dir:{trained}')
+    model.calibration = None
     label_names = model.pretrained_cfg['label_names']
     paths = [str(photos / name) for name in ('a.JPG', 'b.png', 'c[1].png')]
     predictions = list(predict(model, paths, threshold=0.0, batch_size=2))
@@ -57,6 +59,7 @@ def test_predict_keeps_labels_above_the_threshold(trained, photos):
 
 def test_predict_uses_the_models_own_thresholds_by_default(trained, photos):
     model = hub.load(f'local-dir:{trained}')
+    model.calibration = None
     everything = next(predict(model, [str(photos / 'b.png')], threshold=0.0)).labels
     ranked = list(everything)
     # Each label's threshold is just below or just above its own probability.
@@ -67,6 +70,19 @@ def test_predict_uses_the_models_own_thresholds_by_default(trained, photos):
     model.thresholds = None
     expected = [name for name in ranked if everything[name] > 0.5]
     assert list(next(predict(model, [str(photos / 'b.png')])).labels) == expected
+
+
+def test_predict_prints_calibrated_probabilities_and_the_same_labels(trained, photos):
+    model = hub.load(f'local-dir:{trained}')
+    image = str(photos / 'b.png')
+    model.calibration = None
+    before = next(predict(model, [image])).labels
+    model.calibration = [2.0] * 12, [-1.0] * 12
+    after = next(predict(model, [image])).labels
+    logits = {name: math.log(p / (1 - p)) for name, p in before.items()}
+    expected = {name: 1 / (1 + math.exp(-(z / 2 - 1))) for name, z in logits.items()}
+    assert list(after) == list(before) and after == pytest.approx(expected, rel=1e-4) and len(after) > 0
+    assert all(p > 0.9 for p in next(predict(model, [image], threshold=0.9)).labels.values())
 
 
 def test_find_images_takes_files_folders_and_globs(photos):
@@ -197,7 +213,7 @@ def test_find_images_names_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, 'Permission denied', str(path))
 
-    monkeypatch.setattr(Path, 'iterdir', refuse)
+    monkeypatch.setattr(os, 'scandir', refuse)
     with pytest.raises(InputError, match=r'cannot be read \(Permission denied\)'):
         find_images([str(tmp_path)])
 

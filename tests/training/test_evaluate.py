@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 from torchvision.transforms.functional import normalize, to_tensor
 
 import msff_timm.data
-from msff_timm import hub, thresholds
+from msff_timm import calibration, hub, thresholds
 from msff_timm.data import voc
 from msff_timm.errors import InputError
 from msff_timm.training import evaluate
@@ -150,7 +150,7 @@ def test_main_refuses_a_submission_without_all_labels_of_voc(drawn_voc, tmp_path
     np.testing.assert_allclose([float(number) for number in lines[1::2]], expected, atol=1e-5)
 
 
-def test_main_stores_thresholds_in_the_order_of_the_model(tmp_path, monkeypatch):
+def test_main_stores_thresholds_and_temperatures_in_the_order_of_the_model(tmp_path, monkeypatch, capsys):
     scenes = msff_timm.data.label_names(msff_timm.data.load('scenes', 'train', size=1))
     names = [*scenes[5:], *scenes[:5]]
     model, scores = make_model(tmp_path / 'model', names), tmp_path / 'scores.parquet'
@@ -160,13 +160,33 @@ def test_main_stores_thresholds_in_the_order_of_the_model(tmp_path, monkeypatch)
     targets = np.array([[scenes.index(name) in row for name in names] for row in labels])
     fitted = thresholds.fit(np.stack([table[name].to_numpy() for name in names], 1), targets)
     assert hub.load(model).thresholds == pytest.approx(fitted.per_class) and len(set(fitted.per_class)) > 1
-    assert json.loads((tmp_path / 'r.json').read_text())['labels_left_out'] == []
+    found = json.loads((tmp_path / 'r.json').read_text())
+    assert found['labels_left_out'] == []
+    calibrated = calibration.fit(np.stack([table[name].to_numpy() for name in names], 1), targets)
+    expected = [pytest.approx(calibrated.temperatures), pytest.approx(calibrated.biases)]
+    assert list(hub.load(model).calibration) == expected
+    assert found['calibration']['calibrated']['ECE'] == pytest.approx(calibrated.out_of_fold['calibrated']['ECE'])
 
-    with pytest.raises(InputError, match='fit_thresholds is true: 4 images are too few; use at least 5'):
+    # Without fitting, the model's own values are used.
+    capsys.readouterr()
+    run(monkeypatch, model=model, data__size=12, output=tmp_path / 'again.json')
+    again = json.loads((tmp_path / 'again.json').read_text())['calibration']
+    own = calibration.calibrate(np.stack([table[name].to_numpy() for name in names], 1), *hub.load(model).calibration)
+    assert again['calibrated']['Brier'] == pytest.approx(calibration.measure(own, targets)['Brier'])
+    assert again['uncalibrated'] == found['calibration']['uncalibrated']
+    assert "(the model's own temperatures and biases)" in capsys.readouterr().out
+
+    run(monkeypatch, model=model, data__size=12, fit_thresholds='recall:0.9')
+    assert hub.load(model).thresholds == pytest.approx(
+        thresholds.fit(np.stack([table[name].to_numpy() for name in names], 1), targets, target='recall:0.9').per_class
+    )
+    assert 'thresholds for a recall of 0.9: fitted for 12 of 12 labels; out of fold ' in capsys.readouterr().out
+
+    with pytest.raises(InputError, match='fit_thresholds is f1: 4 images are too few; use at least 5'):
         run(monkeypatch, model=model, data__size=4, fit_thresholds='true')
     more = make_model(tmp_path / 'more', [*names, 'unicorn'])
     with pytest.raises(
-        InputError, match=r'fit_thresholds is true: each label of .* needs a threshold, and the data lack unicorn\.'
+        InputError, match=r'fit_thresholds is f1: each label of .* needs a threshold, and the data lack unicorn\.'
     ):
         run(monkeypatch, model=more, data__size=12, fit_thresholds='true')
 
@@ -259,7 +279,7 @@ def test_main_reports_labels_that_do_not_count(table_root, monkeypatch, capsys):
     scores = table_root / 'scores.parquet'
     settings = {'data__name': 'table', 'data__root': table_root, 'data__split': 'test', 'scores': scores}
     run(monkeypatch, model=model, output=output, fit_thresholds='true', **settings)
-    labels, warning, line, top, stored = capsys.readouterr().out.splitlines()
+    labels, warning, line, top, probabilities, fitted, stored = capsys.readouterr().out.splitlines()
     assert labels == 'labels: 3 columns (cat, dog, owl)' and warning == (
         'warning: test: 2 of 3 labels are left out of mAP and of fitted thresholds: 1 without an absent entry [dog],'
         ' 1 without a positive [owl]; if -1 or blank means absent in the data, set data.minus_one or data.blank to'
@@ -271,7 +291,12 @@ def test_main_reports_labels_that_do_not_count(table_root, monkeypatch, capsys):
     ap = 100 * average_precision_score([1, 0, 1, 0, 0], table['cat'].to_numpy())
     assert found['metrics']['mAP'] == found['labels']['cat']['AP'] == pytest.approx(ap)
     assert (found['labels']['dog']['AP'], found['labels']['owl']['AP'], found['num_labels_counted']) == (None, None, 1)
-    assert stored.startswith('Thresholds of 1 of 3 labels fitted, 0.5 for the others; stored in ')
+    assert probabilities.startswith('probabilities uncalibrated: ECE ')
+    assert fitted == (
+        'thresholds for the best F1: fitted for 1 of 3 labels, 0.5 for the others; unreliable, with fewer than 5'
+        ' positives: cat'
+    )
+    assert stored.startswith('Thresholds, temperatures and biases stored in ')
     thresholds = json.loads((table_root / 'model' / 'config.json').read_text())['thresholds']
     dog, cat, owl = thresholds['per_class']
     assert thresholds['num_fitted'] == 1 and dog == owl == 0.5 != cat
@@ -372,6 +397,7 @@ def test_reporting_faults_reports_a_full_disk(tmp_path):
         (['--data.label_delimiter='], 'data.label_delimiter is empty: must be text'),
         (['--data.name=voc2007'], 'data.root is null: voc2007 needs a folder'),
         (['--data.name=table', '--data.root={tmp}/none'], 'data.root is {tmp}/none: there is no such folder or file.'),
+        (['--fit_thresholds=precision:2'], "target 'precision:2' must be f1, or precision:P or recall:R"),
         (['--fit_thresholds=true', '--model=hf-hub:a/b'], 'hf-hub:a/b is not local-dir:FOLDER.'),
         (['--fit_thresholds=true', '--flip=true'], "for the model's own input; leave out flip and image_size."),
         (['--submission=a.tar'], 'submission is for the whole test split of voc2012'),

@@ -14,6 +14,7 @@ from msff_timm.data.samples import Samples
 from msff_timm.results import METRICS, Results, pick_metrics
 from msff_timm.training import figures, report
 from msff_timm.training.accumulator import MetricAccumulator
+from msff_timm.training.evaluator import fit_thresholds
 
 MADE_WITH = {'command': 'train.py', 'git_commit': None, 'git_dirty': None, 'devices': ['cpu']}
 
@@ -31,7 +32,10 @@ def scored_at_random(dataset):
 def make_run(dataset, **context):
     scored, label_names = scored_at_random(dataset), msff_timm.data.label_names(dataset)
     values = scored.compute()
+    fitted, calibrated = fit_thresholds(scored, {'name': 'scenes'}, 'precision:0.8')
     context = {
+        'thresholds': fitted,
+        'calibration': calibrated,
         'model': 'msff_test_resnet',
         'data': {'name': 'scenes', 'split': 'validation', 'trained_on': 'train'},
         'history': [{'epoch': epoch, 'loss': 1 / epoch, **pick_metrics(values)} for epoch in (1, 2)],
@@ -90,9 +94,13 @@ def test_write_report_needs_only_the_results(tmp_path):
     run.to_json(tmp_path / 'results.json')
     path = report.write_report(tmp_path, Results.from_json(tmp_path / 'results.json'), dataset)
     text = path.read_text()
-    files = {'ap.png', 'curves.png', 'mistakes.png', 'report.md', 'results.json'}
+    files = {'ap.png', 'curves.png', 'mistakes.png', 'reliability.png', 'report.md', 'results.json'}
     assert {file.name for file in tmp_path.iterdir()} == files  # no temporary file is left
     assert set(re.findall(r'\]\((.*?\.png)\)', text)) == {file for file in files if file.endswith('.png')}
+    for kind in ('uncalibrated', 'calibrated'):
+        assert f'| {kind} | {run.calibration[kind]["ECE"]:.2f} | {run.calibration[kind]["Brier"]:.4f} |' in text
+    line = next(line for line in text.splitlines() if line.startswith('Thresholds for a precision of 0.8: fitted'))
+    assert f'; out of fold {run.thresholds["num_met"]} of 12 reach it' in line
     assert f'mAP {values["mAP"]:.2f}, CF1 {values["CF1"]:.2f}, OF1 {values["OF1"]:.2f} percent' in text
     assert 'EMA weights of epoch 2 on scenes validation (40 images, mAP all-points over 12 labels, ' in text
     assert '| model weights | 12.34 | 12.34 |' in text

@@ -16,6 +16,7 @@ from msff_timm.data.images import open_image
 from msff_timm.inference.decoding import REDUCED
 from msff_timm.inference.logits import Preprocessing, compute_logits
 from msff_timm.inference.predict import choose_thresholds
+from msff_timm.labels import compute_probabilities
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> dict:
     model = hub.load(options.model)
     preprocessing = Preprocessing(model)
     height, width = preprocessing.input_size[1:]
-    thresholds = torch.tensor(choose_thresholds(model, None))
+    thresholds = torch.tensor(choose_thresholds(model))
     generator = np.random.default_rng(0)
     factors = [None, *options.factors]
     probabilities, seconds, sizes = {f: [] for f in factors}, {f: [] for f in factors}, {f: [] for f in factors}
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> dict:
             pixels = preprocessing.transform(image)
             seconds[factor].append(time.process_time() - start)
             sizes[factor].append(max(image.size))
-            probabilities[factor].append(compute_logits(model, pixels[None]).sigmoid()[0])
+            probabilities[factor].append(compute_probabilities(model, compute_logits(model, pixels[None]))[0])
     full = torch.stack(probabilities[None])
     results = {}
     for factor in options.factors:
