@@ -22,7 +22,7 @@ from msff_timm import errors, hub
 from msff_timm.data import scenes
 from msff_timm.hub import card
 from msff_timm.hub.half import KEEP_BELOW
-from msff_timm.inference import app
+from msff_timm.inference import app, bulk, sidecars, similar
 from msff_timm.inference.attention import LAYERS
 from msff_timm.inference.export import FORMATS, read_metadata
 from msff_timm.inference.precision import MAX_DROP, PRECISIONS
@@ -262,6 +262,8 @@ def test_output_that_cannot_be_written_is_refused_first(arguments, tmp_path, cap
 def test_parser_constants_equal_their_sources():
     assert parser.DEFAULT_MODEL == hub.DEFAULT_MODEL and parser.KEEP_BELOW == KEEP_BELOW
     assert parser.FORMATS == tuple(FORMATS) and parser.LAYERS == LAYERS
+    assert parser.AUTOCAST == tuple(bulk.PRECISIONS) and parser.SIDECARS == sidecars.FORMATS
+    assert parser.SIMILARITY == similar.NEAR_DUPLICATE
     assert parser.PRECISIONS == ('float32', *PRECISIONS) and parser.MAX_DROP == MAX_DROP
     commands = parser.make_parser()._subparsers._group_actions[0].choices
     assert set(commands) == {*cli.COMMANDS, 'train', 'evaluate'}
@@ -314,7 +316,9 @@ def test_parser_names_options_the_same_in_every_command():
     for name, found in options.items():
         assert ('--output' in found) == ('-o' in found)
         assert name in ('train', 'evaluate') or {'-q', '--quiet', '-v', '--verbose'} <= found
-    assert {name for name, found in options.items() if '--device' in found} == {'predict', 'explain', 'space'}
+    assert {name for name, found in options.items() if '--device' in found} == {
+        'predict', 'embed', 'similar', 'explain', 'space'
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(('name', 'module'), [('train', train), ('evaluate', evaluate)])

@@ -16,6 +16,9 @@ MAX_DROP = 0.5
 LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
+AUTOCAST = ('fp32', 'bf16', 'fp16')
+SIMILARITY = 0.95
+SIDECARS = ('txt', 'xmp')
 TWO_WORDS = ('data split',)  # commands whose second word is no folder or format of `data`
 
 MODEL_NAMES = (
@@ -46,9 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for add in (_add_predict, _add_explain, _add_export, _add_space, _add_data, _add_split, _add_training):
+    for add in (_add_predict, _add_embed, _add_similar, _add_explain, _add_export, _add_space, _add_data, _add_split):
         add(commands)
-    for add in (_add_card, _add_push, _add_halve, _add_convert):
+    for add in (_add_training, _add_card, _add_push, _add_halve, _add_convert):
         add(commands)
     return parser
 
@@ -94,18 +97,93 @@ def _add_predict(commands) -> None:
     command = _add_command(
         commands,
         'predict',
-        'print the labels of images with their probabilities',
-        'Print the labels of images with their probabilities. The exit code is 1 if an image cannot be read, which'
+        'print the labels of images with their probabilities, or write them to a file',
+        'Print the labels of images with their probabilities or, with -o, write them to a file, for any number of'
+        ' images. After an interruption, the same command resumes. The exit code is 1 if an image cannot be read, which'
         " includes HEIC images (without pillow-heif) and cameras' raw files. Hidden files, documents and videos in a"
         ' folder are ignored.',
     )
-    command.add_argument('images', nargs='+', metavar='IMAGE', help='file, folder (without its subfolders) or glob')
+    _add_sources(command)
+    command.add_argument(
+        '-r', '--recursive', action='store_true', help='search folders with their subfolders (-o always does)'
+    )
     _add_model(command)
     command.add_argument(
         '--threshold', type=_probability, help="probability threshold (default: the model's own, else 0.5)"
     )
+    command.add_argument(
+        '--top-k', type=_positive, metavar='K', help='the K most probable labels (above --threshold, if it is given)'
+    )
     command.add_argument('--json', action='store_true', help='print JSON instead of a table')
     _add_device(command)
+    options = command.add_argument_group('options with -o')
+    options.add_argument('-o', '--output', metavar='FILE', help='file to write: .parquet, .jsonl or .csv')
+    options.add_argument('--scores', action='store_true', help='write the probabilities of all labels, too')
+    options.add_argument('--flip', action='store_true', help='average the logits of each image and its mirror image')
+    options.add_argument('--compile', action='store_true', help='compile the model, which takes a minute')
+    options.add_argument(
+        '--sidecar', choices=SIDECARS, help='write the labels beside each image, too: photo.txt, or photo.xmp'
+    )
+    _add_bulk(options)
+
+
+def _add_embed(commands) -> None:
+    command = _add_command(
+        commands,
+        'embed',
+        'write an embedding of each image to a file, e.g. to find similar ones',
+        'Write an embedding of each image to a file: pooled features of the backbone, of length 1. After an'
+        ' interruption, the same command resumes. The exit code is 1 if an image cannot be read.',
+    )
+    _add_sources(command)
+    _add_model(command)
+    command.add_argument('-o', '--output', required=True, metavar='FILE', help='file to write: .parquet')
+    _add_device(command)
+    _add_bulk(command)
+
+
+def _add_similar(commands) -> None:
+    command = _add_command(commands, 'similar', 'find the images most similar to one, or near-duplicates')
+    command.add_argument('embeddings', metavar='FILE', help='file of msff-timm embed')
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument('image', nargs='?', metavar='IMAGE', help='image, which need not be in the file')
+    what.add_argument(
+        '--near-duplicates',
+        nargs='?',
+        type=float,
+        const=SIMILARITY,
+        metavar='SIMILARITY',
+        help=f'print each image that is at least this similar to an earlier one (default: {SIMILARITY})',
+    )
+    command.add_argument('-k', type=_positive, default=10, help='number of similar images (default: 10)')
+    command.add_argument('--json', action='store_true', help='print JSON instead of a table')
+    _add_model(command, ', for an IMAGE that is not in the file')
+    _add_device(command)
+
+
+def _add_sources(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        'images',
+        nargs='+',
+        metavar='IMAGE',
+        help='file, folder or glob; for a file of results also @LIST (a path on each line), a table (.csv, .tsv,'
+        ' .jsonl, .parquet), a WebDataset (.tar), or hub:ORG/NAME',
+    )
+
+
+def _add_bulk(options) -> None:
+    """Adds the options of commands that write a file for many images."""
+    options.add_argument('-b', '--batch-size', type=_positive, metavar='N', help='images computed at once')
+    options.add_argument(
+        '-j', '--workers', type=int, metavar='N', help='decoding processes (default: one per core, at most 16)'
+    )
+    options.add_argument('--precision', choices=AUTOCAST, default='fp32', help='precision (default: fp32)')
+    options.add_argument(
+        '--full-decode', action='store_true', help='decode every pixel of large JPEG files, which is slower'
+    )
+    options.add_argument('--image-column', metavar='NAME', help='column of a table or data set that has the images')
+    options.add_argument('--image-root', metavar='FOLDER', help='folder of the images that a table names')
+    options.add_argument('--split', help='split of a data set of the Hub (default: the only one)')
 
 
 def _add_explain(commands) -> None:
@@ -301,6 +379,12 @@ def _probability(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a probability from 0 to below 1')
     return value
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
+    return int(text)
 
 
 def _port(text: str) -> int:

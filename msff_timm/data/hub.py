@@ -18,7 +18,7 @@ from .records import features, set_notes
 from .table_splits import standard_split
 from .text import check_names
 
-__all__ = ['load']
+__all__ = ['ID_COLUMNS', 'find_image_column', 'load']
 
 ID_COLUMNS = ('image_id', 'id')
 OURS = ('labels', 'ignore', 'area', 'image_id')
@@ -65,7 +65,7 @@ def load(
         raise InputError(
             f'{root}: its columns are unknown until it is read: convert it to Parquet, or set data.streaming to false.'
         )
-    image = _image_column(schema, settings.image_column, where)
+    image = find_image_column(schema, settings.image_column, where)
     columns = find_label_columns(schema, image, settings, where)
     for name in columns if len(columns) > 1 else ():
         if not _is_number(schema[name]):
@@ -136,7 +136,12 @@ def load(
     return set_notes(mapped.cast(result_schema), notes)
 
 
-def _image_column(schema: Features, wanted: str | None, where: str) -> str:
+def find_image_column(schema: Features, wanted: str | None, where: str) -> str:
+    """Returns the column of images: `wanted`, `image`, `file_name`, or the only column of images.
+
+    Raises:
+        InputError: There is no such column, or it is not clear which one is meant.
+    """
     if wanted is not None and wanted not in schema:
         raise InputError(f'{where}: {unknown("image column", wanted, schema)}')
     images = [name for name, feature in schema.items() if _is_image(feature)]

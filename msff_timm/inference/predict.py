@@ -1,22 +1,19 @@
 """Labels of images with their probabilities."""
 
-import glob
-import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn as nn
-from PIL import Image
 
-from ..data.formats import is_image
 from ..data.images import open_image
-from ..errors import InputError, one_line
+from ..errors import InputError
 from ..labels import compute_probabilities, decision_thresholds, display_names
 from .logits import Preprocessing, compute_logits
+from .sources import find_images
 
-__all__ = ['Prediction', 'find_images', 'predict']
+__all__ = ['Prediction', 'choose_thresholds', 'find_images', 'predict', 'select_labels']
 
 
 @dataclass(frozen=True)
@@ -38,42 +35,26 @@ class Prediction:
     error: str | None = None
 
 
-def find_images(patterns: Sequence[str]) -> list[str]:
-    """Lists the images that files, folders and globs name, in the given order.
+def choose_thresholds(model: nn.Module, threshold: float | None = None, top_k: int | None = None) -> list[float]:
+    """Returns the threshold of each label, see `predict`."""
+    return decision_thresholds(model, 0.0 if threshold is None and top_k is not None else threshold)
 
-    A folder (without its subfolders) or a glob contributes files that are an image or a camera's raw file by their name
-    or content, but no hidden files, documents or videos. A file named directly is always listed, and so is an image
-    that cannot be read: `predict` reports it.
 
-    Raises:
-        InputError: A folder cannot be read or holds no image, or a glob matches none.
-
-    Examples:
-        >>> Image.new('RGB', (8, 8)).save('1.png')
-        >>> Path('notes.txt').touch()
-        >>> find_images(['.'])
-        ['1.png']
-    """
-    Image.init()
-    images = []
-    for pattern in patterns:
-        if os.path.isdir(pattern):
-            try:
-                found = [str(path) for path in sorted(Path(pattern).iterdir()) if is_image(path)]
-            except OSError as e:
-                raise InputError(f'{pattern}: cannot be read ({one_line(e)}).') from None
-        elif glob.has_magic(pattern) and not os.path.lexists(pattern):
-            found = [path for path in sorted(glob.glob(pattern, recursive=True)) if is_image(Path(path))]
-        else:
-            found = [pattern]
-        if not found:
-            raise InputError(f'{pattern}: no image found.')
-        images += found
-    return images
+def select_labels(
+    probabilities: Sequence[float], label_names: Sequence[str], thresholds: Sequence[float], top_k: int | None = None
+) -> dict[str, float]:
+    """Returns the probabilities (K,) above their thresholds by label, in descending order, at most `top_k` of them."""
+    rows = zip(label_names, probabilities, thresholds, strict=True)
+    present = {name: probability for name, probability, least in rows if probability > least}
+    return dict(sorted(present.items(), key=lambda item: -item[1])[:top_k])
 
 
 def predict(
-    model: nn.Module, images: Sequence[str], threshold: float | None = None, batch_size: int = 8
+    model: nn.Module,
+    images: Sequence[str],
+    threshold: float | None = None,
+    batch_size: int = 8,
+    top_k: int | None = None,
 ) -> Iterator[Prediction]:
     """Predicts the labels of images, preprocessed as the model's own configuration says.
 
@@ -83,6 +64,8 @@ def predict(
         threshold: Probability above which a label is predicted; None for each label's own threshold, or 0.5 where the
             model has none.
         batch_size: Number of images computed at once.
+        top_k: Largest number of labels for an image: the most probable ones, whatever the model's own thresholds are.
+            None for no limit.
 
     Yields:
         One prediction per image, in order; for an image that cannot be read, with an `error` and without labels.
@@ -99,7 +82,7 @@ def predict(
     """
     transform = Preprocessing(model).transform
     label_names = display_names(model)
-    thresholds = decision_thresholds(model, threshold)
+    thresholds = choose_thresholds(model, threshold, top_k)
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         pixels, errors = {}, {}
@@ -116,6 +99,10 @@ def predict(
             if image in errors:
                 yield Prediction(image, {}, errors[image])
                 continue
-            rows = zip(label_names, probabilities[image], thresholds, strict=True)
-            present = {name: probability for name, probability, least in rows if probability > least}
-            yield Prediction(image, dict(sorted(present.items(), key=lambda item: -item[1])))
+            yield Prediction(image, select_labels(probabilities[image], label_names, thresholds, top_k))
+
+
+if __name__ == '__main__':  # accelerate launch -m msff_timm.inference.predict ...
+    from msff_timm_cli.commands import main
+
+    sys.exit(main(['predict', *sys.argv[1:]]))

@@ -1,9 +1,7 @@
 """Guards: one run in a folder at a time, and no run that outlives its launcher."""
 
-import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -16,19 +14,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..errors import InputError, one_line
+from ..errors import InputError
+from ..locks import lock, release
 from .commands import StopRequest
 from .storage import is_shared
-
-with suppress(ModuleNotFoundError):  # on Windows
-    import fcntl
-with suppress(ModuleNotFoundError):  # elsewhere
-    import msvcrt
 
 __all__ = ['locked', 'stop_with_launcher']
 
 LOCK = '.lock'
-FAR = 1 << 30  # offset of the locked byte on Windows, where locked bytes cannot be read
 LAUNCHERS = {'accelerate', 'accelerate-launch', 'torchrun', 'deepspeed'}
 LAUNCHERS |= {'accelerate.commands.launch', 'torch.distributed.run', 'torch.distributed.launch'}
 GRACE = 600.0  # seconds for a run to stop after its launcher has ended
@@ -51,7 +44,7 @@ def locked(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     try:
         shared = is_shared(accelerator, folder)
         if accelerator.is_main_process if shared else accelerator.is_local_main_process:
-            descriptor = _lock(folder / LOCK)
+            descriptor = lock(folder / LOCK, folder)
     except InputError as e:
         problem = str(e)
     try:
@@ -61,66 +54,7 @@ def locked(accelerator: Accelerator, folder: Path) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            _release(folder / LOCK, descriptor)
-
-
-def _lock(path: Path) -> int | None:
-    """Locks a file and writes the holder's name to it; returns its descriptor, or None if locks are not supported.
-
-    `filelock` uses locks that data loader workers inherit, and hold for a while after the run was killed.
-    """
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as e:
-            raise InputError(f'output is {path.parent}: cannot be written to ({one_line(e)}).') from None
-        try:
-            if os.name == 'nt':
-                os.lseek(descriptor, FAR, os.SEEK_SET)
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            else:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            holder = _read(descriptor)
-            os.close(descriptor)
-            if isinstance(e, (BlockingIOError, PermissionError)):
-                raise InputError(
-                    f'{path.parent} is in use by another run{holder and f" ({holder})"}: wait until it ends, or'
-                    ' choose another --output.'
-                ) from None
-            print(f'{path}: cannot be locked ({one_line(e)}); start no other run there.', file=sys.stderr)
-            return None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                break
-        os.close(descriptor)  # a run that ended removed the file after it was opened
-
-    host = socket.gethostname()
-    if (holder := _read(descriptor)) and not holder.endswith(f' on {host}'):
-        print(f'{path.parent}: an earlier run ({holder}) was killed; make sure that it has ended.', file=sys.stderr)
-    with suppress(OSError):  # on a full disk, the lock holds without a name
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps({'pid': os.getpid(), 'host': host}).encode())
-    return descriptor
-
-
-def _read(descriptor: int) -> str:
-    """Returns the holder of a lock, or ''. It reads the descriptor: opening the file again would release the lock."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        holder = json.loads(os.read(descriptor, 1000))
-        return f'process {int(holder["pid"])} on {holder["host"]}'
-    return ''
-
-
-def _release(path: Path, descriptor: int) -> None:
-    if os.name == 'nt':  # Windows removes no open file
-        os.close(descriptor)
-    with suppress(OSError):
-        path.unlink()
-    if os.name != 'nt':
-        os.close(descriptor)
+            release(folder / LOCK, descriptor)
 
 
 def stop_with_launcher(stop: StopRequest) -> None:

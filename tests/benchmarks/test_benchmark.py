@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import timm
 import torch.nn as nn
+from PIL import Image
 
+import bench_decode
 import bench_labels
 import msff_timm  # noqa: F401  registers the models
 from bench_annotations import write_annotations
@@ -76,6 +78,38 @@ def test_data_prints_and_writes_rates(script, photos, tmp_path):
         assert ratios[0] <= low <= ratios[1] <= high <= ratios[2]
         assert f'{ratios[1]:.3f} times plain' in printed
     assert f'torch {measured["machine"]["torch"]}' in printed and measured['machine']['cpu']
+
+
+def test_predict_measures_both_ways(measured, photos):
+    arguments = ['--root', photos, '--model', 'msff_test_resnet', '--photos', 4, '--turns', 2, '--workers', 0]
+    printed, found = measured('predict', *arguments)
+    assert found['num_photos'] == 4 and {name: len(rates) for name, rates in found['turns'].items()} == {
+        'function': 2,
+        'file': 2,
+    }
+    ratios = np.divide(found['turns']['file'], found['turns']['function'])
+    assert found['ratio']['median'] == pytest.approx(np.median(ratios))
+    assert f'file / function: {np.median(ratios):.3f} (' in printed and '2 photos in each of 2 turns' in printed
+
+
+def test_decode_counts_labels_that_change(measured, photos, monkeypatch):
+    arguments = ['--root', photos, '--model', 'msff_test_resnet', '--photos', 3, '--longer', 400, '--factors', 1, 9]
+    printed, found = measured('decode', *arguments)
+    reduced, full = found['factors']['1.0'], found['factors']['9.0']
+    assert found['num_decisions'] == 3 * 12
+    assert full['median_longer_side'] == 400 and full['largest_difference'] == full['labels_changed'] == 0
+    assert reduced['median_longer_side'] in (100, 200) and 0 < reduced['largest_difference'] < 0.3
+    assert '36 decisions on labels' in printed
+
+    open_image = bench_decode.open_image
+    black = lambda content, *arguments: Image.new('RGB', open_image(content, *arguments).size)  # noqa: E731
+    monkeypatch.setattr(
+        bench_decode,
+        'open_image',
+        lambda content, name=None, at_least=None: (black if at_least else open_image)(content, name, at_least),
+    )
+    _, found = measured('decode', *arguments)
+    assert found['factors']['9.0']['largest_difference'] > 0.05
 
 
 @pytest.mark.slow

@@ -213,7 +213,7 @@ def test_find_images_names_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, 'Permission denied', str(path))
 
-    monkeypatch.setattr(Path, 'iterdir', refuse)
+    monkeypatch.setattr(os, 'scandir', refuse)
     with pytest.raises(InputError, match=r'cannot be read \(Permission denied\)'):
         find_images([str(tmp_path)])
 

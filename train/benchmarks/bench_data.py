@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> dict:
     }
 
 
-def find_photos(root: Path) -> list[Path]:
+def find_photos(root: Path, most: int = MOST_PHOTOS) -> list[Path]:
     """Lists photos of a folder and its subfolders, the same ones each time."""
     if not root.is_dir():
         raise InputError(f'--root is {root}: there is no such folder.')
@@ -96,7 +96,7 @@ def find_photos(root: Path) -> list[Path]:
     photos = sorted(p for p in root.rglob('*') if p.suffix.lower() in Image.EXTENSION and p.is_file())
     if not photos:
         raise InputError(f'--root is {root}: it holds no photo.')
-    return random.Random(0).sample(photos, min(MOST_PHOTOS, len(photos)))
+    return random.Random(0).sample(photos, min(most, len(photos)))
 
 
 def our_pipeline(size: int, rand_augment: str | None, cutout: float) -> Callable[[Path], torch.Tensor]:

@@ -10,6 +10,8 @@ COMMANDS = {  # each in the module bench_COMMAND
     'metrics': 'msff_timm.metrics.evaluate',
     'train': 'training with the settings of a recipe: --config FILE --key value, as for train.py',
     'load': 'loading a model from the cache, and importing the package',
+    'predict': 'labels of many photos: msff-timm predict -o, relative to the function `predict`',
+    'decode': 'labels that change when large JPEG files are decoded at reduced size',
     'model': 'models side by side',
     'labels': 'inference of one image with many labels',
     'scale': 'training on many devices, predicted from one',
