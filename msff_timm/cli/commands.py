@@ -20,7 +20,7 @@ log = logging.getLogger('msff_timm.cli')
 # Arguments of `msff_timm.data.load` that `data` passes on
 LOADING = (
     'root size image_size keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
-    ' label_names minus_one blank'
+    ' label_names minus_one blank none_label repeated_images image_suffix validation_fold'
 ).split()
 
 
