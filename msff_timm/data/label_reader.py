@@ -229,7 +229,7 @@ def _read_lists(
         num_images = int(images.max()) + 1
         keys = [images[key // len(names)] * len(names) + key % len(names) for key in keys]
         keys[1] = np.setdiff1d(keys[1], keys[0])
-    lists = [_of_keys(np.unique(key), num_images, len(names)) for key in keys]
+    lists = [_of_keys(key, num_images, len(names)) for key in keys]
     return Labels(names, *lists, notes)
 
 
@@ -244,6 +244,8 @@ def _check_disjoint(table: Table, present: np.ndarray, ignore: np.ndarray, names
 
 
 def _of_keys(keys: np.ndarray, num_images: int, num_classes: int) -> pa.LargeListArray:
+    keys = np.sort(keys, kind='stable')  # fast, as the rows are in order
+    keys = keys[np.diff(keys, prepend=-1) > 0]
     offsets = np.searchsorted(keys, np.arange(num_images + 1) * num_classes)
     return pa.LargeListArray.from_arrays(offsets, (keys % num_classes).astype(np.int32))
 
@@ -321,10 +323,8 @@ def _read_states(
     if images is not None:
         states, num_conflicts = _unite(states, images)
         if num_conflicts:
-            notes.append(
-                f'repeated images: {num_conflicts} labels are present in one row and absent in another, and read as'
-                ' present'
-            )
+            what = f'{num_conflicts} labels are' if num_conflicts > 1 else '1 label is'
+            notes.append(f'repeated images: {what} present in one row and absent in another, and read as present')
     return Labels(names, _of_states(states, 1), _of_states(states, -1), notes)
 
 

@@ -19,7 +19,7 @@ from .text import check_names, quote
 __all__ = ['Table', 'read_table']
 
 BOM = b'\xef\xbb\xbf'
-CHUNK = 2**21  # cells of a delimited file that are Python objects at a time
+CHUNK = 2**20  # cells of a delimited file that are Python objects at a time
 DELIMITERS = {',': 'a comma', ';': "';'", '\t': 'a tab', '|': "'|'"}
 
 
