@@ -134,8 +134,18 @@ class _Reader:
         columns, is_binary = self._columns(table, image)
         others = [other for key, other in tables.items() if key != split]
         if not is_binary or names is None:
-            found = {key: self._check_same(table, other, image, columns, is_binary) for key, other in tables.items()}
-            columns_of_first = found[next(iter(tables))]
+            found = {key: self._columns(other, image) for key, other in tables.items()}
+            kinds = [kind for _, kind in found.values() if kind is not None]
+            is_binary = kinds[0] if is_binary is None and kinds else is_binary
+            for key, (columns_of_other, kind) in found.items():
+                is_same = set(columns) == set(columns_of_other) if is_binary else columns == columns_of_other
+                if not is_same or kind is not None and kind != is_binary:
+                    raise InputError(
+                        f'{tables[key].path}: its label columns ({join_names(columns_of_other)}) differ from those of'
+                        f' {table.path} ({join_names(columns)}): make them the same, or set data.label_columns.'
+                    )
+            columns_of_first = found[next(iter(tables))][0]
+        is_binary = not settings.label_columns if is_binary is None else is_binary
         if is_binary:
             names = match_names(columns, columns_of_first if names is None else names, settings.none_label, table.path)
         format = find_format([table, *others], names if is_binary else columns, is_binary, settings, names)
@@ -158,40 +168,25 @@ class _Reader:
             ids,
             notes=[*images.notes, *labels.notes],
         )
-        return (
-            _repeat(records, images.of_rows) if settings.repeated_images == 'repeat' and split == 'train' else records
-        )
+        is_to_repeat = is_repeated and settings.repeated_images == 'repeat' and split == 'train'
+        return _repeat(records, images.of_rows) if is_to_repeat else records
 
-    def _columns(self, table: Table, image: str) -> tuple[list[str], bool]:
-        """Returns the label columns, and whether each of them holds the state of one label."""
+    def _columns(self, table: Table, image: str) -> tuple[list[str], bool | None]:
+        """Returns the label columns, and whether each of them holds the state of one label; None if it is empty."""
         settings = self.settings
+        if image not in table.columns:
+            image = find_image_column(table, self.name, settings)
         columns = find_label_columns(table.columns, image, settings, table.path)
         if len(columns) > 1 or columns == ['labels']:
             return columns, len(columns) > 1
         values = [value for value in table.distinct(columns[0])[0] if not is_missing(value)]
-        is_state = bool(values) and all(not isinstance(value, list) and state_of(value) is not None for value in values)
+        if not values:
+            return columns, None
+        is_state = all(not isinstance(value, list) and state_of(value) is not None for value in values)
         if settings.label_names is not None:
             is_name = all(str(value) in settings.label_names for value in values)
             return columns, columns[0] in settings.label_names or is_state and not is_name
-        if settings.label_columns:
-            return columns, is_state
-        return columns, is_state or not any(map(_is_text, values))
-
-    def _check_same(self, first: Table, other: Table, image: str, columns: list[str], is_binary: bool) -> list[str]:
-        """Returns the label columns of another split.
-
-        Raises:
-            InputError: They differ from those of the first table.
-        """
-        if image not in other.columns:
-            image = find_image_column(other, self.name, self.settings)
-        others, other_is_binary = self._columns(other, image)
-        if is_binary != other_is_binary or (set(columns) != set(others) if is_binary else columns != others):
-            raise InputError(
-                f'{other.path}: its label columns ({join_names(others)}) differ from those of {first.path}'
-                f' ({join_names(columns)}): make them the same, or set data.label_columns.'
-            )
-        return others
+        return columns, is_state or not settings.label_columns and not any(map(_is_text, values))
 
 
 def _is_text(value: object) -> bool:

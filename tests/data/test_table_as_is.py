@@ -136,6 +136,16 @@ def test_load_table_finds_a_single_column_of_names(root):
         fails(root, "'cat' is ", 'data.label_columns')
 
 
+def test_load_table_accepts_splits_without_labels(root):
+    write(root, 'csv', {'image': IMAGES, 'tags': ['cat', 'dog', 'cat', 'owl']})
+    write(root, 'csv', {'image': IMAGES[:1], 'tags': [None]}, 'val')
+    for split, labels in (('train', [['cat'], ['dog'], ['cat'], ['owl']]), ('val', [[]])):
+        assert named(load('table', split, str(root))) == labels
+    write(root, 'csv', {'image': IMAGES, 'cat': [1, 0, 1, 0]})
+    write(root, 'csv', {'image': IMAGES[:1], 'cat': [None]}, 'val')
+    assert named(load('table', 'val', str(root)), 'ignore') == [['cat']]
+
+
 # --- several rows of an image
 
 
