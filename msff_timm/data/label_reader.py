@@ -16,7 +16,7 @@ from .columns import ColumnSettings
 from .label_cells import is_missing, read_states, read_vectors
 from .label_lists import LabelLists, find_delimiter, find_lists, texts_of
 from .table_files import Table
-from .text import check_names, quote
+from .text import quote
 
 __all__ = ['Format', 'Labels', 'find_format', 'read_labels']
 
@@ -195,52 +195,47 @@ def _read_lists(
 ) -> Labels:
     (column,), none = format.columns, settings.none_label
     names = None if format.label_names is None else [name for name in format.label_names if name != none]
-    number_of = _Numbers()
     known = None if names is None else [*names, *([] if none is None else [none])]
-    number_of.update((name, number) for number, name in enumerate(known or ()))
-    cells, ignored = {}, {}
-    for part in (table, *others):
-        cells[id(part)] = _Cells.read(part, column, format.lists, number_of)
-        ignored[id(part)] = _read_ignore(format, part, number_of)
-        if known is not None:
-            cells[id(part)].check(part, known, number_of)
-            ignored[id(part)].check(part, known, number_of)
-    present, ignore = cells[id(table)], ignored[id(table)]
+    number_of = _Numbers({name: number for number, name in enumerate(known or ())})
+
+    def read(part: Table) -> tuple[_Cells, _Cells]:
+        found = _Cells.read(part, column, format.lists, number_of), _read_ignore(format, part, number_of)
+        for cells in found if known is not None else ():
+            cells.check(part, known, number_of)
+        return found
+
+    present, ignore = read(table)
+    for other in others:
+        read(other)
     if names is None:
         if none is not None and none not in number_of:
             raise InputError(f'{table.path}: {unknown("data.none_label", none, number_of)}')
         names = sorted(name for name in number_of if name != none)
-        check_names(str(table.path), names)
     if not names:
         raise InputError(f'{table.path}: contains no labels: fill the column {column!r}, or set data.label_names.')
     notes = [format.note, *_repeating_note(table, column, present.repeating)]
     counts = np.bincount(present.rows, minlength=len(table.numbers))
     notes += _none_notes(lambda number: present.rows[present.labels == number], counts, list(number_of), none)
-    # Numbers in the order of `names`; that of `none_label` is -1.
-    order = _Numbers({name: number for number, name in enumerate(names)})
-    new = np.array([-1 if name == none else order[name] for name in number_of], np.int64)
-    keys = []
-    for part in (present, ignore):
-        numbers = new[part.labels]
-        keys.append((part.rows * len(names) + numbers)[numbers >= 0])
-    _check_disjoint(table, *keys, names)
+    order = {name: number for number, name in enumerate(names)}
+    new = np.array([order.get(name, -1) for name in number_of], np.int64)  # -1 for `none_label`
+    keys = []  # row * number of labels + label
+    for cells in (present, ignore):
+        numbers = new[cells.labels]
+        keys.append((cells.rows * len(names) + numbers)[numbers >= 0])
+    both = np.intersect1d(*keys) if len(keys[1]) else keys[1]
+    if len(both):
+        row, label = divmod(int(both[0]), len(names))
+        raise _in_both(table, row, names[label])
     num_images = len(table.numbers)
     if images is not None:
         num_images = int(images.max()) + 1
         keys = [images[key // len(names)] * len(names) + key % len(names) for key in keys]
         keys[1] = np.setdiff1d(keys[1], keys[0])
-    lists = [_of_keys(key, num_images, len(names)) for key in keys]
-    return Labels(names, *lists, notes)
+    return Labels(names, *(_of_keys(key, num_images, len(names)) for key in keys), notes)
 
 
-def _check_disjoint(table: Table, present: np.ndarray, ignore: np.ndarray, names: Sequence[str]) -> None:
-    """Raises `InputError` if a label of a row is both present and ignored; keys are `row * len(names) + label`."""
-    both = np.intersect1d(present, ignore) if len(ignore) else ignore
-    if len(both):
-        row, label = divmod(int(both[0]), len(names))
-        raise InputError(
-            f'{table.where(row)}: the label {quote(names[label])} is in both labels and ignore: remove one of them.'
-        )
+def _in_both(table: Table, row: int, label: str) -> InputError:
+    return InputError(f'{table.where(row)}: the label {quote(label)} is in both labels and ignore: remove one of them.')
 
 
 def _of_keys(keys: np.ndarray, num_images: int, num_classes: int) -> pa.LargeListArray:
@@ -304,9 +299,7 @@ def _read_states(
     both = states[ignore.labels, ignore.rows] == 1
     if both.any():
         row, label = (int(part[both][0]) for part in (ignore.rows, ignore.labels))
-        raise InputError(
-            f'{table.where(row)}: the label {quote(names[label])} is in both labels and ignore: remove one of them.'
-        )
+        raise _in_both(table, row, names[label])
     counts = (states == 1).sum(0)
     notes = [format.note, *_none_notes(lambda number: np.flatnonzero(states[number] == 1), counts, names, none)]
     if none is not None:

@@ -24,6 +24,7 @@ from .table_splits import (
     no_split,
     split_by_fold,
     split_rows,
+    suggest_fold,
 )
 from .text import join_names
 
@@ -96,7 +97,10 @@ def load(name: str, split: str, root: str | None, settings: ColumnSettings) -> D
         if split not in tables and rule is None and not is_file:
             raise no_split(name, split, base, files)
         if split not in tables and rule is None:
-            raise InputError(f'{base}: has no column split, so all its rows belong to train, none to {split}.')
+            raise InputError(
+                f'{base}: has no column split, so all its rows belong to train, none to {split}'
+                f'{suggest_fold(tables["train"], split)}.'
+            )
         if split not in tables:
             raise InputError(f'{base}: has no row of {split} {rule} (found: {join_names(tables) or "none"}).')
         records = _Reader(name, settings).read(tables, split)

@@ -24,6 +24,7 @@ __all__ = [
     'split_by_fold',
     'split_rows',
     'standard_split',
+    'suggest_fold',
 ]
 
 # Names of the splits in `datasets`, in lower case
@@ -170,6 +171,13 @@ def split_by_fold(table: Table, fold: int, label_columns: Collection[str]) -> tu
     if given is not None:
         splits = [old if old == 'test' else new for old, new in zip(given[1], splits, strict=True)]
     return _divide(table, splits), f'by the column {found[0]}, validation is fold {fold} (data.validation_fold)'
+
+
+def suggest_fold(table: Table, split: str) -> str:
+    """Returns the end of a message on a missing split of a table that has a column of folds, else nothing."""
+    found = [name for name in table.columns if name.lower() in FOLD_COLUMNS]
+    is_useful = len(found) == 1 and split == 'validation'
+    return f'; data.validation_fold makes a fold of its column {found[0]} the validation split' if is_useful else ''
 
 
 def _fold(value: object) -> int | None:

@@ -352,6 +352,8 @@ def test_load_hub_reads_label_that_means_none(tmp_path, streaming):
 def test_load_table_splits_by_fold(root, suffix):
     path = write(root, suffix, {'image': IMAGES, 'x': [1, 0, 1, 0], 'kfold': [0, 1, 2, 1]})
     assert len(load('table', 'train', str(root))) == 4
+    message = '; data.validation_fold makes a fold of its column kfold the validation split.'
+    fails(path, 'has no column split', message, split='val')
     for base in (root, path):
         train, validation = (load('table', split, str(base), validation_fold=1) for split in ('train', 'val'))
         assert train['image_id'][:] == ['a.png', 'c.png'] and validation['image_id'][:] == ['b.png', 'd.png']
