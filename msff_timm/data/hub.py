@@ -123,7 +123,9 @@ def load(split: str, root: str | None, settings: ColumnSettings, streaming: bool
         if settings.validation_fold is not None:
             divided, rule = split_by_fold(ours, settings.validation_fold, chosen)
         else:
-            divided, rule = split_rows(ours, image, chosen, None, False, False)
+            # A column `split` of other words is no partition of this data set.
+            others = [name for name in schema if name.lower() == 'split' and not _are_splits(ours.distinct(name)[0])]
+            divided, rule = split_rows(ours, image, [*chosen, *others], None, False, False)
         key = standard_split(split) or split
         if key not in divided:
             raise InputError(f'{where}: {unknown("split", split, divided)}')
@@ -180,6 +182,10 @@ def _named(cells: list, names: Sequence[str], where: str, column: str) -> list[l
                 raise InputError(f'{where} {row}: {column!r} is {number}: must be a label from 0 to {len(names) - 1}.')
         result.append(None if numbers is None else [names[number] for number in numbers])
     return result
+
+
+def _are_splits(values: list) -> bool:
+    return all(map(standard_split, values))
 
 
 def _image_ids(table: Table, column: str | None, split: str) -> list[str]:

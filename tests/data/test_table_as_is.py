@@ -396,6 +396,10 @@ def test_load_hub_splits_by_columns(tmp_path):
         assert dataset['labels'][:] == [[0]] * (0 in rows) + [[]] * (len(rows) - (0 in rows))
         assert notes(dataset)[0].startswith('splits: by the column')
     fails(tmp_path, "unknown split 'test'", name='hub', split='test')
+    for values, rows in ((['train', 'dev', 'train'], [0, 2]), (['train', 'extra', 'dev'], [0, 1, 2])):
+        write_hub(tmp_path, {'x': [1, 0, 0], 'split': values}, {'x': Value('int8'), 'split': Value('string')})
+        assert load('hub', 'train', str(tmp_path))['image_id'][:] == [f'train-{row}' for row in rows]
+    write_hub(tmp_path, columns, schema)
     fails(tmp_path, 'data.repeated_images', 'leave it out', name='hub', repeated_images='unite')
     fails(tmp_path, 'data.validation_fold', 'leave it out', name='hub', streaming=True, validation_fold=1)
 
