@@ -13,7 +13,7 @@ from . import table
 from .columns import ColumnSettings, find_label_columns, labels_note, match_names
 from .hub_source import Source, find_split
 from .label_lists import LabelLists
-from .label_reader import Format, Labels, find_format, read_labels
+from .label_reader import Format, Labels, find_format, holds_states, read_labels
 from .records import features, set_notes
 from .table_files import Table
 from .table_splits import split_by_fold, split_rows, standard_split
@@ -64,7 +64,10 @@ def load(split: str, root: str | None, settings: ColumnSettings, streaming: bool
         if is_set:
             kind = 'a stream' if streaming else 'a data set whose images are in its rows'
             raise InputError(f'{root}: data.{setting} cannot be used with {kind}: leave it out.')
-    is_divided = settings.validation_fold is not None or not streaming and list(source.splits) == ['train']
+    has_folds = settings.validation_fold is not None and standard_split(split) != 'test'
+    if has_folds and 'validation' in map(standard_split, source.splits):
+        raise InputError(f'{root}: data.validation_fold is set, but it has a validation split: leave it out.')
+    is_divided = has_folds or not streaming and list(source.splits) == ['train']
     found = find_split('train' if is_divided else split, source.splits, root)
     dataset, where = source.read(found, streaming), f'{root}, split {found}'
     schema, label_names = dataset.features, settings.label_names
@@ -80,6 +83,11 @@ def load(split: str, root: str | None, settings: ColumnSettings, streaming: bool
                 f'{where}: the column {name!r} does not hold 1, 0 and -1: set data.label_columns to the label columns.'
             )
     is_binary = len(columns) > 1 or columns != ['labels'] and _is_number(schema[columns[0]])
+    if is_binary and len(columns) == 1 and not streaming:
+        values = _table(dataset, where, {}).distinct(columns[0])[0]
+        is_binary = holds_states(columns[0], values, settings) is not False
+    elif is_binary and len(columns) == 1 and label_names is not None:
+        is_binary = columns[0] in label_names
     used = [*columns, *(['ignore'] if 'ignore' in schema and 'ignore' not in columns else [])]
     class_names = {name: names for name in used if (names := _class_names(schema[name]))}
     if is_binary:

@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from ..errors import InputError, unknown
 from .columns import ColumnSettings
-from .label_cells import is_missing, read_states, read_vectors
+from .label_cells import is_missing, read_states, read_vectors, state_of
 from .label_lists import LabelLists, find_delimiter, find_lists, texts_of
 from .table_files import Table
 from .text import quote
 
-__all__ = ['Format', 'Labels', 'find_format', 'read_labels']
+__all__ = ['Format', 'Labels', 'find_format', 'holds_states', 'read_labels']
 
+SWITCHES = ('false', 'n', 'no', 'off', 'on', 'true', 'y', 'yes')  # a state of one label, not names
 BLOCK = 4096  # rows of a matrix that are converted to lists at once
 # Names of a label that may mean that there is none, in lower case
 NONE_NAMES = frozenset(
@@ -65,6 +66,38 @@ class Labels:
     present: pa.LargeListArray
     ignore: pa.LargeListArray
     notes: list[str] = field(default_factory=list)
+
+
+def holds_states(column: str, values: Sequence[object], settings: ColumnSettings) -> bool | None:
+    """Returns whether the only label column holds the state of one label rather than names.
+
+    Args:
+        column: Name of the column.
+        values: Its distinct values.
+        settings: Settings of the columns.
+
+    Returns:
+        None if the column is empty.
+    """
+    values = [value for value in values if not is_missing(value)]
+    if not values:
+        return None
+    are_states = all(not isinstance(value, list) and state_of(value) is not None for value in values)
+    if settings.label_names is not None:
+        are_names = all(str(value) in settings.label_names for value in values)
+        return column in settings.label_names or are_states and not are_names
+    return are_states or not settings.label_columns and not any(map(_is_text, values))
+
+
+def _is_text(value: object) -> bool:
+    """Returns whether a cell is a list, or a name that is neither a number nor a word such as yes."""
+    if not isinstance(value, str):
+        return isinstance(value, list)
+    try:
+        float(value.replace(',', '.'))
+    except ValueError:
+        return value.strip().lower() not in SWITCHES
+    return False
 
 
 def find_format(

@@ -10,8 +10,7 @@ from datasets import Dataset
 
 from ..errors import InputError, unknown
 from .columns import ColumnSettings, find_label_columns, labels_note, match_names
-from .label_cells import is_missing, state_of
-from .label_reader import find_format, read_labels
+from .label_reader import find_format, holds_states, read_labels
 from .records import Records, cached
 from .table_files import Table, read_table
 from .table_images import IMAGE_COLUMNS, find_image_column, find_images, read_image_ids
@@ -29,8 +28,6 @@ from .table_splits import (
 from .text import join_names
 
 __all__ = ['load']
-
-SWITCHES = ('false', 'n', 'no', 'off', 'on', 'true', 'y', 'yes')
 
 
 def load(name: str, split: str, root: str | None, settings: ColumnSettings) -> Dataset:
@@ -183,25 +180,7 @@ class _Reader:
         columns = find_label_columns(table.columns, image, settings, table.path)
         if len(columns) > 1 or columns == ['labels']:
             return columns, len(columns) > 1
-        values = [value for value in table.distinct(columns[0])[0] if not is_missing(value)]
-        if not values:
-            return columns, None
-        is_state = all(not isinstance(value, list) and state_of(value) is not None for value in values)
-        if settings.label_names is not None:
-            is_name = all(str(value) in settings.label_names for value in values)
-            return columns, columns[0] in settings.label_names or is_state and not is_name
-        return columns, is_state or not settings.label_columns and not any(map(_is_text, values))
-
-
-def _is_text(value: object) -> bool:
-    """Returns whether a cell is a list or a name that is neither a number nor one of the words for true and false."""
-    if not isinstance(value, str):
-        return isinstance(value, list)
-    try:
-        float(value.replace(',', '.'))
-    except ValueError:
-        return value.strip().lower() not in SWITCHES
-    return False
+        return columns, holds_states(columns[0], table.distinct(columns[0])[0], settings)
 
 
 def _repeat(records: Records, of_rows: np.ndarray) -> Records:

@@ -113,6 +113,16 @@ def test_load_hub_reads_numbers_and_vectors(tmp_path, cells, kind, labels, strea
         assert label_names(load('hub', 'train', str(tmp_path))) == ['17', '3']
 
 
+@pytest.mark.parametrize('streaming', [False, True])
+def test_load_hub_reads_a_column_of_numbers(tmp_path, streaming):
+    write_hub(tmp_path, {'kind': [3, 0, 17]}, {'kind': Value('int64')})
+    names = {'label_names': ['17', '3', '0']}
+    dataset = load('hub', 'train', str(tmp_path), label_columns=['kind'], streaming=streaming, **names)
+    assert named(dataset) == [['3'], ['0'], ['17']]
+    fails(tmp_path, "'kind' is 3: must be 1, 0, -1", 'data.label_columns', name='hub')
+    assert label_names(load('hub', 'train', str(tmp_path), label_columns=['kind'])) == ['0', '17', '3']
+
+
 @pytest.mark.parametrize('suffix', FORMATS)
 def test_load_table_reads_vectors_beside_label_names(root, suffix):
     states = np.array([[0, 1, 1], [1, 0, 0], [0, 0, 0], [0, 0, -1]])
@@ -400,6 +410,11 @@ def test_load_hub_splits_by_columns(tmp_path):
         write_hub(tmp_path, {'x': [1, 0, 0], 'split': values}, {'x': Value('int8'), 'split': Value('string')})
         assert load('hub', 'train', str(tmp_path))['image_id'][:] == [f'train-{row}' for row in rows]
     write_hub(tmp_path, columns, schema)
+    write_hub(tmp_path, columns, schema, 'test')
+    assert len(load('hub', 'test', str(tmp_path), validation_fold=2)) == 3
+    assert load('hub', 'val', str(tmp_path), validation_fold=2)['image_id'][:] == ['train-2']
+    write_hub(tmp_path, columns, schema, 'validation')
+    fails(tmp_path, 'it has a validation split', name='hub', validation_fold=2)
     fails(tmp_path, 'data.repeated_images', 'leave it out', name='hub', repeated_images='unite')
     fails(tmp_path, 'data.validation_fold', 'leave it out', name='hub', streaming=True, validation_fold=1)
 
