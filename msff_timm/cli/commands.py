@@ -37,7 +37,7 @@ WITH_OUTPUT = {
 # Arguments of `msff_timm.data.load` that `data` and `data split` pass on
 LOADING = (
     'root config_name keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
-    ' label_names minus_one blank'
+    ' label_names minus_one blank none_label repeated_images image_suffix validation_fold'
 ).split()
 # Arguments of `data split` beside those
 SPLITTING = 'validation test folds splits group seed output overwrite'.split()

@@ -28,6 +28,16 @@ MODEL_NAMES = (
 )
 
 
+class _Names(argparse.Action):
+    """Splits names at commas, or takes each name whole if the option is repeated."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = [*getattr(namespace, f'{self.dest} as given', []), values]
+        setattr(namespace, f'{self.dest} as given', given)
+        names = given if len(given) > 1 else values.split(',')
+        setattr(namespace, self.dest, [name.strip() for name in names if name.strip()])
+
+
 class _Version(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         from importlib.metadata import version
@@ -195,7 +205,7 @@ def _add_explain(commands) -> None:
     )
     command.add_argument('image', metavar='IMAGE', help='image file')
     _add_model(command)
-    command.add_argument('--labels', type=_names, help='NAME,NAME,... (default: those of predict, else the top 3)')
+    command.add_argument('--labels', action=_Names, help='NAME,NAME,... (default: those of predict, else the top 3)')
     command.add_argument(
         '--threshold', type=_probability, help="probability threshold (default: the model's own, else 0.5)"
     )
@@ -297,12 +307,34 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument('--missing', help='missing image files: skip or error (default: skip in train only)')
     command.add_argument('--image-root', help='folder of the images that a table or an export names')
     command.add_argument('--image-column', help='column of a table that names the images')
-    command.add_argument('--label-columns', type=_names, help='columns of labels: NAME,NAME,...')
+    command.add_argument(
+        '--label-columns',
+        action=_Names,
+        metavar='NAME,NAME,...',
+        help='columns of labels; a name that contains a comma is taken whole if the option is repeated for each name',
+    )
     command.add_argument('--label-delimiter', help='text between labels; none for one label per cell (default: detect)')
-    command.add_argument('--label-names', type=_names, help='NAME,NAME,... in the order of the logits')
+    command.add_argument(
+        '--label-names',
+        action=_Names,
+        metavar='NAME,NAME,...',
+        help='label names in the order of the logits; repeat the option for names that contain a comma',
+    )
     command.add_argument('--minus-one', default='unannotated', help='meaning of -1: unannotated (default) or absent')
     command.add_argument(
         '--blank', default='unannotated', help='meaning of an empty cell: unannotated (default) or absent'
+    )
+    command.add_argument('--none-label', metavar='NAME', help="label that means no label, e.g. 'No Finding'")
+    command.add_argument(
+        '--repeated-images',
+        default='error',
+        help='several rows of an image: error (default), unite, or repeat (unite, and train on each row)',
+    )
+    command.add_argument(
+        '--image-suffix', help='suffix that the image names of a table lack, e.g. .jpg (default: find)'
+    )
+    command.add_argument(
+        '--validation-fold', type=int, metavar='N', help='fold that is the validation split (column fold or kfold)'
     )
 
 
@@ -365,10 +397,6 @@ def _add_convert(commands) -> None:
     command.add_argument(
         '-o', '--output', required=True, metavar='FOLDER', help='folder for config.json and model.safetensors'
     )
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(',') if name.strip()]
 
 
 def _probability(text: str) -> float:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, unknown
 from . import exports
-from .columns import MEANINGS, ColumnSettings
+from .columns import MEANINGS, REPEATED, ColumnSettings
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ['DIFFICULT', 'MEANINGS', 'MISSING', 'NAMES', 'SPLITS', 'label_names', 'load', 'notes']
+__all__ = ['DIFFICULT', 'MEANINGS', 'MISSING', 'NAMES', 'REPEATED', 'SPLITS', 'label_names', 'load', 'notes']
 
 READERS = {
     'coco2014': 'coco',
@@ -55,6 +55,10 @@ def load(
     label_names: Sequence[str] | None = None,
     minus_one: str = 'unannotated',
     blank: str = 'unannotated',
+    none_label: str | None = None,
+    repeated_images: str = 'error',
+    image_suffix: str | None = None,
+    validation_fold: int | None = None,
     streaming: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Loads one split of a data set.
@@ -78,20 +82,31 @@ def load(
         missing: Treatment of missing images of `coco*`, `voc*` and exports, and of annotations without image or
             category: `skip` (with a warning that counts them) or `error`. None skips them in the splits `train` and
             `trainval` only.
-        image_root: Folder of the images of a `table` or an export; None for the folder of the table or the export.
+        image_root: Folder of the images of a `table` or an export. None for the folder of the table, or its only
+            subfolder that holds the first image; or for the folder of the export.
         image_column: Column of the images in a `table` or `hub` data set; field of a `label_studio` task; extension in
-            `webdataset` shards. None selects `image`, `file_name` (in a `table` also `path`), else the only one of
-            images.
+            `webdataset` shards. None selects `image`, `file_name`, in a `table` also `path` or a column such as
+            `image_name` whose first image exists; else the only one of images.
         label_columns: Columns of the labels in a `table`, `folder` or `hub` data set: one column that lists labels, or
             one column per label that holds 1, 0, -1 or nothing. None selects `labels` if there is such a column, else
-            all columns but those that tools write beside labels (`columns.NOT_LABELS`). For `label_studio`, names of
-            controls; for `webdataset`, an extension or a key of `.json`.
+            all columns but those that tools write beside labels (`columns.NOT_LABELS`). A column of vectors, i.e. of
+            lists of 1, 0 and -1, needs `label_names`. For `label_studio`, names of controls; for `webdataset`, an
+            extension or a key of `.json`.
         label_delimiter: Text between two labels in a column of text, or `none` if each text is one label. None finds
             it; text that can be read in two ways is an error.
         label_names: Label names in the order of the logits. None takes all names that occur, sorted, unless the data
             fix their order. For `voc20*`, None takes VOC's 20, or the names of class files or XML that have other ones.
         minus_one: Meaning of -1 in a column of one label: `unannotated` (masked in loss and metrics) or `absent`.
         blank: Meaning of an empty cell in a column of one label: `unannotated` or `absent`.
+        none_label: Label of a `table`, `folder` or `hub` data set that means that an image has no label, e.g.
+            `No Finding`. Its images are kept, and their unannotated labels are absent.
+        repeated_images: Treatment of rows of a `table` or `folder` that name the same image: `error`, `unite` (a label
+            is present if a row says so, else absent if a row says so) or `repeat` (the same, and each row is a
+            training image, as in tables that repeat rare labels).
+        image_suffix: Suffix of images that a `table` names without, e.g. `.jpg`. None finds it for each image, if only
+            one image file has that name.
+        validation_fold: Fold that is the validation split of a `table`, `folder` or `hub` data set with a column
+            `fold` (or `kfold`, ...); the other folds are the training split. None to ignore folds.
         streaming: True to read a `hub` or `webdataset` data set while it is used, without a copy on disk.
 
     Returns:
@@ -156,7 +171,17 @@ def load(
         return reader.load(split, size or reader.DEFAULT_SIZE, image_size)
     if READERS[name] in ('table', 'hub'):
         settings = ColumnSettings(
-            image_column, label_columns, label_names, label_delimiter, minus_one, blank, image_root
+            image_column,
+            label_columns,
+            label_names,
+            label_delimiter,
+            minus_one,
+            blank,
+            image_root,
+            none_label,
+            repeated_images,
+            image_suffix,
+            validation_fold,
         )
         settings.check()
         if name == 'hub':

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from ..errors import InputError, unknown
 from .text import check_names, join_names
 
-__all__ = ['MEANINGS', 'NOT_LABELS', 'ColumnSettings', 'find_label_columns', 'labels_note', 'match_names']
+__all__ = ['MEANINGS', 'NOT_LABELS', 'REPEATED', 'ColumnSettings', 'find_label_columns', 'labels_note', 'match_names']
 
 MEANINGS = ('unannotated', 'absent')  # of -1 and of blank
+REPEATED = ('error', 'unite', 'repeat')  # handling of rows of the same image
 # Columns that tools and public data sets write beside one column per label, in lower case. Columns without a name, and
 # those that pandas names `Unnamed: 0` or `__index_level_0__`, are not labels either.
 NOT_LABELS = tuple(
@@ -39,6 +40,10 @@ class ColumnSettings:
     minus_one: str = 'unannotated'
     blank: str = 'unannotated'
     image_root: str | None = None
+    none_label: str | None = None
+    repeated_images: str = 'error'
+    image_suffix: str | None = None
+    validation_fold: int | None = None
 
     def check(self) -> None:
         """Raises `InputError` for a setting that is not allowed."""
@@ -50,6 +55,8 @@ class ColumnSettings:
         for setting, meaning in (('minus_one', self.minus_one), ('blank', self.blank)):
             if meaning not in MEANINGS:
                 raise unknown(f'data.{setting}', str(meaning), MEANINGS)
+        if self.repeated_images not in REPEATED:
+            raise unknown('data.repeated_images', str(self.repeated_images), REPEATED)
         check_names('data.label_names', self.label_names)
         check_names('data.label_columns', self.label_columns)
 
@@ -90,12 +97,16 @@ def is_label(column: str, label_names: Collection[str] | None) -> bool:
     return not (name.replace(' ', '_') in NOT_LABELS or PANDAS_INDEX.fullmatch(name))
 
 
-def match_names(columns: Sequence[str], label_names: Sequence[str] | None, where: object) -> list[str]:
-    """Returns the names of the label columns in the order of `label_names`.
+def match_names(
+    columns: Sequence[str], label_names: Sequence[str] | None, none_label: str | None, where: object
+) -> list[str]:
+    """Returns the names of the label columns in the order of `label_names`, which may lack `none_label`.
 
     Raises:
         InputError: The columns and the names are not the same set.
     """
+    if label_names is not None and none_label in columns and none_label not in label_names:
+        label_names = [*label_names, none_label]
     for column in columns:
         if label_names is not None and column not in label_names:
             raise InputError(f'{where}: {unknown("label column", column, label_names)}')

@@ -1,21 +1,22 @@
 """Reader of data sets of the Hub, and of local files that `datasets` reads; `msff_timm.hub` is about models instead."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 
 import datasets
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, IterableDataset, LargeList, List, Value
 
 from ..errors import InputError, unknown
 from . import table
 from .columns import ColumnSettings, find_label_columns, labels_note, match_names
 from .hub_source import Source, find_split
-from .label_cells import encode, read_state
-from .label_lists import LabelLists, find_lists
+from .label_lists import LabelLists
+from .label_reader import Format, Labels, find_format, holds_states, read_labels
 from .records import features, set_notes
-from .table_splits import standard_split
+from .table_files import Table
+from .table_splits import split_by_fold, split_rows, standard_split
 from .text import check_names
 
 __all__ = ['ID_COLUMNS', 'find_image_column', 'load']
@@ -58,7 +59,19 @@ def load(
             )
         settings = replace(settings, image_column=None, image_root=None)
         return table.load('folder', split, source.fetch_folder(split), settings)
-    found = find_split(split, source.splits, root)
+    for setting, is_set in (
+        ('repeated_images', settings.repeated_images != 'error'),
+        ('image_suffix', settings.image_suffix is not None),
+        ('validation_fold', streaming and settings.validation_fold is not None),
+    ):
+        if is_set:
+            kind = 'a stream' if streaming else 'a data set whose images are in its rows'
+            raise InputError(f'{root}: data.{setting} cannot be used with {kind}: leave it out.')
+    has_folds = settings.validation_fold is not None and standard_split(split) != 'test'
+    if has_folds and 'validation' in map(standard_split, source.splits):
+        raise InputError(f'{root}: data.validation_fold is set, but it has a validation split: leave it out.')
+    is_divided = has_folds or not streaming and list(source.splits) == ['train']
+    found = find_split('train' if is_divided else split, source.splits, root)
     dataset, where = source.read(found, streaming), f'{root}, split {found}'
     schema, label_names = dataset.features, settings.label_names
     if schema is None:
@@ -73,13 +86,16 @@ def load(
                 f'{where}: the column {name!r} does not hold 1, 0 and -1: set data.label_columns to the label columns.'
             )
     is_binary = len(columns) > 1 or columns != ['labels'] and _is_number(schema[columns[0]])
+    if is_binary and len(columns) == 1 and not streaming:
+        values = _table(dataset, where, {}).distinct(columns[0])[0]
+        is_binary = holds_states(columns[0], values, settings) is not False
+    elif is_binary and len(columns) == 1 and label_names is not None:
+        is_binary = columns[0] in label_names
     used = [*columns, *(['ignore'] if 'ignore' in schema and 'ignore' not in columns else [])]
     class_names = {name: names for name in used if (names := _class_names(schema[name]))}
-    notes = [f'labels: column {columns[0]!r}']
     if is_binary:
         check_names(where, columns)
-        label_names = match_names(columns, label_names, where)
-        notes = [labels_note(columns, [name for name in schema if name not in (image, *used, *ID_COLUMNS)])]
+        label_names = match_names(columns, label_names, settings.none_label, where)
     elif label_names is None:
         label_names = class_names.get(columns[0])
     if source.has_label_folders and columns == ['label'] and all(map(standard_split, class_names.get('label', ['']))):
@@ -87,53 +103,46 @@ def load(
             f'{root}: has no labels: its only folders are the splits: add a metadata.csv with the columns file_name and'
             ' labels.'
         )
-    texts = [name for name in used if not (is_binary and name in columns) and name not in class_names]
-    lists = LabelLists(settings.label_delimiter, label_names)
-    if streaming and texts:
+    others = [name for name in schema if name not in (image, *used, *ID_COLUMNS)]
+    note = labels_note(columns, others) if is_binary else f'labels: column {columns[0]!r}'
+    image_id = next((name for name in ID_COLUMNS if name in schema and name not in (image, *columns)), None)
+    if streaming:
         if label_names is None:
             raise InputError(f'{root}: the labels of a stream are not known in advance: set data.label_names.')
-        lists = replace(lists, has_vectors=columns[0] in texts and _is_number(_inner(schema[columns[0]])))
-    elif texts:
-        parts = {found: dataset} if label_names is not None else {key: source.read(key, False) for key in source.splits}
-        if len(parts) > 1 and not source.is_local:
-            notes[0] += ', names found in all splits (set data.label_names to fetch this split only)'
-        cells = {
-            name: list(chain.from_iterable(_values(part, name) for part in parts.values() if name in part.features))
-            for name in texts
-        }
-        labels = cells.pop(columns[0], [])
-        others = list(chain.from_iterable(cells.values()))
-        column = f'{root}: {columns[0]!r}'
-        lists, note = find_lists(labels, others, settings.label_delimiter, label_names, column)
-        notes[0] += note
-        if label_names is None:
-            label_names = _find_names(parts, texts, lists, columns[0], root)
-    if not streaming and not len(dataset):
+        is_list = _is_number(_inner(schema[columns[0]])) and {'0', '1'}.isdisjoint(label_names)
+        kind = 'columns' if is_binary else 'vectors' if is_list else 'lists'
+        format = Format(columns, kind, LabelLists(settings.label_delimiter, label_names), label_names)
+        rows = _Rows(format, settings, class_names, image_id, found, where)
+        return set_notes(_stream(dataset, image, used, rows), [note])
+    if not len(dataset):
         raise InputError(f'{where}: contains no rows.')
-    image_id = next((name for name in ID_COLUMNS if name in schema and name not in (image, *columns)), None)
-    rows = _Rows(columns, is_binary, lists, class_names, image_id, list(label_names), settings, found, where)
-    result_schema = features(list(label_names))
-    inputs = used + ([image_id] if image_id else [])
-    if not streaming:
-        images = dataset.select_columns([image]).rename_columns({image: 'image'}).cast_column('image', Image())
-        # The images are left out of `map`, which would write them to the cache once more.
-        rest = dataset.select_columns(inputs).map(
-            rows,
-            batched=True,
-            with_indices=True,
-            remove_columns=inputs,
-            features=Features({name: result_schema[name] for name in OURS}),
-        )
-        return set_notes(datasets.concatenate_datasets([images, rest], axis=1), notes)
-    stream = dataset.select_columns([image, *inputs]).cast_column(image, Image(decode=False))
-    mapped = stream.map(
-        partial(_with_image, rows=rows, image=image),
-        batched=True,
-        with_indices=True,
-        remove_columns=[image, *inputs],
-    )
-    # `cast` after `map`: with the features as an argument, `map` would expect decoded images.
-    return set_notes(mapped.cast(result_schema), notes)
+    ours = _table(dataset, where, class_names)
+    parts = []
+    if label_names is None:
+        splits = [key for key in source.splits if key != found]
+        parts = [_table(source.read(key, False), f'{root}, split {key}', class_names) for key in splits]
+        if parts and not source.is_local:
+            note += ', names found in all splits (set data.label_names to fetch this split only)'
+    format = find_format([ours, *parts], label_names if is_binary else columns, is_binary, settings, label_names)
+    labels = read_labels(replace(format, note=note + format.ending), ours, settings, parts)
+    ids = _image_ids(ours, image_id, found)
+    images = dataset.select_columns([image]).rename_columns({image: 'image'}).cast_column('image', Image())
+    result = datasets.concatenate_datasets([images, _with_features(labels, ids)], axis=1)
+    notes = labels.notes
+    if is_divided:
+        chosen = settings.label_columns or settings.label_names or ()
+        if settings.validation_fold is not None:
+            divided, rule = split_by_fold(ours, settings.validation_fold, chosen)
+        else:
+            # A column `split` of other words is no partition of this data set.
+            others = [name for name in schema if name.lower() == 'split' and not _are_splits(ours.distinct(name)[0])]
+            divided, rule = split_rows(ours, image, [*chosen, *others], None, False, False)
+        key = standard_split(split) or split
+        if key not in divided:
+            raise InputError(f'{where}: {unknown("split", split, divided)}')
+        if rule:
+            result, notes = result.select(divided[key].numbers), [f'splits: {rule}', *notes]
+    return set_notes(result, notes)
 
 
 def find_image_column(schema: Features, wanted: str | None, where: str) -> str:
@@ -171,85 +180,88 @@ def _class_names(feature: object) -> list[str] | None:
     return inner.names if isinstance(inner, ClassLabel) else None
 
 
-def _find_names(splits: dict[str, Dataset], columns: list[str], lists: LabelLists, column: str, root: str) -> list[str]:
-    """Returns the label names of all splits: each label needs the same index in training and validation."""
-    found = set()
-    for split, dataset in splits.items():
-        for name in set(columns) & set(dataset.features):
-            for row, value in enumerate(_values(dataset, name)):
-                found.update(lists.read(value, f'{root}, split {split}: row {row}: {name!r}'))
-    if not found:
-        raise InputError(f'{root}: contains no labels: fill the column {column!r}, or set data.label_names.')
-    check_names(root, sorted(found))
-    return sorted(found)
+def _table(dataset: Dataset, where: str, class_names: dict[str, list[str]]) -> Table:
+    def read(name: str) -> pa.ChunkedArray | list:
+        cells = dataset.select_columns([name]).with_format('arrow')[:][name]
+        return _named(cells.to_pylist(), class_names[name], f'{where}: row', name) if name in class_names else cells
+
+    return Table(where, list(dataset.features), 'row', range(len(dataset)), read)
 
 
-def _values(dataset: Dataset, column: str, size: int = 1000) -> Iterable[object]:
-    """Yields the values of a column, read in batches of rows."""
-    for batch in dataset.select_columns([column]).iter(size):
-        yield from batch[column]
+def _named(cells: list, names: Sequence[str], where: str, column: str) -> list[list[str] | None]:
+    """Converts the numbers of a `ClassLabel`, or lists of them, to lists of names."""
+    result = []
+    for row, cell in enumerate(cells):
+        numbers = cell if isinstance(cell, list) or cell is None else [cell]
+        for number in numbers or ():
+            if number is None or not 0 <= number < len(names):
+                raise InputError(f'{where} {row}: {column!r} is {number}: must be a label from 0 to {len(names) - 1}.')
+        result.append(None if numbers is None else [names[number] for number in numbers])
+    return result
+
+
+def _are_splits(values: list) -> bool:
+    return all(map(standard_split, values))
+
+
+def _image_ids(table: Table, column: str | None, split: str) -> list[str]:
+    return [f'{split}-{row}' for row in table.numbers] if column is None else list(map(str, table.column(column)))
+
+
+def _with_features(labels: Labels, ids: list[str]) -> Dataset:
+    schema = features(labels.names)
+    ours = Features({name: schema[name] for name in OURS})
+    columns = [labels.present, labels.ignore, [[] for _ in ids], ids]
+    return Dataset(
+        pa.table(dict(zip(OURS, columns, strict=True)), schema=ours.arrow_schema), DatasetInfo(features=ours)
+    )
 
 
 @dataclass
 class _Rows:
-    """Map from a batch of rows to the columns of every data set except the images.
+    """Map from a batch of a stream to the columns of every data set except the images.
 
     Attributes:
-        columns: Label columns.
-        is_binary: True if each of them holds the states of one label.
-        lists: Format of cells that hold several labels.
+        format: Format of the labels.
+        settings: Settings of the columns.
         class_names: Names of columns of the type `ClassLabel`.
         image_id: Column that names the images, or None.
-        label_names: Label names in the order of the logits.
-        settings: Settings of the columns.
         split: Name of the split.
         where: Data set and split, for messages.
     """
 
-    columns: list[str]
-    is_binary: bool
-    lists: LabelLists
+    format: Format
+    settings: ColumnSettings
     class_names: dict[str, list[str]]
     image_id: str | None
-    label_names: list[str]
-    settings: ColumnSettings
     split: str
     where: str
 
-    def __call__(self, batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        number_of = {name: number for number, name in enumerate(self.label_names)}
-        has_ignore = 'ignore' in batch and 'ignore' not in self.columns
-        result = {name: [] for name in OURS}
-        for position, index in enumerate(indices):
-            row = {name: values[position] for name, values in batch.items()}
-            where = f'{self.where}: row {index}'
-            ignore = self._labels(row, 'ignore', where) if has_ignore else []
-            if self.is_binary:
-                meanings = self.settings.minus_one, self.settings.blank
-                states = {name: read_state(row[name], f'{where}: {name!r}', *meanings) for name in self.columns}
-                labels = [name for name, state in states.items() if state == 1]
-                ignore += [name for name, state in states.items() if state == -1 and name not in ignore]
-            else:
-                labels = self._labels(row, self.columns[0], where)
-            present, unannotated = encode(labels, ignore, number_of, where)
-            image_id = str(row[self.image_id]) if self.image_id else f'{self.split}-{index}'
-            for name, value in zip(OURS, (present, unannotated, [], image_id), strict=True):
-                result[name].append(value)
-        return result
+    def __call__(self, batch: Mapping[str, list], indices: list[int]) -> dict[str, list]:
+        cells = {
+            name: _named(values, self.class_names[name], f'{self.where}: row', name)
+            if name in self.class_names
+            else list(values)
+            for name, values in batch.items()
+        }
+        rows = Table(self.where, list(cells), 'row', indices, cells.__getitem__)
+        labels = read_labels(self.format, rows, self.settings)
+        ids = _image_ids(rows, self.image_id, self.split)
+        columns = labels.present.to_pylist(), labels.ignore.to_pylist(), [[] for _ in ids], ids
+        return dict(zip(OURS, columns, strict=True))
 
-    def _labels(self, row: dict, column: str, where: str) -> list[str]:
-        value, class_names, where = row[column], self.class_names.get(column), f'{where}: {column!r}'
-        if class_names is None or value is None:
-            return (self.lists.read_names if column == 'ignore' else self.lists.read)(value, where)
-        labels = []
-        for number in value if isinstance(value, list) else [value]:
-            if number is None or not 0 <= number < len(class_names):
-                raise InputError(f'{where} is {number}: must be a label from 0 to {len(class_names) - 1}.')
-            if class_names[number] in labels:
-                raise InputError(f'{where} has the label {class_names[number]!r} twice.')
-            labels.append(class_names[number])
-        return labels
+
+def _stream(dataset: IterableDataset, image: str, used: list[str], rows: _Rows) -> IterableDataset:
+    inputs = [image, *used, *([rows.image_id] if rows.image_id else [])]
+    stream = dataset.select_columns(inputs).cast_column(image, Image(decode=False))
+    mapped = stream.map(
+        partial(_with_image, rows=rows, image=image), batched=True, with_indices=True, remove_columns=inputs
+    )
+    # `cast` after `map`: with the features as an argument, `map` would expect decoded images.
+    names = [name for name in rows.format.label_names if name != rows.settings.none_label]
+    return mapped.cast(features(names))
 
 
 def _with_image(batch: dict[str, list], indices: list[int], rows: _Rows, image: str) -> dict[str, list]:
-    return {'image': batch[image], **rows(batch, indices)}
+    rest = {name: values for name, values in batch.items() if name != image}
+    return {'image': batch[image], **rows(rest, indices)}

@@ -2,15 +2,17 @@
 
 import ast
 import json
-import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
-from ..errors import InputError, unknown
+import numpy as np
+
+from ..errors import InputError
 from .text import is_one_line, quote
 
-__all__ = ['MISSING', 'encode', 'is_missing', 'read_state', 'read_states', 'split_labels', 'state_of']
+__all__ = ['MISSING', 'is_missing', 'read_state', 'read_states', 'read_vectors', 'split_labels', 'state_of']
 
 # Texts that pandas.read_csv, and therefore `datasets`, reads as missing
 MISSING = frozenset(
@@ -18,6 +20,7 @@ MISSING = frozenset(
     + ['NULL', 'NaN', 'None', 'n/a', 'nan', 'null']
 )
 NO_DELIMITER = 'none'  # as a delimiter: each text is one label
+BLANK = -2  # state of a missing item of a vector
 
 QUOTED = r"""[bBuU]?(?P<quoted>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 ITEM = re.compile(
@@ -79,20 +82,32 @@ def read_state(value: object, where: str, minus_one: str = 'unannotated', blank:
     return 0 if state == -1 and minus_one == 'absent' else state
 
 
-def read_states(values: Sequence[object], where: Callable[[int], str], minus_one: str, blank: str) -> list[int]:
-    """Reads a whole column that holds one label; `where` returns file, row and column for a row number."""
-    try:
-        distinct = set(values)
-    except TypeError:  # lists
-        return [read_state(value, where(row), minus_one, blank) for row, value in enumerate(values)]
-    states = {}
-    for value in distinct:
+def read_states(
+    values: Sequence[object],
+    numbers: np.ndarray,
+    where: Callable[[int], str],
+    minus_one: str = 'unannotated',
+    blank: str = 'unannotated',
+) -> np.ndarray:
+    """Reads a whole column that holds one label.
+
+    Args:
+        values: Distinct values of the column.
+        numbers: Number of the value of each row (N,).
+        where: Function that returns file, row and column of a row, for messages.
+        minus_one: Meaning of -1, see `read_state`.
+        blank: Meaning of an empty cell.
+
+    Returns:
+        State of each row (N,).
+    """
+    states = np.zeros(len(values), np.int8)
+    for number, value in enumerate(values):
         try:
-            states[value] = read_state(value, '', minus_one, blank)
+            states[number] = read_state(value, '', minus_one, blank)
         except InputError:
-            row = min(row for row, other in enumerate(values) if other == value)
-            read_state(value, where(row))
-    return [states[value] for value in values]
+            read_state(value, where(int(np.argmax(numbers == number))))
+    return states[numbers]
 
 
 # --- several labels in a cell
@@ -100,6 +115,8 @@ def read_states(values: Sequence[object], where: Callable[[int], str], minus_one
 
 def split_labels(value: object, delimiter: str, where: str, has_commas: bool = False) -> list[str]:
     """Reads a cell of several labels: a list of names, a list that a tool wrote as text, or delimited text.
+
+    Whole numbers are names, too: 3 and 3.0 are the label `3`.
 
     Args:
         value: Content of the cell.
@@ -109,28 +126,36 @@ def split_labels(value: object, delimiter: str, where: str, has_commas: bool = F
             do where there is no comma.
 
     Raises:
-        InputError: The cell holds neither text nor a list of labels, or repeats a label.
+        InputError: The cell holds neither text or a number nor a list of them.
     """
     parts = _split(value, delimiter, where, has_commas)
     if not isinstance(parts, list):
         raise InputError(f'{where} is {quote(value)}: must be text or a list of labels.')
-    labels = []
-    for part in parts:
-        if not isinstance(part, str):
-            raise InputError(f'{where} has the label {quote(part)}, which is not text.')
-        if not is_one_line(part):
+    return [label for part in parts if (label := _label(part, where))]
+
+
+def _label(part: object, where: str) -> str:
+    if isinstance(part, str):
+        label = _stripped(part)
+        if label is None:
             raise InputError(f'{where} has the label {quote(part)}, which contains a line break or a NUL character.')
-        label = str(part).strip()
-        if label in labels:
-            raise InputError(f'{where} has the label {quote(label)} twice.')
-        if label:
-            labels.append(label)
-    return labels
+        return label
+    if is_missing(part):
+        return ''
+    if isinstance(part, int) and not isinstance(part, bool) or isinstance(part, float) and part.is_integer():
+        return str(int(part))
+    raise InputError(f'{where} has the label {quote(part)}, which is neither text nor a whole number.')
+
+
+@lru_cache(2**16)
+def _stripped(text: str) -> str | None:
+    text = str(text).strip()
+    return text if is_one_line(text) else None
 
 
 def _split(value: object, delimiter: str, where: str, has_commas: bool) -> object:
     if not isinstance(value, str):
-        return [] if value is None or isinstance(value, float) and math.isnan(value) else value
+        return [value] if value is None or isinstance(value, (int, float)) else value
     if is_missing(value):
         return []
     items = read_list(value, where, has_commas)
@@ -224,42 +249,47 @@ def cells_note(values: Iterable[object]) -> str:
     return note
 
 
-def name_vectors(values: Sequence[object], label_names: Sequence[str] | None, where: str) -> list[list[str]] | None:
-    """Reads a column of vectors that hold one 0 or 1 per label; returns the labels of each row, or None for others.
+def read_vectors(
+    cells: Sequence[object], minus_one: str = 'unannotated', blank: str = 'unannotated'
+) -> np.ndarray | None:
+    """Reads a column of vectors that hold the state of each label: lists of 1, 0, -1 and null, also as text.
 
-    Raises:
-        InputError: The number of label names is not the length of the vectors.
+    Args:
+        cells: Cells of the column.
+        minus_one: Meaning of -1, see `read_state`.
+        blank: Meaning of a missing item or cell.
+
+    Returns:
+        States (N, K); None for a column of anything else.
     """
-    rows = []
-    for value in values:
-        try:
-            items = read_list(value, '') if isinstance(value, str) else value
-        except InputError:
-            return None
-        if not isinstance(items, list) or not all(isinstance(item, (Bare, int, float)) for item in items):
-            return None
-        rows.append([state_of(item) for item in items])
-    if not rows or len(rows[0]) < 2 or any(len(row) != len(rows[0]) or not {0, 1}.issuperset(row) for row in rows):
+    rows = [None if is_missing(cell) else _vector(cell) for cell in cells]
+    lengths = {row if row is None else len(row) for row, cell in zip(rows, cells, strict=True) if not is_missing(cell)}
+    if len(lengths) != 1 or None in lengths:
         return None
-    if label_names is None or len(label_names) != len(rows[0]):
-        raise InputError(
-            f'{where} holds vectors of {len(rows[0])} numbers 0 and 1, e.g. {quote(values[0])}: set data.label_names to'
-            f' the {len(rows[0])} label names in their order.'
-        )
-    return [[name for name, state in zip(label_names, row, strict=True) if state] for row in rows]
+    empty = np.full(lengths.pop(), BLANK, np.int8)
+    states = np.stack([empty if row is None else row for row in rows])
+    if minus_one == 'absent':
+        states[states == -1] = 0
+    states[states == BLANK] = -1 if blank == 'unannotated' else 0
+    return states
 
 
-def encode(
-    labels: Collection[str], ignore: Collection[str], number_of: dict[str, int], where: str
-) -> tuple[list[int], list[int]]:
-    """Returns the sorted indices of the present labels and of the unannotated labels of a row.
-
-    Raises:
-        InputError: A label is unknown, or is in both.
-    """
-    for label in (*labels, *ignore):
-        if label not in number_of:
-            raise InputError(f'{where}: {unknown("label", label[:80], number_of)}')
-        if label in labels and label in ignore:
-            raise InputError(f'{where}: the label {quote(label)} is in both labels and ignore: remove one of them.')
-    return sorted(number_of[label] for label in labels), sorted(number_of[label] for label in ignore)
+def _vector(cell: object) -> np.ndarray | None:
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except (ValueError, RecursionError):
+            try:
+                cell = read_list(cell, '')
+            except InputError:
+                return None
+    if not isinstance(cell, list) or len(cell) < 2:
+        return None
+    kinds = set(map(type, cell))
+    if kinds == {Bare}:
+        cell = list(map(state_of, cell))
+    elif not kinds <= {int, float, bool, type(None)}:
+        return None
+    elif None in kinds or float in kinds:
+        cell = [BLANK if is_missing(item) else item for item in cell]
+    return np.array(cell, np.int8) if {1, 0, -1, BLANK}.issuperset(cell) else None

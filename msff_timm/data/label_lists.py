@@ -14,7 +14,6 @@ from .label_cells import (
     cells_note,
     has_comma_lists,
     is_missing,
-    name_vectors,
     read_list,
     split_labels,
 )
@@ -31,6 +30,7 @@ OTHERS = ('/', '+', '#', '&', '~', '^', '\\', '*', '=', '@', '$', '%', '!', '?',
 # Part of names so often that only a setting makes them delimiters
 JOINERS = ('-', '_', ':', '.')
 SPOKEN = {' ': 'a space', '\t': 'a tab'}
+MOST_EVIDENCE = 2**23  # characters of texts; of more, every n-th text is evidence
 ENTITY = re.compile(r'&#?\w+;')
 
 
@@ -42,21 +42,14 @@ class LabelLists:
         delimiter: Text between two labels; `none` if each text is one label, None to find it for each cell alone.
         label_names: Label names, or None.
         has_commas: True if commas separate the items of lists without quotes.
-        has_vectors: True if cells hold one 0 or 1 for each of `label_names`.
     """
 
     delimiter: str | None
     label_names: Sequence[str] | None = None
     has_commas: bool = False
-    has_vectors: bool = False
 
     def read(self, value: object, where: str) -> list[str]:
         """Returns the labels of a cell; `where` is file, row and column for messages."""
-        vectors = name_vectors([value], self.label_names, where) if self.has_vectors else None
-        return vectors[0] if vectors else self.read_names(value, where)
-
-    def read_names(self, value: object, where: str) -> list[str]:
-        """Returns the labels of a cell that is not a vector, e.g. of the column `ignore`."""
         delimiter = self.delimiter
         if delimiter is None:
             delimiter = find_delimiter(texts_of([value]), self.label_names, where)[0]
@@ -64,17 +57,12 @@ class LabelLists:
 
 
 def find_lists(
-    labels: Sequence[object],
-    others: Sequence[object],
-    delimiter: str | None,
-    label_names: Sequence[str] | None,
-    where: str,
+    cells: Iterable[object], delimiter: str | None, label_names: Sequence[str] | None, where: str
 ) -> tuple[LabelLists, str]:
-    """Finds how the cells of a label column hold several labels.
+    """Finds how cells hold several labels.
 
     Args:
-        labels: Cells of the label column in all splits.
-        others: Cells of the column `ignore`.
+        cells: Cells of the label column in all splits, and of the column `ignore`.
         delimiter: Text between two labels; None to find it.
         label_names: Label names, or None.
         where: File and column, for messages.
@@ -83,13 +71,12 @@ def find_lists(
         Format of the cells, and the end of a note on it.
 
     Raises:
-        InputError: The cells can be read in two ways, or hold vectors of other labels than `label_names`.
+        InputError: The cells can be read in two ways.
     """
-    has_vectors = name_vectors(labels, label_names, where) is not None
-    cells, note = [*others] if has_vectors else [*labels, *others], ''
+    cells, note = list(cells), ''
     if delimiter is None:
         delimiter, note = find_delimiter(texts_of(cells), label_names, where)
-    return LabelLists(delimiter, label_names, has_comma_lists(cells), has_vectors), note + cells_note(cells)
+    return LabelLists(delimiter, label_names, has_comma_lists(cells)), note + cells_note(cells)
 
 
 def texts_of(values: Iterable[object]) -> Iterable[str]:
@@ -128,20 +115,27 @@ def find_delimiter(texts: Iterable[str], label_names: Collection[str] | None, wh
         names = set(label_names)
         for name in names & MISSING:
             raise InputError(f'{where}: {quote(name)} of data.label_names is read as missing: rename that label.')
+        some = _evident(texts)
+        characters = set().union(*some)
         matches = {
-            delimiter: sum(part in names for text in texts for part in _split(text, delimiter))
+            delimiter: sum(part in names for text in some for part in _split(text, delimiter))
             for delimiter in (NO_DELIMITER, *STRONG, *COMMAS, *OTHERS, *JOINERS)
+            if delimiter == NO_DELIMITER or delimiter in characters
         }
-        complete = [d for d in matches if matches[d] == sum(len(_split(text, d)) for text in texts)]
+        complete = [d for d in matches if matches[d] == sum(len(_split(text, d)) for text in some)]
         if complete or any(matches.values()):
             return _result(complete[0] if complete else max(matches, key=matches.__getitem__), texts)
     for delimiter in STRONG:
-        if any(delimiter in ENTITY.sub('', text) for text in texts):
+        if any(delimiter in text and delimiter in ENTITY.sub('', text) for text in texts):
             if delimiter != '|':
                 _check_parts({part for text in texts for part in _split(text, delimiter)}, texts, where)
             return _result(delimiter, texts)
+    texts = _evident(texts)
     certain, are_names = [], True
+    characters = set().union(*texts)
     for delimiter in (*COMMAS, *OTHERS, *JOINERS):
+        if delimiter not in characters:
+            continue
         if delimiter == ' ' and certain:
             continue  # labels of several words
         evidence = _Evidence(texts, delimiter)
@@ -166,6 +160,10 @@ def find_delimiter(texts: Iterable[str], label_names: Collection[str] | None, wh
         return NO_DELIMITER, ''
     example = next(text for text in texts if any(len(set(_split(text, delimiter))) > 1 for delimiter in OTHERS))
     return NO_DELIMITER, f', each text is one label, e.g. {quote(example)} (data.label_delimiter)'
+
+
+def _evident(texts: list[str]) -> list[str]:
+    return texts[:: sum(map(len, texts)) // MOST_EVIDENCE + 1]
 
 
 def _check_parts(parts: set[str], texts: list[str], where: str) -> None:

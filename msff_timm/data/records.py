@@ -77,7 +77,7 @@ def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: obj
         key.update(file_digest(source))
     path = Path(datasets.config.HF_DATASETS_CACHE, 'msff_timm', f'{key.hexdigest()[:32]}.arrow')
     texts = path.with_suffix('.json')
-    if not path.exists():
+    if not path.exists() or not _has_first_image(path):
         records = read()
         schema = features(records.label_names)
         table = pa.table(
@@ -107,6 +107,11 @@ def cached(read: Callable[[], Records], sources: Iterable[Path], **settings: obj
     return set_notes(Dataset.from_file(str(path)), notes)
 
 
+def _has_first_image(path: Path) -> bool:
+    """Returns whether the first image of an Arrow file is still where it was, e.g. not moved or converted."""
+    return os.path.exists(Dataset.from_file(str(path)).data['image'][0]['path'].as_py())
+
+
 def set_notes(dataset: Dataset | IterableDataset, notes: Iterable[str]) -> Dataset | IterableDataset:
     """Stores notes on how a data set was read in its description; returns the data set."""
     dataset.info.description = '\n'.join(notes)
@@ -134,11 +139,11 @@ def locate(root: Path, name: str, where: str) -> Path:
         InputError: The path leads out of the folder.
     """
     # Compares the paths as text: a symbolic link within the folder may lead elsewhere.
-    root = Path(os.path.abspath(root))
-    path = Path(os.path.abspath(root / name))
-    if path == root or not path.is_relative_to(root):
-        raise InputError(f'{where}: {name!r} is not inside {root}, the folder of the images.')
-    return path
+    folder = os.path.join(os.path.abspath(root), '')
+    path = os.path.abspath(os.path.join(folder, name))
+    if not os.path.normcase(path).startswith(os.path.normcase(folder)):
+        raise InputError(f'{where}: {name!r} is not inside {os.path.abspath(root)}, the folder of the images.')
+    return Path(path)
 
 
 def lists_of(mask: np.ndarray) -> pa.Array:

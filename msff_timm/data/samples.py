@@ -4,10 +4,10 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
@@ -87,10 +87,9 @@ class Samples(Dataset):
 
     def _entries(self, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Flattens a column of lists; returns the row of each entry, the entries, and their number in each row."""
-        lists = self.dataset[column][:]
-        counts = np.array([len(entries) for entries in lists])
-        kind = np.float64 if column == 'area' else np.int64
-        return np.repeat(np.arange(len(lists)), counts), np.array(list(chain.from_iterable(lists)), kind), counts
+        lists = self.dataset.select_columns([column]).with_format('arrow')[:][column]
+        counts = pc.list_value_length(lists).to_numpy()
+        return np.repeat(np.arange(len(lists)), counts), pc.list_flatten(lists).to_numpy(), counts
 
 
 class StreamedSamples(IterableDataset):

@@ -1,28 +1,33 @@
 """Reader of tables of your own images: CSV, TSV, JSON Lines or Parquet, one file per split or one for all."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
 from dataclasses import asdict, replace
-from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
 from ..errors import InputError, NoSplitError, unknown
 from .columns import ColumnSettings, find_label_columns, labels_note, match_names
-from .label_cells import encode, is_missing, read_states, state_of
-from .label_lists import LabelLists, find_delimiter, find_lists, texts_of
-from .records import Records, cached, lists_of, locate
+from .label_reader import find_format, holds_states, read_labels
+from .records import Records, cached
 from .table_files import Table, read_table
-from .table_splits import SPLITS, SUFFIXES, check_split, find_files, no_split, split_rows
-from .text import is_one_line, join_names, quote
+from .table_images import IMAGE_COLUMNS, find_image_column, find_images, read_image_ids
+from .table_splits import (
+    SPLITS,
+    SUFFIXES,
+    check_split,
+    find_files,
+    find_only_table,
+    no_split,
+    split_by_fold,
+    split_rows,
+    suggest_fold,
+)
+from .text import join_names
 
 __all__ = ['load']
-
-IMAGE_COLUMNS = {'table': ('image', 'file_name', 'path'), 'folder': ('file_name',), 'roboflow': ('filename',)}
 
 
 def load(name: str, split: str, root: str | None, settings: ColumnSettings) -> Dataset:
@@ -30,8 +35,8 @@ def load(name: str, split: str, root: str | None, settings: ColumnSettings) -> D
 
     A column that lists labels holds lists, lists that tools wrote as text, or delimited text. An empty cell means no
     label; the labels of the column `ignore` are unannotated. A column of one label holds 1 or true, 0 or false, -1, or
-    nothing, which `minus_one` and `blank` interpret. A single column of `label_columns` is of this kind if it holds
-    nothing else and is not called `labels`. Images are named by the column `image_id`, else by their path as written.
+    nothing, which `minus_one` and `blank` interpret. A single label column is of this kind if it holds nothing else and
+    is not called `labels`. Images are named by the column `image_id`, else by their path as written.
 
     Args:
         name: `table`, `folder` or `roboflow`.
@@ -48,39 +53,54 @@ def load(name: str, split: str, root: str | None, settings: ColumnSettings) -> D
         what = 'the folder of train.csv etc., or one file' if name == 'table' else 'the folder of metadata.csv'
         raise InputError(f'{name} needs data.root: set it to {what}.')
     base = Path(os.path.abspath(root))
+    is_only = False
+    if name == 'table' and base.is_dir() and (only := find_only_table(base)):
+        base, is_only = only, True
     is_file = name == 'table' and base.is_file()
     if is_file and base.suffix.lower() not in SUFFIXES[name]:
         raise InputError(f'{base}: is not a table: its suffix must be one of {", ".join(SUFFIXES[name])}.')
     files = {'train': base} if is_file else find_files(name, base)
     # A single table above all splits may hold the rows of several splits.
     is_single = is_file or list(files) == ['train'] and files['train'].parent == base
-    if split not in files and not is_single:
+    has_folds = settings.validation_fold is not None and not is_single
+    if has_folds and 'validation' in files:
+        raise InputError(f'{base}: data.validation_fold is set, but {files["validation"]} is the validation split.')
+    source = 'train' if has_folds and split == 'validation' else split
+    if source not in files and not is_single:
         raise no_split(name, split, base, files)
     # Without `label_names`, all splits determine the names: each label needs the same index in training and validation.
-    used = {key: path for key, path in files.items() if is_single or settings.label_names is None or key == split}
+    used = {key: path for key, path in files.items() if is_single or settings.label_names is None or key == source}
     for path in used.values():
         if not os.access(path, os.R_OK):
             raise InputError(f'{path}: permission denied.')
 
     def read_records() -> Records:
-        image_columns = (settings.image_column,) if settings.image_column else IMAGE_COLUMNS[name]
-        tables = {key: read_table(path, set(image_columns)) for key, path in used.items()}
-        notes = tables[next(iter(tables))].notes
-        if is_single:
-            image = _image_column(tables['train'], image_columns)
-            labels = settings.label_columns or settings.label_names or ()
+        columns = (settings.image_column,) if settings.image_column else IMAGE_COLUMNS[name]
+        tables = {key: read_table(path, set(columns)) for key, path in used.items()}
+        notes = [*([f'table: {base.name}'] if is_only else []), *tables[next(iter(tables))].notes]
+        labels = settings.label_columns or settings.label_names or ()
+        if settings.validation_fold is not None and 'train' in tables:
+            divided, rule = split_by_fold(tables.pop('train'), settings.validation_fold, labels)
+            tables = {**divided, **tables}
+            notes = [*notes, f'splits: {rule}']
+        elif is_single:
+            image = find_image_column(tables['train'], name, settings)
             tables, rule = split_rows(tables['train'], image, labels, settings.image_root, is_file, name == 'folder')
-            if split not in tables and rule is None and not is_file:
-                raise no_split(name, split, base, files)
-            if split not in tables and rule is None:
-                raise NoSplitError(f'{base}: has no column split, so all its rows belong to train, none to {split}.')
-            if split not in tables:
-                raise NoSplitError(f'{base}: has no row of {split} {rule} (found: {join_names(tables) or "none"}).')
             notes = notes + ([f'splits: {rule}'] if rule else [])
         else:
+            rule = None
             for key, table in tables.items():
                 check_split(table, key)
-        records = _Reader(image_columns, settings).read(tables, split)
+        if split not in tables and rule is None and not is_file:
+            raise no_split(name, split, base, files)
+        if split not in tables and rule is None:
+            raise NoSplitError(
+                f'{base}: has no column split, so all its rows belong to train, none to {split}'
+                f'{suggest_fold(tables["train"], split)}.'
+            )
+        if split not in tables:
+            raise NoSplitError(f'{base}: has no row of {split} {rule} (found: {join_names(tables) or "none"}).')
+        records = _Reader(name, settings).read(tables, split)
         return replace(records, notes=[*notes, *records.notes])
 
     image_root = settings.image_root and os.path.abspath(settings.image_root)
@@ -95,176 +115,85 @@ def load(name: str, split: str, root: str | None, settings: ColumnSettings) -> D
     )
 
 
-def _image_column(table: Table, candidates: Sequence[str]) -> str:
-    for name in candidates:
-        if name in table.columns:
-            return name
-    wanted = repr(candidates[0]) if len(candidates) == 1 else ' or '.join(candidates)
-    raise InputError(
-        f'{table.path}: has no column {wanted} (found: {join_names(table.columns)}): set data.image_column to the'
-        ' column of the images.'
-    )
-
-
 class _Reader:
     """Reads the rows of tables.
 
     Args:
-        image_columns: Names that the image column may have; the first that exists counts.
+        name: `table` or `folder`.
         settings: Settings of the columns.
     """
 
-    def __init__(self, image_columns: Sequence[str], settings: ColumnSettings):
-        self.image_columns = image_columns
-        self.settings = settings
+    def __init__(self, name: str, settings: ColumnSettings):
+        self.name, self.settings = name, settings
 
     def read(self, tables: dict[str, Table], split: str) -> Records:
         """Reads the rows of one split; those of the others may determine the label names."""
-        table, names = tables[split], self.settings.label_names
-        if not table.numbers:
+        table, settings, names = tables[split], self.settings, self.settings.label_names
+        if not len(table.numbers):
             raise InputError(f'{table.path}: contains no rows.')
-        image, columns, is_binary = self._columns(table)
+        image = find_image_column(table, self.name, settings)
+        columns, is_binary = self._columns(table, image)
+        others = [other for key, other in tables.items() if key != split]
+        if not is_binary or names is None:
+            found = {key: self._columns(other, image) for key, other in tables.items()}
+            kinds = [kind for _, kind in found.values() if kind is not None]
+            is_binary = kinds[0] if is_binary is None and kinds else is_binary
+            for key, (columns_of_other, kind) in found.items():
+                is_same = set(columns) == set(columns_of_other) if is_binary else columns == columns_of_other
+                if not is_same or kind is not None and kind != is_binary:
+                    raise InputError(
+                        f'{tables[key].path}: its label columns ({join_names(columns_of_other)}) differ from those of'
+                        f' {table.path} ({join_names(columns)}): make them the same, or set data.label_columns.'
+                    )
+            columns_of_first = found[next(iter(tables))][0]
+        is_binary = not settings.label_columns if is_binary is None else is_binary
+        if is_binary:
+            names = match_names(columns, columns_of_first if names is None else names, settings.none_label, table.path)
+        format = find_format([table, *others], names if is_binary else columns, is_binary, settings, names)
+        note = f'labels: column {columns[0]!r}'
         if is_binary:
             used = {image, *columns, 'ignore', 'image_id'}
-            others = [''] * table.num_unnamed + [name for name in table.columns if name not in used]
-            note = labels_note(columns, others)
-            names = match_names(columns, self._common_columns(tables) if names is None else names, table.path)
-            labels, ignore = self._read_binary(table, names)
-        else:
-            for other in tables.values():
-                self._check_same(table, other, columns, is_binary)
-            rows, note = self._read_lists(tables, columns[0])
-            note = f'labels: column {columns[0]!r}{note}'
-            if names is None:
-                names = sorted({label for parts in rows.values() for row in parts for part in row for label in part})
-            if not names:
-                raise InputError(
-                    f'{table.path}: contains no labels: fill the column {columns[0]!r}, or set data.label_names.'
-                )
-            number_of = {name: number for number, name in enumerate(names)}
-            encoded = [encode(*row, number_of, table.where(number)) for number, row in enumerate(rows[split])]
-            labels, ignore = map(list, zip(*encoded, strict=True))
-        images, written = self._read_images(table, image)
-        image_ids = _read_image_ids(table) if 'image_id' in table.columns else written
-        return Records(list(names), images, labels, ignore, [[] for _ in images], image_ids, notes=[note])
+            unused = [''] * table.num_unnamed + [name for name in table.columns if name not in used]
+            note = labels_note(columns, unused)
+        format = replace(format, note=note + format.ending)
+        images = find_images(table, image, self.name, settings, split)
+        is_repeated = len(images.paths) < len(images.of_rows)
+        labels = read_labels(format, table, settings, others, images.of_rows if is_repeated else None)
+        ids = read_image_ids(table, images) if 'image_id' in table.columns else images.names
+        records = Records(
+            labels.names,
+            images.paths,
+            labels.present,
+            labels.ignore,
+            [[] for _ in ids],
+            ids,
+            notes=[*images.notes, *labels.notes],
+        )
+        is_to_repeat = is_repeated and settings.repeated_images == 'repeat' and split == 'train'
+        return _repeat(records, images.of_rows) if is_to_repeat else records
 
-    def _columns(self, table: Table) -> tuple[str, list[str], bool]:
-        """Returns the image column, the label columns, and whether each of these holds one label."""
-        image = _image_column(table, self.image_columns)
-        columns = find_label_columns(table.columns, image, self.settings, table.path)
-        if columns == ['labels']:
-            return image, columns, False
-        if not self.settings.label_columns or len(columns) > 1:
-            return image, columns, True
-        if self.settings.label_names is not None:
-            return image, columns, columns[0] in self.settings.label_names
-        values = [value for value in table.column(columns[0]) if not is_missing(value)]
-        are_states = all(not isinstance(value, list) and state_of(value) is not None for value in values)
-        return image, columns, bool(values) and are_states
-
-    def _check_same(self, first: Table, other: Table, columns: list[str], is_binary: bool) -> None:
-        """Raises `InputError` if the tables of two splits have other label columns."""
-        _, others, other_is_binary = self._columns(other)
-        if is_binary != other_is_binary or (set(columns) != set(others) if is_binary else columns != others):
-            raise InputError(
-                f'{other.path}: its label columns ({join_names(others)}) differ from those of {first.path}'
-                f' ({join_names(columns)}): make them the same, or set data.label_columns.'
-            )
-
-    def _common_columns(self, tables: dict[str, Table]) -> list[str]:
-        """Returns the label columns that all splits have, in the order of the first split."""
-        first, *others = tables.values()
-        _, columns, is_binary = self._columns(first)
-        for other in others:
-            self._check_same(first, other, columns, is_binary)
-        return columns
-
-    def _read_binary(self, table: Table, names: list[str]) -> tuple[pa.Array, pa.Array]:
-        """Reads one column per label; returns the indices of the present and of the unannotated labels of each row."""
+    def _columns(self, table: Table, image: str) -> tuple[list[str], bool | None]:
+        """Returns the label columns, and whether each of them holds the state of one label; None if it is empty."""
         settings = self.settings
-        states = np.empty((len(names), len(table.numbers)), np.int8)
-        for number, name in enumerate(names):
-            where = partial(table.where, column=name)
-            states[number] = read_states(table.column(name), where, settings.minus_one, settings.blank)
-        if 'ignore' in table.columns and 'ignore' not in names:
-            values = table.column('ignore')
-            delimiter = settings.label_delimiter
-            lists = LabelLists(delimiter or find_delimiter(texts_of(values), names, f"{table.path}: 'ignore'")[0])
-            number_of = {name: number for number, name in enumerate(names)}
-            for row, value in enumerate(values):
-                if ignore := lists.read_names(value, table.where(row, 'ignore')):
-                    present = [names[number] for number in np.flatnonzero(states[:, row] == 1)]
-                    states[encode(present, ignore, number_of, table.where(row))[1], row] = -1
-        return lists_of(states.T == 1), lists_of(states.T == -1)
-
-    def _read_lists(
-        self, tables: dict[str, Table], column: str
-    ) -> tuple[dict[str, list[tuple[list[str], list[str]]]], str]:
-        """Reads a column that lists labels.
-
-        Returns:
-            Present and unannotated labels of each row of each split, and the end of a note on how they were read.
-        """
-        settings = self.settings
-        cells = {split: table.column(column) for split, table in tables.items()}
-        ignored = {split: table.column('ignore') for split, table in tables.items() if 'ignore' in table.columns}
-        where = f'{next(iter(tables.values())).path}: {column!r}'
-        everything = (list(chain.from_iterable(values.values())) for values in (cells, ignored))
-        lists, note = find_lists(*everything, settings.label_delimiter, settings.label_names, where)
-        rows = {}
-        for split, table in tables.items():
-            unannotated = ignored.get(split, [None] * len(table.numbers))
-            rows[split] = [
-                (
-                    lists.read(value, table.where(row, column)),
-                    lists.read_names(ignore, table.where(row, 'ignore')),
-                )
-                for row, (value, ignore) in enumerate(zip(cells[split], unannotated, strict=True))
-            ]
-        return rows, note
-
-    def _read_images(self, table: Table, column: str) -> tuple[list[str], list[str]]:
-        """Returns the paths of the images, and the same as they are written."""
-        folder = Path(os.path.abspath(self.settings.image_root or table.path.parent))
-        names, first = [], {}
-        for row, where, name in _texts(table, column, 'path'):
-            if not name.strip():
-                raise InputError(f'{where}: {column!r} is empty: name an image, or remove the row.')
-            path = str(locate(folder, name, where))
-            if path in first:
-                earlier = f'{table.unit} {table.numbers[first[path]]}'
-                raise InputError(f'{where}: {quote(name)} is already in {earlier}: remove one of them.')
-            if not os.path.isfile(path):
-                raise InputError(
-                    f'{where}: the image {quote(name)} is not in {folder}: set data.image_root to the folder of images.'
-                )
-            first[path] = row
-            names.append(name)
-        return list(first), names
+        if image not in table.columns:
+            image = find_image_column(table, self.name, settings)
+        columns = find_label_columns(table.columns, image, settings, table.path)
+        if len(columns) > 1 or columns == ['labels']:
+            return columns, len(columns) > 1
+        return columns, holds_states(columns[0], table.distinct(columns[0])[0], settings)
 
 
-def _read_image_ids(table: Table) -> list[str]:
-    first = {}
-    for row, where, image_id in _texts(table, 'image_id', 'name'):
-        if not image_id:
-            raise InputError(f"{where}: 'image_id' is empty: fill it, or remove the column.")
-        if image_id in first:
-            earlier = f'{table.unit} {table.numbers[first[image_id]]}'
-            raise InputError(f"{where}: the 'image_id' {quote(image_id)} is already in {earlier}.")
-        first[image_id] = row
-    return list(first)
-
-
-def _texts(table: Table, column: str, what: str) -> Iterator[tuple[int, str, str]]:
-    """Yields row, location and text of each cell; integers are accepted as names."""
-    for row, value in enumerate(table.column(column)):
-        where = table.where(row)
-        if what == 'name' and isinstance(value, int) and not isinstance(value, bool):
-            value = str(value)
-        if not isinstance(value, str):
-            raise InputError(f'{where}: {column!r} has the {what} {quote(value)}, which is not text.')
-        if not is_one_line(value):
-            raise InputError(
-                f'{where}: {column!r} has the {what} {quote(value)}, which contains a line break or a NUL character.'
-            )
-        yield row, where, value
+def _repeat(records: Records, of_rows: np.ndarray) -> Records:
+    """Returns each image once for each row of the table; all but the first get a number in `image_id`."""
+    counts, ids = Counter(), []
+    for number in of_rows.tolist():
+        counts[number] += 1
+        ids.append(records.image_ids[number] + (f' ({counts[number]})' if counts[number] > 1 else ''))
+    return replace(
+        records,
+        images=[records.images[number] for number in of_rows],
+        labels=records.labels.take(of_rows),
+        ignore=records.ignore.take(of_rows),
+        areas=[[] for _ in ids],
+        image_ids=ids,
+    )

@@ -4,11 +4,12 @@ import csv
 import io
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,6 +19,7 @@ from .text import check_names, quote
 __all__ = ['Table', 'read_table']
 
 BOM = b'\xef\xbb\xbf'
+CHUNK = 2**20  # cells of a delimited file that are Python objects at a time
 DELIMITERS = {',': 'a comma', ';': "';'", '\t': 'a tab', '|': "'|'"}
 
 
@@ -30,18 +32,48 @@ class Table:
         columns: Names of the columns that have one.
         unit: Unit of `numbers`: `line` or `row`.
         numbers: Line of each row, counted from 1, or its row in a Parquet file, counted from 0.
-        column: Function that returns the values of a column, one for each of `numbers`.
+        read: Function that returns the cells of a column, one for each of `numbers`.
         notes: Lines on how the file was read.
         num_unnamed: Number of columns without a name, which are skipped.
     """
 
-    path: Path
+    path: Path | str
     columns: list[str]
     unit: str
     numbers: Sequence[int]
-    column: Callable[[str], Sequence]
+    read: Callable[[str], pa.ChunkedArray | list]
     notes: list[str] = field(default_factory=list)
     num_unnamed: int = 0
+
+    def column(self, name: str) -> list:
+        """Returns the values of a column."""
+        cells = self.read(name)
+        return cells if isinstance(cells, list) else cells.to_pylist()
+
+    def distinct(self, name: str) -> tuple[list, np.ndarray]:
+        """Returns the distinct values of a column in the order of their first rows, and the number of each row's."""
+        cells = self.read(name)
+        if isinstance(cells, pa.ChunkedArray) and not pa.types.is_nested(cells.type):
+            if not pa.types.is_dictionary(cells.type):
+                cells = cells.dictionary_encode(null_encoding='encode')
+            merged = cells.unify_dictionaries().combine_chunks()
+            if not merged.indices.null_count:
+                return merged.dictionary.to_pylist(), merged.indices.to_numpy()
+        values, number_of = self.column(name), {}
+        try:
+            numbers = [number_of.setdefault((type(value), value), len(number_of)) for value in values]
+        except TypeError:  # lists
+            return values, np.arange(len(values))
+        return [value for _, value in number_of], np.array(numbers, np.int64)
+
+    def select(self, rows: np.ndarray) -> 'Table':
+        """Returns some of the rows."""
+
+        def read(name: str) -> pa.ChunkedArray | list:
+            cells = self.read(name)
+            return [cells[row] for row in rows] if isinstance(cells, list) else cells.take(rows)
+
+        return replace(self, numbers=[self.numbers[row] for row in rows], read=read)
 
     def where(self, row: int, column: str | None = None) -> str:
         """Returns file, line and column for a message."""
@@ -62,35 +94,37 @@ def read_table(path: Path, image_columns: Collection[str]) -> Table:
     if suffix == '.parquet':
         table = _read_parquet(path)
     elif suffix == '.jsonl':
-        table = _read_json_lines(path, _decode(path))
+        table = _read_json_lines(path, _read_bytes(path))
     else:
-        table = _read_delimited(path, _decode(path), '\t' if suffix == '.tsv' else ',', image_columns)
+        table = _read_delimited(path, _read_bytes(path), '\t' if suffix == '.tsv' else ',', image_columns)
     check_names(f'{path}: columns', table.columns)
     return table
 
 
-def _decode(path: Path) -> str:
+def _read_bytes(path: Path) -> bytes:
+    """Reads a file of UTF-8 without its byte order mark."""
     data = path.read_bytes().removeprefix(BOM)
     if not data.strip():
         raise InputError(f'{path}: is empty.')
+    end = None
     try:
-        text, end = data.decode('utf-8'), None
-        if '\0' in text:
+        data.decode('utf-8')
+        if b'\0' in data:
             end, problem = data.index(b'\0') + 1, 'contains a NUL byte'
     except UnicodeDecodeError as e:
         end, problem = e.start + 1, f'contains the byte 0x{data[e.start]:02x}, which is not UTF-8'
     if end is not None:
         raise InputError(f'{path}: line {len(data[:end].splitlines())} {problem}: save the file as UTF-8.')
-    return text
+    return data
 
 
-def _read_delimited(path: Path, text: str, usual: str, image_columns: Collection[str]) -> Table:
-    delimiter, num_skipped = _find_delimiter(text, usual, image_columns)
-    file = io.StringIO(text, newline='')
+def _read_delimited(path: Path, data: bytes, usual: str, image_columns: Collection[str]) -> Table:
+    delimiter, num_skipped = _find_delimiter(data[:1_000_000].decode('utf-8', 'ignore'), usual, image_columns)
+    file = io.TextIOWrapper(io.BytesIO(data), 'utf-8', newline='')
     for _ in range(num_skipped):
         next(file)
     reader = csv.reader(file, delimiter=delimiter, strict=True)
-    header, rows, numbers = None, [], []
+    header, rows, numbers, chunks = None, [], [], []
     while True:
         number = num_skipped + reader.line_num + 1
         try:
@@ -108,15 +142,22 @@ def _read_delimited(path: Path, text: str, usual: str, image_columns: Collection
         else:
             rows.append(fields)
             numbers.append(number)
+            if len(rows) * len(header) >= CHUNK:
+                chunks.append(_columns_of(rows))
+                rows.clear()
     if header is None:
         raise InputError(f'{path}: is empty.')
-    columns = list(zip(*rows, strict=True)) or [()] * len(header)
-    del rows
+    chunks.append(_columns_of(rows) if rows else [pa.array([], pa.string())] * len(header))
+    columns = list(map(pa.chunked_array, zip(*chunks, strict=True)))
     named = _named(path, header, columns)
     notes = [] if delimiter == usual else [f'fields: delimited by {DELIMITERS.get(delimiter, repr(delimiter))}']
     by_name = {header[k]: columns[k] for k in named}
     num_unnamed = len(header) - len(named)
     return Table(path, [header[k] for k in named], 'line', numbers, by_name.__getitem__, notes, num_unnamed)
+
+
+def _columns_of(rows: list[list[str]]) -> list[pa.Array]:
+    return [pa.array(cells, pa.string()) for cells in zip(*rows, strict=True)]
 
 
 def _find_delimiter(text: str, usual: str, image_columns: Collection[str]) -> tuple[str, int]:
@@ -144,7 +185,7 @@ def _find_delimiter(text: str, usual: str, image_columns: Collection[str]) -> tu
     return others[0] if len(set(others)) == 1 else usual, 0
 
 
-def _named(path: Path, header: list[str], columns: list[tuple]) -> list[int]:
+def _named(path: Path, header: list[str], columns: list[pa.ChunkedArray]) -> list[int]:
     """Returns the numbers of the columns that have a name.
 
     The first column may have none (an index of pandas or R), and so may empty columns.
@@ -154,14 +195,14 @@ def _named(path: Path, header: list[str], columns: list[tuple]) -> list[int]:
     """
     named = [number for number, name in enumerate(header) if name]
     for number, name in enumerate(header):
-        if not name and number > min(named, default=0) and any(value.strip() for value in columns[number]):
+        if not name and number > min(named, default=0) and any(map(str.strip, columns[number].to_pylist())):
             raise InputError(f'{path}: columns: a name is empty: give it a name, or remove it.')
     return named
 
 
-def _read_json_lines(path: Path, text: str) -> Table:
+def _read_json_lines(path: Path, data: bytes) -> Table:
     rows, numbers = [], []
-    for number, line in enumerate(text.split('\n'), 1):
+    for number, line in enumerate(data.decode().split('\n'), 1):
         where = f'{path}: line {number}'
         if not line.strip():
             continue
@@ -193,16 +234,16 @@ def _read_parquet(path: Path) -> Table:
     file = _try_parquet(path, lambda: pq.ParquetFile(path))
     schema = file.schema_arrow
 
-    def column(name: str) -> list:
+    def read(name: str) -> pa.ChunkedArray:
         kind = schema.field(name).type
         if not _is_readable(kind):
             raise InputError(
                 f'{path}: the column {name!r} is of type {quote(str(kind))}: must be text, numbers or lists of them;'
                 ' set data.name to hub for images inside of Parquet files.'
             )
-        return _try_parquet(path, lambda: file.read(columns=[name]).column(name).to_pylist())
+        return _try_parquet(path, lambda: file.read(columns=[name]).column(name))
 
-    return Table(path, schema.names, 'row', range(file.metadata.num_rows), column)
+    return Table(path, schema.names, 'row', range(file.metadata.num_rows), read)
 
 
 def _try_parquet(path: Path, read: Callable[[], object]) -> object:

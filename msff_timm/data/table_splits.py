@@ -2,11 +2,10 @@
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
 from datasets.data_files import SPLIT_KEYWORDS
 
 from ..errors import InputError, NoSplitError
@@ -14,7 +13,19 @@ from .label_cells import state_of
 from .table_files import Table
 from .text import list_folder, quote
 
-__all__ = ['SPLITS', 'SUFFIXES', 'check_split', 'find_files', 'no_split', 'split_rows', 'standard_split']
+__all__ = [
+    'SPLITS',
+    'SUFFIXES',
+    'check_split',
+    'find_files',
+    'find_only_table',
+    'folder_split',
+    'no_split',
+    'split_by_fold',
+    'split_rows',
+    'standard_split',
+    'suggest_fold',
+]
 
 # Names of the splits in `datasets`, in lower case
 SPLIT_OF = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
@@ -26,6 +37,7 @@ SUFFIXES = {
 }
 STEMS = {'folder': 'metadata', 'roboflow': '_classes'}  # of the table beside the images of a split
 SPLIT_COLUMNS = ('data_split', 'partition', 'phase', 'split', 'subset', 'usage')  # in lower case
+FOLD_COLUMNS = ('cv_fold', 'fold', 'folds', 'kfold')  # in lower case
 SPLIT_FOLDER = re.compile(rf'({"|".join(SPLIT_OF)})[-._ 0-9]*', re.IGNORECASE)
 
 
@@ -58,6 +70,12 @@ def find_files(name: str, root: Path) -> dict[str, Path]:
         wanted += f' (or {", ".join(others)})' if (others := SUFFIXES[name][1:]) else ''
         raise InputError(f'{root}: contains no {wanted} or table of another split (found: {list_folder(root)}).')
     return {split: files[split] for split in SPLITS if split in files}
+
+
+def find_only_table(folder: Path) -> Path | None:
+    """Returns the only table in a folder if its name is not that of a split, e.g. `train_labels.csv`."""
+    found = [path for path in _entries(folder) if path.suffix.lower() in SUFFIXES['table'] and path.is_file()]
+    return found[0] if len(found) == 1 and standard_split(found[0].stem) is None else None
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -111,7 +129,7 @@ def split_rows(
             rule = None  # the table of a single split, which the name of the file gives
     if rule is None and (is_file or is_folder):
         folder = os.path.abspath(image_root or table.path.parent)
-        splits = [_folder_split(value, folder) for value in table.column(image)]
+        splits = [folder_split(value, folder) for value in table.column(image)]
         others = set(splits) - {None}
         # A single folder does not separate splits, but rows without a split must not be mixed with those of test.
         if is_folder and others or len(others) > 1 or None in splits and others - {'train'}:
@@ -122,17 +140,69 @@ def split_rows(
                     f'{table.where(row)}: {quote(table.column(image)[row])} is not in the folder of a split, but other'
                     ' images are: move it there, or add a column split.'
                 )
-    if rule is None:
-        return {'train': table}, None
-    rows = defaultdict(list)
-    for row, split in enumerate(splits):
-        rows[split].append(row)
-    return {split: _select(table, rows[split]) for split in SPLITS if split in rows}, rule
+    return ({'train': table}, None) if rule is None else (_divide(table, splits), rule)
 
 
-def _folder_split(name: object, folder: str) -> str | None:
+def split_by_fold(table: Table, fold: int, label_columns: Collection[str]) -> tuple[dict[str, Table], str]:
+    """Assigns the rows of one fold to `validation` and the others to `train`, unless a column `split` says `test`.
+
+    Args:
+        table: Table of all rows.
+        fold: Number of the fold.
+        label_columns: Columns that the settings name as labels.
+
+    Returns:
+        Rows of each split, and what decided.
+
+    Raises:
+        InputError: There is no column of folds, or no row of this fold.
+    """
+    columns = [name for name in table.columns if name not in label_columns]
+    found = [name for name in columns if name.lower() in FOLD_COLUMNS]
+    if len(found) != 1:
+        names = f'several columns of folds ({", ".join(found)})' if found else f'no column {" or ".join(FOLD_COLUMNS)}'
+        raise InputError(f'{table.path}: data.validation_fold is {fold}, but the table has {names}.')
+    values, numbers = table.distinct(found[0])
+    folds = list(map(_fold, values))
+    if None in folds:
+        row = int(np.argmax(numbers == folds.index(None)))
+        wrong = quote(values[folds.index(None)])
+        raise InputError(f'{table.where(row, found[0])} is {wrong}: must be the number of a fold.')
+    if fold not in folds:
+        some = ', '.join(map(str, sorted(set(folds))[:20]))
+        raise InputError(
+            f'{table.path}: data.validation_fold is {fold}, but {found[0]} has no such fold (found: {some}).'
+        )
+    splits = ['validation' if folds[number] == fold else 'train' for number in numbers]
+    given = _split_column(columns, table)
+    if given is not None:
+        splits = [old if old == 'test' else new for old, new in zip(given[1], splits, strict=True)]
+    return _divide(table, splits), f'by the column {found[0]}, validation is fold {fold} (data.validation_fold)'
+
+
+def suggest_fold(table: Table, split: str) -> str:
+    """Returns the end of a message on a missing split of a table that has a column of folds, else nothing."""
+    found = [name for name in table.columns if name.lower() in FOLD_COLUMNS]
+    is_useful = len(found) == 1 and split == 'validation'
+    return f'; data.validation_fold makes a fold of its column {found[0]} the validation split' if is_useful else ''
+
+
+def _fold(value: object) -> int | None:
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def _divide(table: Table, splits: Sequence[str]) -> dict[str, Table]:
+    array = np.array(splits)
+    return {split: table.select(rows) for split in SPLITS if len(rows := np.flatnonzero(array == split))}
+
+
+def folder_split(name: object, folder: str) -> str | None:
     """Returns the split whose folder a path contains: `train` for `train/a.jpg` or `images/train2017/a.jpg`."""
-    path = Path(folder, name) if isinstance(name, str) else None
+    path = Path(folder, name.replace('\\', '/')) if isinstance(name, str) else None
     for part in path.relative_to(folder).parts[:-1] if path and path.is_relative_to(folder) else ():
         if match := SPLIT_FOLDER.fullmatch(part):
             return standard_split(match[1])
@@ -169,11 +239,3 @@ def check_split(table: Table, split: str) -> None:
                 f'{table.where(row)}: the column {column!r} assigns the row to {other}, but it is in the table of'
                 f' {split}: remove the row or the column.'
             )
-
-
-def _select(table: Table, rows: list[int]) -> Table:
-    def column(name: str) -> list:
-        values = table.column(name)
-        return [values[row] for row in rows]
-
-    return replace(table, numbers=[table.numbers[row] for row in rows], column=column)

@@ -41,7 +41,7 @@ def is_one_line(text: str) -> bool:
 
 
 def check_names(source: str, names: Iterable[str] | None) -> None:
-    """Raises `InputError` if a name is blank, is repeated or does not fit on one line.
+    """Raises `InputError` if a name is not text, is blank, is repeated or does not fit on one line.
 
     Args:
         source: Setting or file that lists the names, for the message.
@@ -49,6 +49,8 @@ def check_names(source: str, names: Iterable[str] | None) -> None:
     """
     seen = set()
     for name in names or ():
+        if not isinstance(name, str):
+            raise InputError(f'{source}: {quote(name)} is not text: put it in quotes.')
         if not name.strip():
             raise InputError(f'{source}: a name is empty: give it a name, or remove it.')
         if not is_one_line(name):

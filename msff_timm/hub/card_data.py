@@ -43,8 +43,8 @@ DATASETS = {
 # Settings of a run that make up its recipe. None of them is a path, a command or an address.
 RECIPE = {
     'model': 'args drop_rate batch_norm freeze unfreeze_epochs',
-    'data': 'train_size eval_size keep_unlabelled difficult missing minus_one blank image_size hflip crop_scale'
-    ' crop_ratio rand_augment color_jitter cutout mixup cutmix',
+    'data': 'train_size eval_size keep_unlabelled difficult missing minus_one blank none_label repeated_images'
+    ' validation_fold image_size hflip crop_scale crop_ratio rand_augment color_jitter cutout mixup cutmix',
     'optim': 'epochs batch_size lr schedule warmup backbone_lr layer_decay weight_decay clip_grad loss gamma_pos'
     ' gamma_neg asl_clip poly_epsilon label_smoothing pos_weight pos_weight_max ema_decay ema_epochs early_stop',
 }

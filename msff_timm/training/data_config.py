@@ -46,6 +46,12 @@ class SourceConfig:
             occur, or, in evaluation, for the labels of the model.
         minus_one: Meaning of -1 in a column for one label: unannotated (masked) or absent.
         blank: Meaning of an empty cell in a column for one label: unannotated (masked) or absent.
+        none_label: Label of a table or a data set on the Hub that means no label, e.g. No Finding; null for none.
+        repeated_images: Handling of rows of a table that name the same image: error, unite (a label is present if a row
+            says so) or repeat (the same, and the image trains once for each row).
+        image_suffix: Suffix of images that a table names without, e.g. .jpg; null to find it.
+        validation_fold: Number in the column fold (or kfold) that makes a row part of the validation split, all others
+            of the training split; null to ignore folds.
         ignore_labels: Labels that metrics leave out, e.g. labels without a training image; null for none.
         validation: Share of the split train that is held out as validation split if the data have none, always the same
             images; null for none, or, in evaluation, for the images that the model's run has held out.
@@ -65,6 +71,10 @@ class SourceConfig:
     label_names: list[str] | None = None
     minus_one: str = 'unannotated'
     blank: str = 'unannotated'
+    none_label: str | None = None
+    repeated_images: str = 'error'
+    image_suffix: str | None = None
+    validation_fold: int | None = None
     ignore_labels: list[str] | None = None
     validation: float | None = None
 
@@ -86,6 +96,7 @@ class SourceConfig:
             raise InputError('data.label_delimiter is empty: must be the text between two labels.')
         check_one_of('data.minus_one', self.minus_one, msff_timm.data.MEANINGS)
         check_one_of('data.blank', self.blank, msff_timm.data.MEANINGS)
+        check_one_of('data.repeated_images', self.repeated_images, msff_timm.data.REPEATED)
         if self.validation is not None and not 0 < self.validation < 1:
             raise InputError(f'data.validation is {self.validation}: must be a share of the images, between 0 and 1.')
 
@@ -126,6 +137,10 @@ class SourceConfig:
             label_names=self.label_names,
             minus_one=self.minus_one,
             blank=self.blank,
+            none_label=self.none_label,
+            repeated_images=self.repeated_images,
+            image_suffix=self.image_suffix,
+            validation_fold=self.validation_fold,
             streaming=streaming,
         )
 
@@ -225,6 +240,9 @@ class SourceConfig:
             choices |= {key: value for key, value in readings.items() if value != 'unannotated'}
         if self.config_name is not None:
             choices['config_name'] = self.config_name
+            choices |= {} if self.repeated_images == 'error' else {'repeated_images': self.repeated_images}
+            others = {'none_label': self.none_label, 'validation_fold': self.validation_fold}
+            choices |= {key: value for key, value in others.items() if value is not None}
         if self.title is not None:
             choices['title'] = self.title
         if self.validation is not None:

@@ -34,6 +34,7 @@ LARGEST = 2**20  # bytes of a settings file
 PRINT = '--print_config'
 SWITCHES = {'yes': True, 'on': True, 'no': False, 'off': False, 'true': True, 'false': False}
 RENAMED = {'data_name': 'data.title'}  # keys of earlier versions, and their present names
+NOT_TEXT = (bool, int, float)  # what YAML makes of words without quotes
 KINDS = {
     str: 'text',
     int: 'a whole number',
@@ -276,8 +277,10 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
     must = ' or '.join(KINDS.get(member, 'null') for member in _members(kind))
     if value == '':
         raise InputError(f'{key} is empty: must be {must}.')
-    numbers = any(isinstance(item, int | float) for item in (value if isinstance(value, list) else [value]))
-    quotes = ' Put text in quotes.' if numbers and 'text' in must else ''
+    words = [item for item in (value if isinstance(value, list) else [value]) if item is None or type(item) in NOT_TEXT]
+    quotes = ' Put text in quotes.' if words and 'text' in must else ''
+    if quotes and isinstance(value, list):
+        quotes = f' Put text in quotes: "{format_value(words[0])}".'
     raise InputError(f'{key} is {format_value(value)}: must be {must}.{quotes}')
 
 

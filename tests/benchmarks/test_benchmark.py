@@ -125,6 +125,19 @@ def test_annotations_measures_two_loads(script, tmp_path):
         assert f'{measured[turn]["seconds"]:.3f} s, peak {measured[turn]["peak_mib"]:.0f} MiB' in printed
 
 
+@pytest.mark.slow
+def test_tables_measures_each_table(script, tmp_path):
+    output = tmp_path / 'tables.json'
+    options = ('--num_images', 40, '--num_classes', 30, '--labels_per_image', 2, '--output', output)
+    printed = script('benchmarks/benchmark.py', 'tables', *options).stdout
+    measured = json.loads(output.read_text())
+    assert (measured['num_images'], measured['num_classes'], len(measured['tables'])) == (40, 30, 5)
+    for kind, found in measured['tables'].items():
+        assert found['rows'] == 40 and found['labels'] == measured['labels'] and found['cpu_seconds'] > 0
+        assert found['peak_mib'] >= found['peak_mib_before'] > 50
+        assert f'{kind:16} {found["seconds"]:7.1f} s' in printed
+
+
 def test_write_annotations_resembles_coco(coco_root, tmp_path):
     real = json.loads(next((coco_root / 'annotations').glob('instances_train2014.json')).read_text())
     (tmp_path / 'made').mkdir()

@@ -12,9 +12,9 @@ from datasets.data_files import SPLIT_KEYWORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msff_timm.data import label_cells
+from msff_timm.data import label_cells, label_lists
 from msff_timm.data.columns import is_label
-from msff_timm.data.label_cells import name_vectors, read_state, split_labels
+from msff_timm.data.label_cells import read_state, read_states, read_vectors, split_labels
 from msff_timm.data.label_lists import find_delimiter, texts_of
 from msff_timm.data.table_splits import standard_split
 from msff_timm.errors import InputError
@@ -199,7 +199,7 @@ def test_read_state_interprets_minus_one_and_blank(minus_one, blank):
     values = [1, 0, -1, 1.0, -1.0, True, False, None, float('nan'), np.float32(1), np.int8(-1)]
     expected = [1, 0, of_minus_one, 1, of_minus_one, 1, 0, of_blank, of_blank, 1, of_minus_one]
     assert [read_state(value, '', minus_one, blank) for value in values] == expected
-    assert label_cells.read_states(values, None, minus_one, blank) == expected
+    assert read_states(values, np.arange(len(values)), None, minus_one, blank).tolist() == expected
     for value in ('2', 'yes', 'inf', [], {}, 0.5):
         with pytest.raises(InputError, match='^cell is '):
             read_state(value, 'cell', minus_one, blank)
@@ -232,10 +232,32 @@ def test_standard_split_accepts_names_of_datasets():
     assert standard_split('trane') is standard_split(None) is standard_split(1) is None
 
 
-def test_name_vectors_returns_labels_of_vectors():
-    rows = ['[0, 1, 1]', '[1. 0. 0.]', [0, 0, 0], 'tensor([1, 1, 1])', '[True, False, False]']
-    assert name_vectors(rows, ['a', 'b', 'c'], '') == [['b', 'c'], ['a'], [], ['a', 'b', 'c'], ['a']]
-    with pytest.raises(InputError, match='data.label_names'):
-        name_vectors(rows, None, 'table')
-    for others in (['[0, 1]', '[3]'], ["['0', '1']"], ['[0]', '[1]'], ['[0, 2]'], ['a'], [], [['a', 'b']]):
-        assert name_vectors(others, None, 'table') is None
+def test_read_vectors_returns_states():
+    rows = ['[0, 1, 1]', '[1. 0. 0.]', [0, 0, -1], 'tensor([1, 1, 1])', '[True, False, False]', [1, None, 0.0], None]
+    states = [[0, 1, 1], [1, 0, 0], [0, 0, -1], [1, 1, 1], [1, 0, 0], [1, -1, 0], [-1, -1, -1]]
+    assert read_vectors(rows).tolist() == states
+    absent = read_vectors(rows, minus_one='absent', blank='absent').tolist()
+    assert absent == [[max(state, 0) for state in row] for row in states]
+    others = (['[0, 1]', '[3]'], ["['0', '1']"], ['[0]', '[1]'], ['[0, 2]'], [[0, 2]], ['a'], [], [['a', 'b']], [None])
+    for cells in (*others, [[10**400, 1]], ['[' * 100_000], [[0.5, 1]], [[0, 1], 3], [[[0], [1]]]):
+        assert read_vectors(cells) is None
+    with np.printoptions(threshold=10**6, linewidth=20):
+        states = np.random.default_rng(0).integers(-1, 2, (5, 300))
+        assert (read_vectors(list(map(str, states))) == states).all()
+    assert (read_vectors([json.dumps(row) for row in states.tolist()]) == states).all()
+
+
+def test_split_labels_reads_whole_numbers_as_names():
+    assert read([3, 17.0, 'x', None, float('nan'), -1]) == ['3', '17', 'x', '-1']
+    assert (read(3), read(4.0), read(None), read(float('nan')), read(10**30)) == (['3'], ['4'], [], [], [str(10**30)])
+    for value in (True, [True], 0.5, float('inf'), [[1]], {'a': 1}, [{}]):
+        with pytest.raises(InputError, match='^cell '):
+            split_labels(value, '|', 'cell')
+
+
+def test_find_delimiter_reads_a_sample_of_much_text(monkeypatch):
+    rows = [f'{a},{b}' for a in range(300) for b in range(300)]
+    assert find_delimiter(rows, None, 'table')[0] == ','
+    monkeypatch.setattr(label_lists, 'MOST_EVIDENCE', 10_000)
+    assert find_delimiter(rows, None, 'table')[0] == ','
+    assert find_delimiter(rows, list(map(str, range(300))), 'table')[0] == ','

@@ -30,6 +30,8 @@ def test_definition_records_settings_of_cells(name):
     assert SourceConfig(name=name, root='x', minus_one='absent', blank='absent').masking is None
     assert SourceConfig(name=name, root='x', minus_one='absent').masking == name
     assert 'blank' not in SourceConfig(name='coco2014', root='x', blank='absent').definition('train')
+    changed = {'none_label': 'none', 'repeated_images': 'unite', 'validation_fold': 0}
+    assert SourceConfig(name=name, root='x', **changed).definition('train').items() >= changed.items()
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,8 @@ def test_definition_records_settings_of_cells(name):
         ('--data.minus_one=0', "unknown data.minus_one '0': choose from absent, unannotated."),
         ('--data.blank=absnt', "unknown data.blank 'absnt': did you mean absent?"),
         ('--data.label_delimiter=', 'data.label_delimiter is empty'),
+        ('--data.repeated_images=untie', "unknown data.repeated_images 'untie': did you mean unite?"),
+        ('--data.validation_fold=first', 'data.validation_fold is first: must be a whole number or null.'),
     ],
 )
 def test_parse_refuses_invalid_column_settings(argument, message):
@@ -54,6 +58,24 @@ def test_training_settings_reach_reader(root):
         train_set, _, names, _ = load_data(data, Accelerator(cpu=True))
         assert names == ['x', 'y'] and train_set['ignore'][:] == ignore
         assert notes(train_set) == ['labels: 2 columns (x, y); not labels: fold']
+
+
+def test_new_settings_reach_reader(root, tmp_path, capsys):
+    (tmp_path / 'val.csv').unlink()
+    (tmp_path / 'train.csv').write_text('image,fold,x,"y, z",normal\na,0,1,,0\na,0,0,0,0\nb,1,0,,1\nc,0,,1,0\n')
+    settings = {'none_label': 'normal', 'repeated_images': 'repeat', 'image_suffix': '.png', 'validation_fold': 1}
+    arguments = [f'--data.{key}={value}' for key, value in settings.items()]
+    data = parse(TrainConfig, ['--output=x', '--data.name=table', f'--data.root={root}', *arguments]).data
+    train_set, eval_set, names = load_data(data, Accelerator(cpu=True))
+    assert names == ['x', 'y, z'] and train_set['labels'][:] == [[0], [0], [1]] and train_set['ignore'][2] == [0]
+    assert eval_set['labels'][:] == eval_set['ignore'][:] == [[]]
+    options = [f'--{key.replace("_", "-")}={value}' for key, value in settings.items()]
+    command = ['data', 'table', '--root', root, '-o', str(tmp_path / 'out'), *options]
+    for key in ('--label-columns', '--label-names'):  # a repeated option keeps commas
+        assert cli.main([*command, key, 'x', key, 'y, z', key, 'normal']) == 0
+        assert 'labels: 3 columns (x, y, z, normal); not labels: fold' in capsys.readouterr().out
+        assert cli.main([*command, key, 'x, y']) == 2
+        assert "unknown label column 'y" in capsys.readouterr().err
 
 
 def test_label_delimiter_is_found_by_default():

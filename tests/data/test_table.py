@@ -179,7 +179,7 @@ def test_load_table_uses_named_columns(root):
     assert named(dataset) == [['cat', 'dog'], []]
     dataset = load('table', 'train', str(root), image_column='photo', label_columns=['y', 'x'])
     assert (label_names(dataset), named(dataset), named(dataset, 'ignore')) == (['y', 'x'], [['x'], []], [[], ['y']])
-    fails(root, 'no column image or file_name or path', 'photo, tags', 'data.image_column')
+    assert named(load('table', 'train', str(root), label_columns=['x'])) == [['x'], []]  # the image exists
     fails(root, "no column 'pohto'", image_column='pohto')
     dataset = load('table', 'train', str(root), image_column='photo', label_columns=['y'])
     assert label_names(dataset) == ['y']
@@ -210,8 +210,8 @@ def test_load_table_ignores_byte_order_mark(root):
 
 
 def test_load_table_counts_lines_as_editors(root):
-    (root / 'train.csv').write_bytes(b'image,labels,note\r\na.png,x,"two\r\nlines"\r\n\r\nb.png,x|x,\r\n')
-    fails(root, 'line 5', "'x' twice")
+    (root / 'train.csv').write_bytes(b'image,labels,note\r\na.png,x,"two\r\nlines"\r\n\r\nz.png,x,\r\n')
+    fails(root, 'line 5', "'z.png'")
     (root / 'train.csv').write_bytes(b'image,labels\na.png, x | y |\nb.png,\n')
     assert named(load('table', 'train', str(root))) == [['x', 'y'], []]
 
@@ -222,7 +222,7 @@ def test_load_table_counts_lines_as_editors(root):
         'empty': (b'', ['is empty']),
         'blank': (b'\n\n', ['is empty']),
         'header only': (b'image,x\n', ['contains no rows']),
-        'no image': (b'photo,x\na.png,1\n', ['photo, x']),
+        'no image': (b'photo,x\nz.png,1\n', ['photo, x']),
         'no labels': (b'image\na.png\n', ['no label column']),
         'no label': (b'image,labels\na.png,\n', ['contains no labels', 'data.label_names']),
         'same column': (b'image,x,x\na.png,1,1\n', ["'x' is listed twice"]),
@@ -236,7 +236,6 @@ def test_load_table_counts_lines_as_editors(root):
         'utf-16': ('image,x\na.png,1\n'.encode('utf-16'), ['line 1', 'UTF-8']),
         'nul': (b'image,x\na.png,1\nb.p\0ng,1\n', ['line 3', 'NUL']),
         'no state': (b'image,x\na.png,2\n', ['line 2', "'x' is '2'"]),
-        'twice': (b'image,labels\na.png,x|y| x\n', ['line 2', "'x' twice"]),
         'both': (b'image,labels,ignore\na.png,x|y,y\n', ['line 2', "'y' is in both"]),
         'same image': (b'image,x\na.png,1\nb.png,1\n./a.png,1\n', ['line 4', 'line 2']),
         'same id': (b'image,image_id,x\na.png,1,1\nb.png,1,1\n', ['line 3', "'1'", 'line 2']),
@@ -264,9 +263,9 @@ def test_load_table_refuses_invalid_csv(root, content, parts):
         ('{"image": "a.png", "image": "b.png", "labels": []}\n', ['line 1', "'image' is listed twice"]),
         ('{"image": "a.png", "labels": ["x"]}\n\n{"labels": ["x"]}\n', ['line 3', "'image'"]),
         ('{"image": "a.png"}\n{"image": "b.png", "labels": []}\n', ['contains no labels', 'data.label_names']),
-        ('{"image": "a.png", "labels": [1]}\n', ['line 1', 'label 1, which is not text']),
-        ('{"image": "a.png", "labels": 3}\n', ['line 1', "'labels' is 3"]),
-        ('{"image": 3, "labels": ["x"]}\n', ['line 1', 'path 3']),
+        ('{"image": "a.png", "labels": [0.5]}\n', ['line 1', 'label 0.5, which is neither text nor a whole number']),
+        ('{"image": "a.png", "labels": true}\n', ['line 1', "'labels' has the label True"]),
+        ('{"image": 3.5, "labels": ["x"]}\n', ['line 1', 'path 3.5']),
         ('{"image": "a\\u0000.png", "labels": ["x"]}\n', ['line 1', 'NUL']),
         ('{"image": "a.png", "labels": ["\\ud800"]}\n', ['line 1', 'not valid JSON']),
         ('{"image": "a.png", "labels": ["x"], "image_id": true}\n', ['line 1', 'True']),
@@ -283,8 +282,8 @@ def test_load_table_refuses_invalid_json_lines(root, content, parts):
 
 def test_load_table_refuses_invalid_parquet(root):
     path = root / 'train.parquet'
-    write(path, lists(labels=(['x'], ['x', 'x'], [], [])))
-    fails(root, 'train.parquet', 'row 1', "'x' twice")
+    write(path, lists(labels=(['x'], ['x', 'z'], [], [])))
+    fails(root, 'train.parquet', 'row 1', "unknown label 'z'", label_names=['x', 'y'])
     write(path, [{'image': {'bytes': b'', 'path': 'a.png'}, 'labels': ['x']}])
     fails(root, 'train.parquet', "'image'", 'set data.name to hub')
     whole = write(path, lists()).read_bytes()

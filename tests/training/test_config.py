@@ -25,7 +25,7 @@ SOURCES = {
     'voc2007': {'difficult'},
     'voc2012': {'difficult'},
     'auto': {'image_root', 'image_column', 'label_columns', 'label_delimiter', 'label_names', 'minus_one', 'blank'}
-    | {'validation'},
+    | {'none_label', 'repeated_images', 'image_suffix', 'validation_fold', 'validation'},
 }
 ELSEWHERE = {'root', 'config_name', 'title', 'streaming', 'missing', 'ignore_labels'}.union(*SOURCES.values())
 FROM_COCO = {'output', 'model.init_from', 'model.keep_labels', 'model.backbone_pretrained'}

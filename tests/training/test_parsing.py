@@ -144,6 +144,9 @@ def test_parse_does_not_interpret_text(tmp_path):
         assert parse(Settings, ['--root', word]).root == word
     assert parse(Settings, ['--root=null']).root is None
     assert 'must be text or null. Put text in quotes.' in refused_file(tmp_path, 'root: 2014')
+    for word in ('true', '1', '0.5', 'null'):
+        message = refused_file(tmp_path, f'section: {{names: [yes, {word}]}}')
+        assert message.endswith(f'must be a list of text ([a, b]) or null. Put text in quotes: "{word}".')
     assert read(tmp_path, 'root: "2014"').root == '2014'
 
 

@@ -6,7 +6,15 @@ Imports are part of the functions: the process holds only what the function meas
 import os
 import time
 
-__all__ = ['evaluate_random_scores', 'import_packages', 'infer', 'load_annotations', 'load_model', 'set_environment']
+__all__ = [
+    'evaluate_random_scores',
+    'import_packages',
+    'infer',
+    'load_annotations',
+    'load_model',
+    'load_table',
+    'set_environment',
+]
 
 
 def set_environment(environment: dict[str, str]) -> None:
@@ -35,6 +43,21 @@ def load_annotations(root: str) -> dict:
     rows = len(msff_timm.data.load('coco2014', 'train', root))
     seconds = time.perf_counter() - start
     return {'seconds': seconds, 'peak_mib': peak_mib(), 'peak_mib_before': before, 'rows': rows}
+
+
+def load_table(root: str, image_root: str) -> dict:
+    """Loads the training split of a table."""
+    import datasets  # noqa: F401
+    import pyarrow.compute as pc
+
+    import msff_timm.data.table
+
+    before, start, start_cpu = peak_mib(), time.perf_counter(), time.process_time()
+    dataset = msff_timm.data.load('table', 'train', root, image_root=image_root)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+    peaks = {'peak_mib': peak_mib(), 'peak_mib_before': before}
+    labels = pc.sum(pc.list_value_length(dataset.data['labels'])).as_py()
+    return {'seconds': seconds, 'cpu_seconds': cpu_seconds, **peaks, 'rows': len(dataset), 'labels': labels}
 
 
 def evaluate_random_scores(num_images: int, num_classes: int) -> dict:
