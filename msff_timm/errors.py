@@ -9,7 +9,16 @@ import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
-__all__ = ['InputError', 'escape_output', 'exit_code', 'fault', 'missing_package', 'one_line', 'unknown']
+__all__ = [
+    'InputError',
+    'NoSplitError',
+    'escape_output',
+    'exit_code',
+    'fault',
+    'missing_package',
+    'one_line',
+    'unknown',
+]
 
 MOST_NAMES = 20  # known names listed in a message
 MOST_CHARACTERS = 600  # of another library's message: PyTorch names every tensor that does not fit
@@ -48,6 +57,10 @@ KNOWN = (
 
 class InputError(ValueError):
     """The user's input cannot be used; the message is one line that names the fault and the fix."""
+
+
+class NoSplitError(InputError):
+    """The data have no split of this name, as their files or the values of a column show."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

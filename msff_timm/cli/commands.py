@@ -5,6 +5,8 @@ from . import startup  # noqa: F401  isort: skip
 import argparse
 import json
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +19,13 @@ __all__ = ['main']
 
 log = logging.getLogger('msff_timm.cli')
 
-# Arguments of `msff_timm.data.load` that `data` passes on
+# Arguments of `msff_timm.data.load` that `data` and `data split` pass on
 LOADING = (
-    'root size image_size keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
-    ' label_names minus_one blank'
+    'root keep_unlabelled difficult missing image_root image_column label_columns label_delimiter label_names minus_one'
+    ' blank'
 ).split()
+# Arguments of `data split` beside those
+SPLITTING = 'validation test folds splits group seed output overwrite'.split()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,7 +185,8 @@ def _data(args: argparse.Namespace) -> int:
 
     output = args.output or f'inspect-{args.name}'
     check_folder(output, '--output')
-    splits, not_loaded = load_splits(args.name, args.splits, **{key: getattr(args, key) for key in LOADING})
+    loading = {key: getattr(args, key) for key in (*LOADING, 'size', 'image_size')}
+    splits, not_loaded = load_splits(args.name, args.splits, **loading)
     for message in not_loaded:
         log.warning('left out: %s', message)
     for line in dict.fromkeys(line for dataset in splits.values() for line in notes(dataset)):
@@ -191,6 +196,23 @@ def _data(args: argparse.Namespace) -> int:
     print('\n'.join(report.lines()), flush=True)
     print('\n'.join(map(str, draw(report, splits, output))))
     return 0 if report.is_complete else 1
+
+
+def _data_split(args: argparse.Namespace) -> None:
+    from msff_timm.data import notes
+    from msff_timm.data.inspect import inspect
+    from msff_timm.data.split_table import split
+    from msff_timm.data.table_splits import SUFFIXES
+
+    if args.root is None and args.name.lower().endswith(SUFFIXES['table']):
+        args.name, args.root = 'table', args.name
+    division = split(args.name, **{key: getattr(args, key) for key in (*LOADING, *SPLITTING)})
+    lines = [line for dataset in division.parts.values() for line in notes(dataset)]
+    print('\n'.join(dict.fromkeys(lines + division.notes)))
+    print('\n'.join(inspect(division.parts).lines()))
+    image_root = f' --data.image_root {shlex.quote(division.image_root)}' if division.image_root else ''
+    source = f'--data.name table --data.root {shlex.quote(os.path.relpath(division.path))}{image_root}'
+    print(f'{division.path}: train on it with msff-timm train --config finetune {source}')
 
 
 def _card(args: argparse.Namespace) -> None:
@@ -263,6 +285,7 @@ COMMANDS = {
     'export': _export,
     'space': _space,
     'data': _data,
+    'data split': _data_split,
     'card': _card,
     'push': _push,
     'halve': _halve,

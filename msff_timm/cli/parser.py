@@ -14,7 +14,7 @@ FORMATS = ('onnx', 'torch-export', 'torchscript')
 LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
-TWO_WORDS: tuple[str, ...] = ()  # commands whose second word is no NAME of `data`, e.g. `data split`
+TWO_WORDS = ('data split',)  # commands whose second word is no NAME of `data`, e.g. `data split`
 
 MODEL_NAMES = (
     'A model is named by a registered timm name, an existing folder, or ORG/NAME on the Hub, and looked for in this'
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for add in (_add_predict, _add_explain, _add_export, _add_space, _add_data, _add_training):
+    for add in (_add_predict, _add_explain, _add_export, _add_space, _add_data, _add_split, _add_training):
         add(commands)
     for add in (_add_card, _add_push, _add_halve, _add_convert):
         add(commands)
@@ -151,6 +151,26 @@ def _add_data(commands) -> None:
     command.add_argument('--check', action='store_true', help='decode every image')
     command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
     command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
+    command.epilog = 'Commands beside NAME: msff-timm data split. Write ./split for a folder of that name.'
+
+
+def _add_split(commands) -> None:
+    command = _add_command(
+        commands,
+        'data split',
+        'divide images into splits or folds that have the same share of each label',
+        'Divide images into splits or folds that have the same share of each label (iterative stratification), and'
+        ' write them to a table that trains as data.name table. Images of the same content stay together.',
+    )
+    _add_source(command)
+    command.add_argument('--validation', type=float, metavar='SHARE', help='share of the validation images, e.g. 0.2')
+    command.add_argument('--test', type=float, metavar='SHARE', help='share of the test images (default: no new ones)')
+    command.add_argument('--folds', type=int, metavar='N', help='number of folds, in place of splits')
+    command.add_argument('--splits', nargs='+', help='splits to divide (default: train)')
+    command.add_argument('--group', metavar='COLUMN', help='column whose values stay together, e.g. a patient')
+    command.add_argument('--seed', type=int, default=0, help='seed of the division (default: 0)')
+    command.add_argument('-o', '--output', metavar='FILE', help='table to write (default: split.csv beside the data)')
+    command.add_argument('--overwrite', action='store_true', help='replace an existing table')
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:

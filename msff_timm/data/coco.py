@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from datasets import Dataset
 
-from ..errors import InputError, unknown
+from ..errors import InputError, NoSplitError, unknown
 from .records import Records, cached, locate, make_warning
 from .text import is_one_line, list_folder, quote
 
@@ -63,7 +63,7 @@ def load(
     ):
         if not exists:
             problem = f'is not a {kind}' if path.exists() else 'is missing'
-            raise InputError(
+            raise (InputError if annotation_file.exists() or image_folder.exists() else NoSplitError)(
                 f'{root}: {path.relative_to(base)} {problem} (found: {list_folder(root)}): set data.root to the root of'
                 f' COCO {year}.'
             )

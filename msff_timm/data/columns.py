@@ -23,7 +23,7 @@ NOT_LABELS = tuple(
     # row numbers
     ' index level_0 level_1 row_id rowid'
     # other columns of annotation tools and of this package
-    ' annotator annotator_id created_at crowd ignore is_crowd iscrowd timestamp updated_at worker_id'.split()
+    ' annotator annotator_id created_at crowd group_id ignore is_crowd iscrowd timestamp updated_at worker_id'.split()
 )
 PANDAS_INDEX = re.compile(r'(unnamed: \d+(\.\d+)?(_level_\d+)?|__index_level_\d+__)?')
 

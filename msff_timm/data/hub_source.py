@@ -18,7 +18,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.splits import SplitDict
 
-from ..errors import InputError, unknown
+from ..errors import InputError, NoSplitError, unknown
 from .table_splits import standard_split
 
 __all__ = ['Source', 'find_split']
@@ -214,7 +214,7 @@ def find_split(split: str, splits: Collection[str], root: str) -> str:
     if len(found) > 1:
         raise InputError(f'{root}: both {found[0]} and {found[1]} mean the split {split}: choose one of them.')
     if not found:
-        raise InputError(f'{root}: {unknown("split", split, splits)}')
+        raise NoSplitError(f'{root}: {unknown("split", split, splits)}')
     return found[0]
 
 

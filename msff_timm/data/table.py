@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
-from ..errors import InputError, unknown
+from ..errors import InputError, NoSplitError, unknown
 from .columns import ColumnSettings, find_label_columns, labels_note, match_names
 from .label_cells import encode, is_missing, read_states, state_of
 from .label_lists import LabelLists, find_delimiter, find_lists, texts_of
@@ -73,9 +73,9 @@ def load(name: str, split: str, root: str | None, settings: ColumnSettings) -> D
             if split not in tables and rule is None and not is_file:
                 raise no_split(name, split, base, files)
             if split not in tables and rule is None:
-                raise InputError(f'{base}: has no column split, so all its rows belong to train, none to {split}.')
+                raise NoSplitError(f'{base}: has no column split, so all its rows belong to train, none to {split}.')
             if split not in tables:
-                raise InputError(f'{base}: has no row of {split} {rule} (found: {join_names(tables) or "none"}).')
+                raise NoSplitError(f'{base}: has no row of {split} {rule} (found: {join_names(tables) or "none"}).')
             notes = notes + ([f'splits: {rule}'] if rule else [])
         else:
             for key, table in tables.items():

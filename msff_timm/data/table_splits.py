@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets.data_files import SPLIT_KEYWORDS
 
-from ..errors import InputError
+from ..errors import InputError, NoSplitError
 from .label_cells import state_of
 from .table_files import Table
 from .text import list_folder, quote
@@ -61,10 +61,10 @@ def _entries(folder: Path) -> list[Path]:
         raise InputError(f'{folder}: cannot be listed ({e.strerror}).') from None
 
 
-def no_split(name: str, split: str, root: Path, files: dict[str, Path]) -> InputError:
+def no_split(name: str, split: str, root: Path, files: dict[str, Path]) -> NoSplitError:
     """Returns the error for a split that has no table."""
     found = ', '.join(str(path.relative_to(root)) for path in files.values())
-    return InputError(f'{root}: has no {name} of the split {split} (found: {found}).')
+    return NoSplitError(f'{root}: has no {name} of the split {split} (found: {found}).')
 
 
 def split_rows(

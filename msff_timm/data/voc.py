@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from ..errors import InputError, unknown
+from ..errors import InputError, NoSplitError, unknown
 from ..labels import VOC_LABELS
 from .records import Records, cached, make_warning
 from .text import is_one_line, join_names, list_folder, quote
@@ -109,7 +109,7 @@ def _find_files(base: Path, year: str, split: str, label_names: Sequence[str] | 
     main, part = base / 'ImageSets' / 'Main', SPLITS[split]
     split_file = main / f'{part}.txt'
     if not split_file.is_file():
-        raise InputError(
+        raise NoSplitError(
             f'{split_file}: is missing (found: {list_folder(main)}): unpack VOC {year} {split} into {base}.'
         )
     names, class_files, notes = _find_class_files(main, part, label_names)

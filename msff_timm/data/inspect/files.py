@@ -26,7 +26,7 @@ from .report import BY_VALUES, SplitReport
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ['ImageFile', 'decode_images', 'find_duplicates', 'find_images']
+__all__ = ['ImageFile', 'decode_images', 'find_duplicates', 'find_images', 'group_same']
 
 TAIL = 4096  # bytes at the end of a file that are compared first
 CHUNK = 16  # images that a process decodes at once
@@ -98,14 +98,30 @@ def find_images(split: str, dataset: datasets.Dataset, ids: list[str], report: S
 def find_duplicates(
     images: list[ImageFile], splits: dict[str, datasets.Dataset], reports: dict[str, SplitReport]
 ) -> list[list[tuple[str, str]]]:
-    """Groups images of the same content: by size, then by the last bytes, then by the whole content.
+    """Groups images of the same content.
 
     Images that cannot be opened are removed from the list and added to the reports.
     """
+    groups, failed = group_same(images, splits)
+    for image, reason in failed:
+        reports[image.split].unreadable.append(f'{image.name}: cannot be read as an image ({reason}).')
+    places = {(image.split, image.row) for image, _ in failed}
+    images[:] = [image for image in images if (image.split, image.row) not in places]
+    duplicates = [[(image.split, image.name) for image in group] for group in groups]
+    return sorted(duplicates, key=lambda group: len({split for split, _ in group}) == 1)
+
+
+def group_same(
+    images: list[ImageFile], splits: dict[str, datasets.Dataset]
+) -> tuple[list[list[ImageFile]], list[tuple[ImageFile, str | None]]]:
+    """Groups images of the same content: by size, then by the last bytes, then by the whole content.
+
+    Returns:
+        Groups of two images or more, and the images that cannot be opened, each with the reason.
+    """
     rows = {split: undecoded(dataset) for split, dataset in splits.items()}
     keys: tuple[Callable, ...] = (lambda image, _: image.size, ImageFile.tail_digest, ImageFile.digest)
-    failed = set()
-    groups = [images]
+    groups, failed = [images], []
     for key in keys:
         finer = []
         for group in groups:
@@ -114,14 +130,10 @@ def find_duplicates(
                 try:
                     by_key[key(image, rows)].append(image)
                 except OSError as e:
-                    failed.add((image.split, image.row))
-                    message = f'{image.name}: cannot be read as an image ({e.strerror}).'
-                    reports[image.split].unreadable.append(message)
+                    failed.append((image, e.strerror))
             finer += [same for same in by_key.values() if len(same) > 1]
         groups = finer
-    images[:] = [image for image in images if (image.split, image.row) not in failed]
-    duplicates = [[(image.split, image.name) for image in group] for group in groups]
-    return sorted(duplicates, key=lambda group: len({split for split, _ in group}) == 1)
+    return groups, failed
 
 
 def decode_images(
