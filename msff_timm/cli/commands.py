@@ -215,6 +215,44 @@ def _data_split(args: argparse.Namespace) -> None:
     print(f'{division.path}: train on it with msff-timm train --config finetune {source}')
 
 
+def _data_issues(args: argparse.Namespace) -> None:
+    from msff_timm.data import notes
+    from msff_timm.data.table_splits import SUFFIXES
+    from msff_timm.errors import InputError, missing_package
+    from msff_timm.files import check_folder
+    from msff_timm.inference.logits import choose_device
+
+    try:
+        from msff_timm.training import issue_files, issues
+    except ModuleNotFoundError as e:
+        raise missing_package(e.name, 'train') from None
+
+    is_run = Path(args.name, 'settings.yaml').is_file()
+    if is_run and (args.root or args.splits):
+        raise InputError(f'{args.name} is the folder of a run, which names its data: leave out --root and --splits.')
+    if args.root is None and args.name.lower().endswith(SUFFIXES['table']):
+        args.name, args.root = 'table', args.name
+    output = Path(args.output or (Path(args.name, 'issues') if is_run else f'issues-{args.name}'))
+    check_folder(output, '--output')
+    if args.most < 1:
+        raise InputError(f'--most is {args.most}: must be at least 1.')
+    device = choose_device(args.device)
+    if is_run:
+        source = issues.open_run(args.name, args.model, args.image_size)
+    else:
+        loading = {key: getattr(args, key) for key in (*LOADING, 'size')}
+        source, not_loaded = issues.open_data(args.name, args.splits, args.model, args.image_size, **loading)
+        for message in not_loaded:
+            log.warning('left out: %s', message)
+    for line in dict.fromkeys(line for dataset in source.splits.values() for line in notes(dataset)):
+        print(line)
+    size = ' x '.join(map(str, source.data_config['input_size'][1:]))
+    log.info('embeddings of %s at %s', source.model_name, size)
+    found = issues.find_issues(source, output / 'embeddings.npz', device, args.workers, args.similarity, args.most)
+    print('\n'.join(issue_files.describe(found, source)))
+    print('\n'.join(map(str, issue_files.write(found, source, output))))
+
+
 def _card(args: argparse.Namespace) -> None:
     from msff_timm.files import check_file
     from msff_timm.hub import card
@@ -286,6 +324,7 @@ COMMANDS = {
     'space': _space,
     'data': _data,
     'data split': _data_split,
+    'data issues': _data_issues,
     'card': _card,
     'push': _push,
     'halve': _halve,

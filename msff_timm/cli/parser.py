@@ -14,7 +14,9 @@ FORMATS = ('onnx', 'torch-export', 'torchscript')
 LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
-TWO_WORDS = ('data split',)  # commands whose second word is no NAME of `data`, e.g. `data split`
+MOST = 1000
+SIMILARITY = 0.95
+TWO_WORDS = ('data split', 'data issues')  # commands whose second word is no NAME of `data`, e.g. `data split`
 
 MODEL_NAMES = (
     'A model is named by a registered timm name, an existing folder, or ORG/NAME on the Hub, and looked for in this'
@@ -44,9 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for add in (_add_predict, _add_explain, _add_export, _add_space, _add_data, _add_split, _add_training):
+    for add in (_add_predict, _add_explain, _add_export, _add_space, _add_data, _add_split, _add_issues):
         add(commands)
-    for add in (_add_card, _add_push, _add_halve, _add_convert):
+    for add in (_add_training, _add_card, _add_push, _add_halve, _add_convert):
         add(commands)
     return parser
 
@@ -61,8 +63,13 @@ def _add_command(commands, name: str, summary: str, description: str | None = No
     return command
 
 
-def _add_model(command: argparse.ArgumentParser, about: str = '', required: bool = False) -> None:
-    default = '' if required else f' (default: {DEFAULT_MODEL}, which needs no network)'
+def _add_model(
+    command: argparse.ArgumentParser,
+    about: str = '',
+    default: str = f'{DEFAULT_MODEL}, which needs no network',
+    required: bool = False,
+) -> None:
+    default = '' if required else f' (default: {default})'
     help = f'registered name, folder or ORG/NAME{about}{default}'
     command.add_argument('--model', required=required, metavar='NAME', help=help)
     command.epilog = MODEL_NAMES
@@ -151,7 +158,9 @@ def _add_data(commands) -> None:
     command.add_argument('--check', action='store_true', help='decode every image')
     command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
     command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
-    command.epilog = 'Commands beside NAME: msff-timm data split. Write ./split for a folder of that name.'
+    command.epilog = (
+        'Commands beside NAME: msff-timm data split, msff-timm data issues. Write ./split for a folder of that name.'
+    )
 
 
 def _add_split(commands) -> None:
@@ -171,6 +180,35 @@ def _add_split(commands) -> None:
     command.add_argument('--seed', type=int, default=0, help='seed of the division (default: 0)')
     command.add_argument('-o', '--output', metavar='FILE', help='table to write (default: split.csv beside the data)')
     command.add_argument('--overwrite', action='store_true', help='replace an existing table')
+
+
+def _add_issues(commands) -> None:
+    command = _add_command(
+        commands,
+        'data issues',
+        'rank likely label errors, and find near-duplicate images',
+        'Rank labels that are likely wrong or missing, and find images that are nearly the same, first those in several'
+        ' splits. NAME is a data set, or the folder of a run, whose data and start weights are used.',
+    )
+    _add_source(command)
+    command.add_argument('--splits', nargs='+', help='splits to search (default: train and validation)')
+    command.add_argument('--size', type=int, help='number of images of each split, from the first on (default: all)')
+    _add_model(command, ' that has not learnt these labels', f'of a run: its start weights; else {DEFAULT_MODEL}')
+    command.add_argument('--image-size', type=int, help="side of square input images (default: the model's own size)")
+    command.add_argument(
+        '--similarity',
+        type=_probability,
+        default=SIMILARITY,
+        help=f'least cosine similarity of near-duplicates (default: {SIMILARITY})',
+    )
+    command.add_argument(
+        '--most', type=int, default=MOST, metavar='N', help=f'entries of each kind to list (default: {MOST})'
+    )
+    command.add_argument('--workers', type=int, default=2, help='number of processes that load images (default: 2)')
+    _add_device(command)
+    command.add_argument(
+        '-o', '--output', metavar='FOLDER', help='folder to write to (default: issues-NAME, or issues in the run)'
+    )
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
