@@ -15,7 +15,7 @@ LAYERS = ('all', 'last')
 DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
 MOST = 1000
-SIMILARITY = 0.95
+SIMILAR = 0.93
 TWO_WORDS = ('data split', 'data issues')  # commands whose second word is no NAME of `data`, e.g. `data split`
 
 MODEL_NAMES = (
@@ -198,8 +198,8 @@ def _add_issues(commands) -> None:
     command.add_argument(
         '--similarity',
         type=_probability,
-        default=SIMILARITY,
-        help=f'least cosine similarity of near-duplicates (default: {SIMILARITY})',
+        default=SIMILAR,
+        help=f'least cosine similarity of near-duplicates (default: {SIMILAR})',
     )
     command.add_argument(
         '--most', type=int, default=MOST, metavar='N', help=f'entries of each kind to list (default: {MOST})'

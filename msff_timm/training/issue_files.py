@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..data.figures import DPI, GAP, Tile, draw_sheet, short, thumbnail
+from ..data.figures import COLUMNS, DPI, GAP, Tile, draw_sheet, short, thumbnail
 from ..data.text import join_names
 from ..errors import InputError, one_line
 from ..files import replace_file
@@ -34,7 +34,7 @@ def describe(issues: Issues, source: Source) -> Iterator[str]:
     )
     for group in across[:PRINTED]:
         images = join_names([f'{source.places[n][0]} {source.image_ids[n]}' for n in group.images], 4)
-        yield f'  {"exact" if group.is_exact else f"{issues.nearest[group.images[0]]:.3f}"}  {images}'
+        yield f'  {"exact" if group.is_exact else "near "}  {images}'
     if issues.unreadable:
         yield f'left out, cannot be read: {join_names([source.image_ids[n] for n in issues.unreadable], 5)}'
     few = unjudged(source.targets)
@@ -93,9 +93,8 @@ def _duplicate_rows(issues: Issues, source: Source) -> Iterator[list]:
     yield ['group', 'kind', 'across_splits', 'similarity', 'labels', 'split', 'image', 'file']
     for number, group in enumerate(issues.duplicates, 1):
         about = [number, 'exact' if group.is_exact else 'near', 'yes' if group.is_across else 'no']
-        for image in group.images:
-            similarity, labels = f'{issues.nearest[image]:.4f}', '|'.join(source.labels(image))
-            yield [*about, similarity, labels, *_place(source, image)]
+        for image, similarity in zip(group.images, group.similarities, strict=True):
+            yield [*about, f'{similarity:.4f}', '|'.join(source.labels(image)), *_place(source, image)]
 
 
 def _place(source: Source, image: int) -> list[str]:
@@ -120,7 +119,8 @@ def _label_tiles(issues: Issues, source: Source) -> dict[str, list[Tile]]:
 def _duplicate_tiles(issues: Issues, source: Source) -> dict[str, list[Tile]]:
     return {
         f'{number}: {"exact" if group.is_exact else "near"}{", across splits" * group.is_across}': [
-            _tile(source, image, f'{issues.nearest[image]:.3f}') for image in group.images[:6]
+            _tile(source, image, f'{similarity:.3f}')
+            for image, similarity in zip(group.images[:COLUMNS], group.similarities, strict=False)
         ]
         for number, group in enumerate(issues.duplicates[:DRAWN_GROUPS], 1)
     }

@@ -20,7 +20,7 @@ import msff_timm.data
 
 from .. import hub
 from ..data.inspect import load_splits
-from ..data.inspect.near_duplicates import content_digest, group_similar
+from ..data.inspect.near_duplicates import SIMILAR, content_digest, group_similar, layout
 from ..data.samples import Samples
 from ..data.transforms import eval_transform
 from ..errors import InputError, one_line
@@ -37,7 +37,6 @@ from .run_model import make_model
 __all__ = ['Duplicates', 'Issues', 'Source', 'find_issues', 'open_data', 'open_run']
 
 BATCH_SIZE = 32
-SIMILARITY = 0.95
 MOST = 1000
 WHOLE_IMAGE = {'crop_pct': 1.0, 'crop_mode': 'squash'}  # labels may be at the edges
 
@@ -147,11 +146,13 @@ class Duplicates:
 
     Attributes:
         images: Numbers of the images.
+        similarities: Cosine similarity of each to the first one.
         is_exact: True if all have the same content.
         is_across: True if they are in several splits.
     """
 
     images: list[int]
+    similarities: list[float]
     is_exact: bool
     is_across: bool
 
@@ -164,14 +165,12 @@ class Issues:
         labels: Label issues, the likeliest first.
         num_labels: Number of label issues of each kind, also of those that are not listed.
         duplicates: Groups of duplicates: those across splits first, then the largest.
-        nearest: Cosine similarity of each image to the nearest other one (N,).
         unreadable: Numbers of the images that cannot be read, which are left out.
     """
 
     labels: list[LabelIssue]
     num_labels: dict[str, int]
     duplicates: list[Duplicates]
-    nearest: np.ndarray
     unreadable: list[int]
 
 
@@ -180,7 +179,7 @@ def find_issues(
     cache: Path,
     device: torch.device,
     workers: int = 2,
-    similarity: float = SIMILARITY,
+    similarity: float = SIMILAR,
     most: int = MOST,
 ) -> Issues:
     """Finds likely label errors and near-duplicate images.
@@ -196,27 +195,32 @@ def find_issues(
     Raises:
         InputError: No image can be read, or the file cannot be written.
     """
-    embeddings = cached_embeddings(source, cache, device, workers)
+    embeddings, layouts = cached_embeddings(source, cache, device, workers)
     is_unreadable = ~embeddings.any(1)
-    groups, nearest = group_similar(embeddings, similarity)
+    groups = group_similar(embeddings, layouts, similarity)
     targets = np.where(is_unreadable[:, None], -1, source.targets)
     logits = out_of_fold(embeddings, targets, groups)
     logits[is_unreadable] = -np.inf  # also where their labels are unannotated
     labels, num_labels = find_label_issues(logits, targets, most)
     order = np.argsort(groups, kind='stable')
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    duplicates = []
-    for images in np.split(order, starts[1:]):
-        if len(images) > 1:
-            contents = {content_digest(source.row(number)) for number in images.tolist()}
-            splits = {source.places[number][0] for number in images.tolist()}
-            duplicates.append(Duplicates(images.tolist(), len(contents) == 1, len(splits) > 1))
+    duplicates = [
+        _describe_group(source, images, embeddings) for images in np.split(order, starts[1:]) if len(images) > 1
+    ]
     duplicates.sort(key=lambda group: (not group.is_across, -len(group.images)))
-    return Issues(labels, num_labels, duplicates, nearest, np.flatnonzero(is_unreadable).tolist())
+    return Issues(labels, num_labels, duplicates, np.flatnonzero(is_unreadable).tolist())
 
 
-def cached_embeddings(source: Source, cache: Path, device: torch.device, workers: int) -> np.ndarray:
-    """Returns the embeddings (N, D) of all images, 0 for those that cannot be read.
+def _describe_group(source: Source, images: np.ndarray, embeddings: np.ndarray) -> Duplicates:
+    numbers = images.tolist()
+    contents = {content_digest(source.row(number)) for number in numbers}
+    splits = {source.places[number][0] for number in numbers}
+    similarities = (embeddings[images] @ embeddings[images[0]]).tolist()
+    return Duplicates(numbers, similarities, len(contents) == 1, len(splits) > 1)
+
+
+def cached_embeddings(source: Source, cache: Path, device: torch.device, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the embeddings (N, D) and layouts (N, 256) of all images, 0 for those that cannot be read.
 
     They are computed unless the file holds those of the same images and model.
 
@@ -227,16 +231,16 @@ def cached_embeddings(source: Source, cache: Path, device: torch.device, workers
     try:
         with np.load(cache) as found:
             if found['key'] == key:
-                return found['embeddings']
+                return found['embeddings'], found['layouts']
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         pass  # it is missing, or damaged
-    embeddings = _embed_all(source, device, workers)
+    embeddings, layouts = _embed_all(source, device, workers)
     try:
         with replace_file(cache) as temporary:
-            np.savez(temporary, key=key, embeddings=embeddings)
+            np.savez(temporary, key=key, embeddings=embeddings, layouts=layouts)
     except OSError as e:
         raise InputError(f'{cache}: cannot be written ({one_line(e)}).') from None
-    return embeddings
+    return embeddings, layouts
 
 
 def _key(source: Source) -> str:
@@ -255,17 +259,19 @@ def _key(source: Source) -> str:
     return found.hexdigest()
 
 
-def _embed_all(source: Source, device: torch.device, workers: int) -> np.ndarray:
+def _embed_all(source: Source, device: torch.device, workers: int) -> tuple[np.ndarray, np.ndarray]:
     if device.type == 'cpu':
         torch.set_num_threads(max(1, num_cores() - workers))
-    model, parts = source.model.eval().to(device), []
+    model = source.model.eval().to(device)
+    embeddings, layouts = [], []
     with tqdm(desc='embeddings', total=len(source.places), unit='img', dynamic_ncols=True, file=sys.stderr) as bar:
         for samples in source.samples.values():
             start = 0
             for batch in make_loader(samples, BATCH_SIZE, workers):
-                embeddings, index = embed(model, batch['image']).cpu().numpy(), batch['index'].numpy()
-                embeddings[index != np.arange(start, start + len(index))] = 0  # another image is in its place
-                parts.append(embeddings)
+                index = batch['index'].numpy()
+                is_own = index == np.arange(start, start + len(index))  # else another image is in its place
+                embeddings.append(embed(model, batch['image']).cpu().numpy() * is_own[:, None])
+                layouts.append(layout(batch['image']).numpy() * is_own[:, None])
                 start += len(index)
                 bar.update(len(index))
-    return np.concatenate(parts)
+    return np.concatenate(embeddings), np.concatenate(layouts)
