@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from .parser import parse
+from .parser import make_parser, parse
 
 __all__ = ['main']
 
 log = logging.getLogger('msff_timm.cli')
 
-# Arguments of `msff_timm.data.load` that `data` and `data split` pass on
+# Arguments of `msff_timm.data.load` that `data`, `data split` and `data issues` pass on
 LOADING = (
-    'root keep_unlabelled difficult missing image_root image_column label_columns label_delimiter label_names minus_one'
-    ' blank'
+    'root config_name keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
+    ' label_names minus_one blank'
 ).split()
 # Arguments of `data split` beside those
 SPLITTING = 'validation test folds splits group seed output overwrite'.split()
@@ -179,12 +179,15 @@ def _space(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from msff_timm.data import notes
+    from msff_timm.data import NAMES, notes
     from msff_timm.data.inspect import draw, inspect, load_splits
     from msff_timm.files import check_folder
 
-    output = args.output or f'inspect-{args.name}'
+    output = args.output or f'inspect-{Path(args.name).resolve().name}'
     check_folder(output, '--output')
+    is_given = args.name in NAMES and args.name != 'auto'
+    if not is_given:
+        print(_recognise(args))
     loading = {key: getattr(args, key) for key in (*LOADING, 'size', 'image_size')}
     splits, not_loaded = load_splits(args.name, args.splits, **loading)
     for message in not_loaded:
@@ -195,48 +198,79 @@ def _data(args: argparse.Namespace) -> int:
     report = inspect(splits, args.check, args.workers, masking)
     print('\n'.join(report.lines()), flush=True)
     print('\n'.join(map(str, draw(report, splits, output))))
+    if args.root:
+        print(f'train: {_train_command(args, is_given)}')
     return 0 if report.is_complete else 1
 
 
+def _recognise(args: argparse.Namespace) -> str:
+    """Replaces the folder of `data FOLDER` by the name of its format and `--root`; returns a line on what decided."""
+    from msff_timm.data import NAMES
+    from msff_timm.data.exports import recognise
+    from msff_timm.errors import InputError, unknown
+
+    root = args.root if args.name == 'auto' else args.name
+    if args.name != 'auto' and (args.root or not (os.path.exists(root) or '/' in root)):
+        if args.root:
+            raise unknown('format', args.name, NAMES)
+        raise InputError(f'{root}: there is no such folder or file, and no such format ({", ".join(sorted(NAMES))}).')
+    found = recognise(root)
+    args.name, args.root = found.name, found.root
+    return found.note
+
+
+def _train_command(args: argparse.Namespace, is_named: bool) -> str:
+    """Returns the command that trains on the data with the same settings."""
+    command = ['msff-timm', 'train']
+    if is_named:
+        command += ['--config', 'finetune', '--data.name', args.name]
+    defaults = vars(make_parser().parse_args(['data', args.name]))
+    for key in LOADING:
+        value = getattr(args, key)
+        if value != defaults[key]:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            command += [f'--data.{key}', text]
+    return shlex.join(command)
+
+
 def _data_split(args: argparse.Namespace) -> None:
-    from msff_timm.data import notes
+    from msff_timm.data import NAMES, notes
     from msff_timm.data.inspect import inspect
     from msff_timm.data.split_table import split
-    from msff_timm.data.table_splits import SUFFIXES
 
-    if args.root is None and args.name.lower().endswith(SUFFIXES['table']):
-        args.name, args.root = 'table', args.name
+    if args.name not in NAMES or args.name == 'auto':
+        print(_recognise(args))
     division = split(args.name, **{key: getattr(args, key) for key in (*LOADING, *SPLITTING)})
     lines = [line for dataset in division.parts.values() for line in notes(dataset)]
     print('\n'.join(dict.fromkeys(lines + division.notes)))
     print('\n'.join(inspect(division.parts).lines()))
-    image_root = f' --data.image_root {shlex.quote(division.image_root)}' if division.image_root else ''
-    source = f'--data.name table --data.root {shlex.quote(os.path.relpath(division.path))}{image_root}'
-    print(f'{division.path}: train on it with msff-timm train --config finetune {source}')
+    command = ['msff-timm', 'train', '--data.root', os.path.relpath(division.path)]
+    command += ['--data.image_root', division.image_root] if division.image_root else []
+    print(f'{division.path}: train on it with {shlex.join(command)}')
 
 
 def _data_issues(args: argparse.Namespace) -> None:
-    from msff_timm.data import notes
-    from msff_timm.data.table_splits import SUFFIXES
+    from msff_timm.data import NAMES, notes
     from msff_timm.errors import InputError, missing_package
     from msff_timm.files import check_folder
     from msff_timm.inference.logits import choose_device
 
     try:
         from msff_timm.training import issue_files, issues
+        from msff_timm.training.checks import check_at_least
     except ModuleNotFoundError as e:
         raise missing_package(e.name, 'train') from None
 
     is_run = Path(args.name, 'settings.yaml').is_file()
     if is_run and (args.root or args.splits):
         raise InputError(f'{args.name} is the folder of a run, which names its data: leave out --root and --splits.')
-    if args.root is None and args.name.lower().endswith(SUFFIXES['table']):
-        args.name, args.root = 'table', args.name
-    output = Path(args.output or (Path(args.name, 'issues') if is_run else f'issues-{args.name}'))
+    output = Path(args.output or (Path(args.name, 'issues') if is_run else f'issues-{Path(args.name).resolve().name}'))
     check_folder(output, '--output')
-    if args.most < 1:
-        raise InputError(f'--most is {args.most}: must be at least 1.')
+    for option, least in (('most', 1), ('workers', 0), ('image_size', 32)):
+        check_at_least(f'--{option.replace("_", "-")}', getattr(args, option), least)
     device = choose_device(args.device)
+    if not is_run and (args.name not in NAMES or args.name == 'auto'):
+        print(_recognise(args))
     if is_run:
         source = issues.open_run(args.name, args.model, args.image_size)
     else:

@@ -16,7 +16,7 @@ DEVICES = ('cuda', 'mps', 'xpu', 'cpu')
 KEEP_BELOW = 32_768
 MOST = 1000
 SIMILAR = 0.93
-TWO_WORDS = ('data split', 'data issues')  # commands whose second word is no NAME of `data`, e.g. `data split`
+TWO_WORDS = ('data split', 'data issues')  # commands whose second word is no folder or format of `data`
 
 MODEL_NAMES = (
     'A model is named by a registered timm name, an existing folder, or ORG/NAME on the Hub, and looked for in this'
@@ -63,13 +63,8 @@ def _add_command(commands, name: str, summary: str, description: str | None = No
     return command
 
 
-def _add_model(
-    command: argparse.ArgumentParser,
-    about: str = '',
-    default: str = f'{DEFAULT_MODEL}, which needs no network',
-    required: bool = False,
-) -> None:
-    default = '' if required else f' (default: {default})'
+def _add_model(command: argparse.ArgumentParser, about: str = '', required: bool = False) -> None:
+    default = '' if required else f' (default: {DEFAULT_MODEL}, which needs no network)'
     help = f'registered name, folder or ORG/NAME{about}{default}'
     command.add_argument('--model', required=required, metavar='NAME', help=help)
     command.epilog = MODEL_NAMES
@@ -158,9 +153,7 @@ def _add_data(commands) -> None:
     command.add_argument('--check', action='store_true', help='decode every image')
     command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
     command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
-    command.epilog = (
-        'Commands beside NAME: msff-timm data split, msff-timm data issues. Write ./split for a folder of that name.'
-    )
+    command.epilog = 'See also msff-timm data split, msff-timm data issues. Write ./split for a folder of that name.'
 
 
 def _add_split(commands) -> None:
@@ -169,7 +162,7 @@ def _add_split(commands) -> None:
         'data split',
         'divide images into splits or folds that have the same share of each label',
         'Divide images into splits or folds that have the same share of each label (iterative stratification), and'
-        ' write them to a table that trains as data.name table. Images of the same content stay together.',
+        ' write them to a table to train on. Images of the same content stay together.',
     )
     _add_source(command)
     command.add_argument('--validation', type=float, metavar='SHARE', help='share of the validation images, e.g. 0.2')
@@ -193,7 +186,11 @@ def _add_issues(commands) -> None:
     _add_source(command)
     command.add_argument('--splits', nargs='+', help='splits to search (default: train and validation)')
     command.add_argument('--size', type=int, help='number of images of each split, from the first on (default: all)')
-    _add_model(command, ' that has not learnt these labels', f'of a run: its start weights; else {DEFAULT_MODEL}')
+    command.add_argument(
+        '--model',
+        metavar='NAME',
+        help=f'model that has not learnt these labels (default: what the run started from, or {DEFAULT_MODEL})',
+    )
     command.add_argument('--image-size', type=int, help="side of square input images (default: the model's own size)")
     command.add_argument(
         '--similarity',
@@ -209,12 +206,16 @@ def _add_issues(commands) -> None:
     command.add_argument(
         '-o', '--output', metavar='FOLDER', help='folder to write to (default: issues-NAME, or issues in the run)'
     )
+    command.epilog = MODEL_NAMES
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `msff_timm.data.load` that choose the data and how they are read."""
-    command.add_argument('name', metavar='NAME', help='coco2014, voc2007, table, folder, hub, scenes, ...')
-    command.add_argument('--root', help='folder of the data set, a table, or the id of a data set on the Hub')
+    command.add_argument(
+        'name', metavar='FOLDER', help='folder of a data set, a table, or the id of a data set on the Hub; or a format'
+    )
+    command.add_argument('--root', help='folder, table or id, if the first argument is a format: coco2014, table, ...')
+    command.add_argument('--config-name', metavar='NAME', help='configuration of a data set on the Hub')
     unlabelled = command.add_mutually_exclusive_group()
     unlabelled.add_argument(
         '--keep-unlabelled', action='store_true', default=None, help="keep COCO's images without labels"
@@ -224,7 +225,7 @@ def _add_source(command: argparse.ArgumentParser) -> None:
         '--difficult', default='ignore', help="VOC's difficult labels: ignore (default), negative or positive"
     )
     command.add_argument('--missing', help='missing image files: skip or error (default: skip in train only)')
-    command.add_argument('--image-root', help='folder of the images that a table names')
+    command.add_argument('--image-root', help='folder of the images that a table or an export names')
     command.add_argument('--image-column', help='column of a table that names the images')
     command.add_argument('--label-columns', type=_names, help='columns of labels: NAME,NAME,...')
     command.add_argument('--label-delimiter', help='text between labels; none for one label per cell (default: detect)')

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, unknown
+from . import exports
 from .columns import MEANINGS, ColumnSettings
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ READERS = {
     'voc2007': 'voc',
     'voc2012': 'voc',
 }
-NAMES = tuple(READERS)
+NAMES = ('auto', *READERS, *exports.FORMATS)
 # The splits of a Hub data set are known from its files only.
 SPLITS = {
     **dict.fromkeys(('coco2014', 'coco2017'), ('train', 'validation')),
-    **dict.fromkeys(('folder', 'scenes', 'table'), ('train', 'validation', 'test')),
+    **dict.fromkeys(('folder', 'scenes', 'table', *exports.FORMATS), ('train', 'validation', 'test')),
     **dict.fromkeys(('voc2007', 'voc2012'), ('train', 'validation', 'trainval', 'test')),
 }
 DIFFICULT = ('ignore', 'negative', 'positive')
@@ -42,6 +43,7 @@ def load(
     root: str | None = None,
     size: int | None = None,
     *,
+    config_name: str | None = None,
     image_size: int = 128,
     keep_unlabelled: bool | None = None,
     difficult: str = 'ignore',
@@ -58,22 +60,25 @@ def load(
     """Loads one split of a data set.
 
     Args:
-        name: Name of the data set or of its layout: `coco2014`, `coco2017`, `voc2007`, `voc2012` (official files, or
+        name: Name of the data set or of its format: `coco2014`, `coco2017`, `voc2007`, `voc2012` (official files, or
             files of your own in the same layout), `table` (CSV, TSV, JSON Lines, Parquet), `folder` (images with a
-            metadata file), `hub` (a data set of the Hub, or Parquet files), or `scenes` (drawn by code).
+            metadata file), `hub` (a data set of the Hub, or Parquet files), `coco`, `voc` or `yolo` (exports of
+            annotation tools), `scenes` (drawn by code), or `auto` to recognise the format of `root`.
         split: Name of the split: `train`, `validation` (or `val`), `test`, or, for VOC, `trainval`.
         root: Folder of the data set. For `table`, the folder of `{split}.csv` etc., or one file with a column `split`;
-            for `hub`, the id of the data set, or a folder.
+            for `hub`, the id of the data set, or a folder; for exports, the folder or the file of annotations.
         size: Number of images: the first ones of the split, or the number of `scenes`. None loads all images, or 10,000
             scenes.
+        config_name: Configuration of a `hub` data set that has several; None for its default.
         image_size: Side of `scenes` in pixels.
         keep_unlabelled: True to keep images of `coco*` without labels. None keeps them in training only, as
-            published results do.
+            published results do; those of `coco` in evaluation, too.
         difficult: Meaning of a label of `voc*` whose objects are all difficult: `ignore` (masked), `negative` or
             `positive`.
-        missing: Treatment of missing images of `coco*` and `voc*`, and of annotations without image or category: `skip`
-            (with a warning that counts them) or `error`. None skips them in the splits `train` and `trainval` only.
-        image_root: Folder of the images of a `table`; None for the folder of the table.
+        missing: Treatment of missing images of `coco*`, `voc*` and exports, and of annotations without image or
+            category: `skip` (with a warning that counts them) or `error`. None skips them in the splits `train` and
+            `trainval` only.
+        image_root: Folder of the images of a `table` or an export; None for the folder of the table or the export.
         image_column: Column of the images in a `table` or `hub` data set. None selects `image`, `file_name` (in a
             `table` also `path`; in a `hub` data set else the only column of images).
         label_columns: Columns of the labels in a `table`, `folder` or `hub` data set: one column that lists labels, or
@@ -82,7 +87,7 @@ def load(
         label_delimiter: Text between two labels in a column of text, or `none` if each text is one label. None finds
             it; text that can be read in two ways is an error.
         label_names: Label names in the order of the logits. None takes all names that occur, sorted, unless the data
-            fix their order. For `voc*`, None takes VOC's 20, or the names of class files or XML that have other ones.
+            fix their order. For `voc20*`, None takes VOC's 20, or the names of class files or XML that have other ones.
         minus_one: Meaning of -1 in a column of one label: `unannotated` (masked in loss and metrics) or `absent`.
         blank: Meaning of an empty cell in a column of one label: `unannotated` or `absent`.
         streaming: True to read a `hub` data set while it is used, without a copy on disk.
@@ -103,16 +108,21 @@ def load(
         >>> dataset[0]['image'].size
         (128, 128)
     """
-    if name not in READERS:
-        raise unknown('data set', name, READERS)
+    if name not in NAMES:
+        raise unknown('data set', name, NAMES)
     if size is not None and size < 1:
         raise InputError(f'data size is {size}: must be at least 1.')
     if difficult not in DIFFICULT:
         raise unknown('value of difficult', difficult, DIFFICULT)
     if missing is not None and missing not in MISSING:
         raise unknown('value of missing', missing, MISSING)
+    recognised = exports.recognise(root) if name == 'auto' else None
+    if recognised is not None:
+        name, root = recognised.name, recognised.root
     if streaming and name != 'hub':
         raise InputError(f'streaming is for data sets of the Hub, but {name} is on this machine: set it to false.')
+    if config_name is not None and name != 'hub':
+        raise InputError(f'config_name is {config_name}: {name} has no configurations: set it to null.')
     for setting, path in (('root', root), ('image_root', image_root)):
         try:
             os.path.abspath(path or '').encode()
@@ -121,6 +131,24 @@ def load(
                 f'{setting} {ascii(str(path))}: its path is not UTF-8: rename it, or use a link to it.'
             ) from None
     split = 'validation' if split == 'val' else split
+    if name in exports.FORMATS:
+        dataset = exports.load(
+            name,
+            split,
+            root,
+            keep_unlabelled=keep_unlabelled,
+            difficult=difficult,
+            missing=missing,
+            image_root=image_root,
+            image_column=image_column,
+            label_columns=label_columns,
+            label_delimiter=label_delimiter,
+            label_names=label_names,
+            minus_one=minus_one,
+            blank=blank,
+            streaming=streaming,
+        )
+        return _first(dataset, size, recognised)
     reader = import_module(f'.{READERS[name]}', __name__)
     if name == 'scenes':
         return reader.load(split, size or reader.DEFAULT_SIZE, image_size)
@@ -130,16 +158,25 @@ def load(
         )
         settings.check()
         if name == 'hub':
-            dataset = reader.load(split, root, settings, streaming)
+            dataset = reader.load(split, root, settings, config_name, streaming)
         else:
             dataset = reader.load(name, split, root, settings)
     elif READERS[name] == 'voc':
         dataset = reader.load(name, split, root, difficult, label_names, missing)
     else:
         dataset = reader.load(name, split, root, keep_unlabelled, missing)
+    return _first(dataset, size, recognised)
+
+
+def _first(
+    dataset: datasets.Dataset | datasets.IterableDataset, size: int | None, recognised: exports.Recognised | None
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Returns the first rows of a data set, with a note on how its format was recognised."""
+    if recognised is not None:
+        dataset.info.description = '\n'.join([recognised.note, *notes(dataset)])
     if size is None:
         return dataset
-    return dataset.take(size) if streaming else dataset.select(range(min(size, len(dataset))))
+    return dataset.select(range(min(size, len(dataset)))) if hasattr(dataset, 'select') else dataset.take(size)
 
 
 def label_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:

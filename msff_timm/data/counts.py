@@ -11,14 +11,14 @@ from ..errors import InputError
 
 __all__ = ['LabelCounts', 'left_out']
 
-MAX_NAMES = 5  # listed of each kind
+MAX_NAMES = 5  # labels listed of each kind
 MASKS = {
     **dict.fromkeys(
         ('folder', 'hub', 'table'),
         'if -1 or blank means absent in the data, set data.minus_one or data.blank to absent.',
     ),
     **dict.fromkeys(
-        ('voc2007', 'voc2012'), 'labels whose objects are all difficult are masked; data.difficult decides.'
+        ('voc', 'voc2007', 'voc2012'), 'labels whose objects are all difficult are masked; data.difficult decides.'
     ),
 }
 
@@ -86,6 +86,23 @@ class LabelCounts:
         line = f'{where}: {num_left_out} of {len(self.names)} labels {effect}: {kinds}'
         return f'{line}; {fix}' if fix else f'{line}.'
 
+    def unseen(self, train: LabelCounts, where: str, train_split: str) -> str | None:
+        """Returns a line that warns of labels that an evaluation split has, but the training split does not.
+
+        Args:
+            train: Counts of the training split.
+            where: Name of the evaluation split.
+            train_split: Name of the training split.
+        """
+        found = np.flatnonzero(self.counted & (train.positives == 0))
+        if not len(found):
+            return None
+        labels = _some([f'{self.names[k]} ({self.positives[k]:,})' for k in found])
+        return (
+            f'{where}: {len(found)} of {len(self.names)} labels have positives here but none in {train_split}, and'
+            f' count in mAP: {labels}; data.ignore_labels leaves them out.'
+        )
+
     def _fix(self) -> str | None:
         """Returns a hint on the setting that masks entries, if unmasked entries could make a label count; else None."""
         masked = self.num_images - self.positives - self.negatives
@@ -99,7 +116,7 @@ def left_out(positives: np.ndarray, negatives: np.ndarray, names: Sequence[str] 
     Args:
         positives: Number of positive entries of each label (K,).
         negatives: Number of absent entries of each label (K,).
-        names: Label names, the first of which are listed; None to list numbers only.
+        names: Label names, the first of which are listed; None for numbers only.
 
     Examples:
         >>> left_out([3, 0], [0, 2], ['cat', 'dog'])
@@ -118,7 +135,10 @@ def left_out(positives: np.ndarray, negatives: np.ndarray, names: Sequence[str] 
             continue
         part = f'{len(labels)} {kind}'
         if names is not None and len(labels):
-            some = ', '.join(names[k] for k in labels[:MAX_NAMES]) + (', ...' if len(labels) > MAX_NAMES else '')
-            part += f' [{some}]'
+            part += f' [{_some([names[k] for k in labels])}]'
         parts.append(part)
     return ', '.join(parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:MAX_NAMES]) + (f' and {len(names) - MAX_NAMES} more' if len(names) > MAX_NAMES else '')

@@ -3,6 +3,7 @@
 import os
 import stat
 import warnings
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, features
@@ -14,7 +15,7 @@ except ImportError:
 else:
     pillow_heif.register_heif_opener()
 
-__all__ = ['RAW_REASON', 'explain_unknown', 'is_image', 'is_raw']
+__all__ = ['RAW_REASON', 'explain_unknown', 'image_suffixes', 'is_image', 'is_raw']
 
 # Data and video formats that Pillow recognises but cannot read
 STUBS = {'BUFR', 'GRIB', 'HDF5', 'MPEG'}
@@ -41,9 +42,8 @@ def is_image(path: Path) -> bool:
     """
     if path.name.startswith('.') or os.path.isdir(path):
         return False
-    suffix = path.suffix.lower()
-    if suffix in HEIC | AVIF | RAW | OTHERS or Image.registered_extensions().get(suffix) in Image.OPEN.keys() - STUBS:
-        return suffix not in DOCUMENTS
+    if path.suffix.lower() in image_suffixes():
+        return True
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
@@ -58,6 +58,13 @@ def is_image(path: Path) -> bool:
             return True
         except Exception:  # Pillow raises nearly every type of error on other formats
             return False
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Returns the suffixes of images and of raw files of cameras, in lower case and with the dot."""
+    of_pillow = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN.keys() - STUBS}
+    return (of_pillow | HEIC | AVIF | RAW | OTHERS) - DOCUMENTS
 
 
 def is_raw(suffix: str) -> bool:

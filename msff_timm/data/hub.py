@@ -24,7 +24,9 @@ ID_COLUMNS = ('image_id', 'id')
 OURS = ('labels', 'ignore', 'area', 'image_id')
 
 
-def load(split: str, root: str | None, settings: ColumnSettings, streaming: bool = False) -> Dataset | IterableDataset:
+def load(
+    split: str, root: str | None, settings: ColumnSettings, config_name: str | None = None, streaming: bool = False
+) -> Dataset | IterableDataset:
     """Loads one split of a data set of the Hub.
 
     Labels are a `ClassLabel` or text, one or a list of them, or one column per label of 1, 0 and -1 or null. Images
@@ -35,8 +37,9 @@ def load(split: str, root: str | None, settings: ColumnSettings, streaming: bool
 
     Args:
         split: Name of the split.
-        root: `ORG/NAME` or `ORG/NAME:CONFIGURATION`, either with `@REVISION`, or a folder.
+        root: `ORG/NAME` or `ORG/NAME@REVISION`, or a folder.
         settings: Settings of the columns.
+        config_name: Configuration; None for the default.
         streaming: True to read the data set while it is used.
 
     Raises:
@@ -47,7 +50,7 @@ def load(split: str, root: str | None, settings: ColumnSettings, streaming: bool
         raise InputError(
             'hub needs data.root: set it to the id of a data set on the Hub, or a folder of Parquet files.'
         )
-    source = Source(root)
+    source = Source(root, config_name)
     if source.folder is not None:
         if streaming:
             raise InputError(

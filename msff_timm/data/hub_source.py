@@ -15,7 +15,6 @@ import huggingface_hub
 from datasets import Dataset, IterableDataset
 from datasets.data_files import DataFilesDict
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.splits import SplitDict
 
 from ..errors import InputError, NoSplitError, unknown
@@ -31,6 +30,7 @@ class Source:
 
     Args:
         root: Id of a data set or path of a folder, as for `msff_timm.data.load`.
+        config_name: Name of the configuration; None for the default.
 
     Attributes:
         is_local: True for a folder.
@@ -42,25 +42,29 @@ class Source:
         InputError: The data set cannot be loaded.
     """
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, config_name: str | None = None):
         self.root, self.is_local = root, os.path.isdir(root)
         match = None if self.is_local else ID.fullmatch(root)
         if not self.is_local and (match is None or os.path.exists(root)):
             raise InputError(f'{root}: is neither a folder nor the id (ORG/NAME) of a Hub data set: check data.root.')
-        self._path, config, self._revision = (root, None, None) if match is None else match.group(1, 3, 5)
-        self._fetched = Path(
-            datasets.config.HF_DATASETS_CACHE, 'msff_timm', 'hub', hashlib.sha256(root.encode()).hexdigest()[:32]
-        )
+        if match and (config := match['config']):
+            root = root.replace(f':{config}', '')
+            raise InputError(f'{root}:{config}: set data.root to {root} and data.config_name to {config}.')
+        self._path, self._revision = (root, None) if match is None else match.group('path', 'revision')
+        key = hashlib.sha256(repr((root, config_name)).encode()).hexdigest()[:32]
+        self._fetched = Path(datasets.config.HF_DATASETS_CACHE, 'msff_timm', 'hub', key)
         self._builder, self.folder, self._snapshot = None, None, None
         try:
-            self._builder = datasets.load_dataset_builder(self._path, config, revision=self._revision)
+            self._builder = datasets.load_dataset_builder(self._path, config_name, revision=self._revision)
         except Exception as e:  # three libraries and many formats raise nearly every type of error
             if not self._find_fetched(e):
                 raise InputError(_reason(root, self.is_local, e)) from e
             return
         files = self._builder.config.data_files  # None if `datasets` found the data set in its cache
         if files and (ours := self._find_files(set(map(str, files)))):
-            self._builder = datasets.load_dataset_builder(self._path, config, revision=self._revision, data_files=ours)
+            self._builder = datasets.load_dataset_builder(
+                self._path, config_name, revision=self._revision, data_files=ours
+            )
             files = self._builder.config.data_files
         self.splits = [str(name) for name in files or self._builder.info.splits or ()]
         if files and isinstance(self._builder, ImageFolder):
@@ -108,15 +112,23 @@ class Source:
                 return dataset.to_iterable_dataset() if streaming else dataset
             if streaming:
                 return self._builder.as_streaming_dataset(split=split)
-            if isinstance(self._builder, Parquet):
+            if self._has_separate_splits():
                 return self._read_one(split)
             self._builder.download_and_prepare()
             return self._builder.as_dataset(split=split)
         except Exception as e:  # as in __init__
             raise InputError(_reason(self.root, self.is_local, e)) from e
 
+    def _has_separate_splits(self) -> bool:
+        """Returns whether a split can be read alone. If folders are labels, all splits determine their names."""
+        files = self._builder.config.data_files  # None if `datasets` found the data set in its cache
+        if not files or not isinstance(self._builder, ImageFolder):
+            return bool(files)
+        names = [{os.path.basename(file) for file in map(str, of_split)} for of_split in files.values()]
+        return not any(found.isdisjoint(ImageFolder.METADATA_FILENAMES) for found in names)
+
     def _read_one(self, split: str) -> Dataset:
-        """Fetches one split of Parquet files into a folder of its own; `datasets` would fetch all splits."""
+        """Fetches the files of one split into a folder of its own; `datasets` would fetch all splits."""
         builder = copy.deepcopy(self._builder)
         builder.config.data_files = DataFilesDict({split: self._builder.config.data_files[split]})
         if builder.info.splits:
@@ -221,14 +233,14 @@ def find_split(split: str, splits: Collection[str], root: str) -> str:
 def _reason(root: str, is_folder: bool, error: Exception) -> str:
     lines = [line.strip() for line in f'{error}'.splitlines() if line.strip()]
     reason = f'{type(error).__name__}: {lines[0].rstrip(".") if lines else "no details"}'
-    names = re.search(r'among the available configs: (\[.*\])', f'{error}')
+    names = re.search(
+        r"(?:among the available configs|BuilderConfig '(.*)' not found. Available): (\[.*\])", f'{error}'
+    )
+    if names and names[1]:
+        return f'{root}: {unknown("data.config_name", names[1], ast.literal_eval(names[2]))}'
     if names:
-        configurations = ', '.join(ast.literal_eval(names[1]))
-        if is_folder:
-            return f'{root}: has several configurations ({configurations}): add default: true to one in its README.md.'
-        path, at, revision = root.partition('@')
-        example = f'{path}:{ast.literal_eval(names[1])[0]}{at}{revision}'
-        return f'{root}: has several configurations ({configurations}): choose one, e.g. data.root {example}.'
+        configurations = ', '.join(ast.literal_eval(names[2]))
+        return f'{root}: has several configurations ({configurations}): set data.config_name to one of them.'
     cause = error.__cause__
     if cause is not None and not isinstance(error, datasets.exceptions.DatasetNotFoundError):
         reason += f' ({type(cause).__name__}: {(str(cause).splitlines() or [""])[0].rstrip(".")})'

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 from datasets.arrow_writer import ArrowWriter
 
 from ..errors import InputError
 
-__all__ = ['Records', 'cached', 'features', 'file_digest', 'locate', 'make_warning', 'set_notes']
+__all__ = ['Records', 'cached', 'features', 'file_digest', 'lists_of', 'locate', 'make_warning', 'set_notes']
 
 VERSION = 3  # increased when readers produce other rows from the same files; older Arrow files are then not used
 
@@ -138,6 +139,12 @@ def locate(root: Path, name: str, where: str) -> Path:
     if path == root or not path.is_relative_to(root):
         raise InputError(f'{where}: {name!r} is not inside {root}, the folder of the images.')
     return path
+
+
+def lists_of(mask: np.ndarray) -> pa.Array:
+    """Returns for each row of a mask (N, K) the list of the columns that are true."""
+    offsets = np.concatenate([[0], np.cumsum(mask.sum(1, dtype=np.int64))])
+    return pa.LargeListArray.from_arrays(offsets, np.nonzero(mask)[1])
 
 
 def make_warning(source: object, lost: list[str], others: list[str], split: str, missing: str | None) -> str:

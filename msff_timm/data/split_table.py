@@ -85,6 +85,7 @@ def split(
     """
     shares = _shares(validation, test, folds, seed)
     divided = {key: load(name, key, root, **arguments) for key in splits or ('train',)}
+    images = _image_paths(divided, name)
     kept = {} if splits else _other_splits(name, root, arguments)
     if folds:
         notes, kept = [f'not in the table: {join_names(kept)}'] if kept else [], {}
@@ -93,13 +94,14 @@ def split(
     for key in kept:
         if key in shares:
             raise InputError(
-                f'{root}: has a split {key} already: choose the splits to divide, e.g. --splits train {key} for both.'
+                f'{root or name}: has a split {key} already: choose the splits to divide, e.g. --splits train {key} for'
+                ' both.'
             )
     names, *others = map(label_names, (*divided.values(), *kept.values()))
     if any(other != names for other in others):
         raise InputError(f'{root}: its splits have different labels: choose them with --label-names.')
     rows = concatenate_datasets([*divided.values(), *kept.values()])
-    images = _image_paths(rows, name)
+    images += _image_paths(kept, name)
     path = _check_output(Path(str(root)), output, overwrite)
     groups = None if group is None else _read_groups(Path(str(root)), group, rows, arguments)
 
@@ -168,15 +170,22 @@ def _check_output(root: Path, output: str | None, overwrite: bool) -> Path:
     return path
 
 
-def _image_paths(rows: Dataset, name: str) -> list[str]:
-    if isinstance(rows.features['image'], Image):
-        images = undecoded(rows)['image'][:]
-        if all(image['bytes'] is None for image in images):
-            return [os.path.abspath(image['path']) for image in images]
-    raise InputError(
-        f'{name}: its images are not files, so no table can name them: set data.validation to hold out images when you'
-        ' train.'
-    )
+def _image_paths(parts: dict[str, Dataset], name: str) -> list[str]:
+    """Returns the absolute path of each image.
+
+    Raises:
+        InputError: Images are drawn, or within Parquet files.
+    """
+    paths = []
+    for rows in parts.values():
+        images = undecoded(rows)['image'][:] if isinstance(rows.features['image'], Image) else None
+        if images is None or any(image['bytes'] is not None for image in images):
+            raise InputError(
+                f'{name}: its images are not files, so no table can name them: set data.validation, to hold out images'
+                ' when you train.'
+            )
+        paths += [os.path.abspath(image['path']) for image in images]
+    return paths
 
 
 def _image_root(images: Sequence[str], folder: Path, image_root: object) -> str:

@@ -15,7 +15,7 @@ from ..errors import InputError, NoSplitError, unknown
 from .columns import ColumnSettings, find_label_columns, labels_note, match_names
 from .label_cells import encode, is_missing, read_states, state_of
 from .label_lists import LabelLists, find_delimiter, find_lists, texts_of
-from .records import Records, cached, locate
+from .records import Records, cached, lists_of, locate
 from .table_files import Table, read_table
 from .table_splits import SPLITS, SUFFIXES, check_split, find_files, no_split, split_rows
 from .text import is_one_line, join_names, quote
@@ -195,7 +195,7 @@ class _Reader:
                 if ignore := lists.read_names(value, table.where(row, 'ignore')):
                     present = [names[number] for number in np.flatnonzero(states[:, row] == 1)]
                     states[encode(present, ignore, number_of, table.where(row))[1], row] = -1
-        return _lists_of(states.T == 1), _lists_of(states.T == -1)
+        return lists_of(states.T == 1), lists_of(states.T == -1)
 
     def _read_lists(
         self, tables: dict[str, Table], column: str
@@ -268,9 +268,3 @@ def _texts(table: Table, column: str, what: str) -> Iterator[tuple[int, str, str
                 f'{where}: {column!r} has the {what} {quote(value)}, which contains a line break or a NUL character.'
             )
         yield row, where, value
-
-
-def _lists_of(mask: np.ndarray) -> pa.Array:
-    """Returns for each row of a mask (N, K) the list of the columns that are true."""
-    offsets = np.concatenate([[0], np.cumsum(mask.sum(1, dtype=np.int64))])
-    return pa.LargeListArray.from_arrays(offsets, np.nonzero(mask)[1])

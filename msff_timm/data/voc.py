@@ -15,7 +15,7 @@ from .text import is_one_line, join_names, list_folder, quote
 from .voc_files import VocObject, find_base, find_images, read_ids, read_objects, read_states
 from .voc_submission import check_submission, write_submission
 
-__all__ = ['LABEL_NAMES', 'check_submission', 'load', 'write_submission']
+__all__ = ['LABEL_NAMES', 'VocFiles', 'check_submission', 'load', 'read_files', 'write_submission']
 
 LABEL_NAMES = VOC_LABELS
 SPLITS = {'train': 'train', 'validation': 'val', 'trainval': 'trainval', 'test': 'test'}
@@ -66,7 +66,7 @@ def load(
         if not os.access(path, os.R_OK):
             raise InputError(f'{path}: permission denied.')
     return cached(
-        lambda: _read(files, difficult, split, missing),
+        lambda: read_files(files, difficult, split, missing),
         decisive,
         reader=name,
         split=split,
@@ -79,7 +79,7 @@ def load(
 
 
 @dataclass
-class _Files:
+class VocFiles:
     """Files of a split.
 
     Attributes:
@@ -92,6 +92,7 @@ class _Files:
         label_names: Label names; None if the XML determines them.
         has_labels: True if class files or XML show which labels are present.
         notes: Remarks on the labels.
+        is_export: True for `data.name: voc`, whose labels are its own, without class files.
     """
 
     split_file: Path
@@ -103,9 +104,10 @@ class _Files:
     label_names: list[str] | None
     has_labels: bool
     notes: list[str]
+    is_export: bool = False
 
 
-def _find_files(base: Path, year: str, split: str, label_names: Sequence[str] | None) -> _Files:
+def _find_files(base: Path, year: str, split: str, label_names: Sequence[str] | None) -> VocFiles:
     main, part = base / 'ImageSets' / 'Main', SPLITS[split]
     split_file = main / f'{part}.txt'
     if not split_file.is_file():
@@ -136,7 +138,7 @@ def _find_files(base: Path, year: str, split: str, label_names: Sequence[str] | 
         )
     if class_files or names is not None:
         xml_files = {image_id: xml_files[image_id] for image_id in lines if image_id in xml_files and has_labels}
-    return _Files(split_file, lines, image_folder, images, xml_files, class_files, names, has_labels, notes)
+    return VocFiles(split_file, lines, image_folder, images, xml_files, class_files, names, has_labels, notes)
 
 
 def _find_class_files(
@@ -175,7 +177,8 @@ def _find_class_files(
     return names, [] if absent else [main / f'{name}_{part}.txt' for name in names], notes
 
 
-def _read(files: _Files, difficult: str, split: str, missing: str | None) -> Records:
+def read_files(files: VocFiles, difficult: str, split: str, missing: str | None) -> Records:
+    """Reads the labels of a split."""
     lost, notes = [], list(files.notes)
     objects, faults = {}, []
     for image_id, xml_file in files.xml_files.items():
@@ -186,16 +189,17 @@ def _read(files: _Files, difficult: str, split: str, missing: str | None) -> Rec
     if files.class_files or not files.has_labels:
         names = files.label_names or list(LABEL_NAMES)
     else:
-        names = files.label_names or _names_of(objects)
+        names = files.label_names or _names_of(objects, files.is_export)
         if not names:
             raise InputError(f'{files.split_file}: there are no class files, and the XML names no objects.')
-        notes.append(f'there are no class files, so the XML decides: the labels are {_join(names)}')
+        if not files.is_export:
+            notes.append(f'there are no class files, so the XML decides: the labels are {_join(names)}')
     number_of = {name: label for label, name in enumerate(names)}
 
     image_ids = [image_id for image_id in files.lines if image_id in files.images]
     absent = [image_id for image_id in files.lines if image_id not in files.images]
     if absent:
-        where = f'line {files.lines[absent[0]]}, {quote(absent[0])}'
+        where = quote(absent[0]) if files.is_export else f'line {files.lines[absent[0]]}, {quote(absent[0])}'
         lost.append(f'images that are not in {files.image_folder}: {len(absent)} of {len(files.lines)} ({where})')
     if not files.has_labels:
         states = None
@@ -251,9 +255,9 @@ def _read(files: _Files, difficult: str, split: str, missing: str | None) -> Rec
     return Records(names, images, labels, ignore, areas, image_ids, warning)
 
 
-def _names_of(objects: dict[str, list[VocObject]]) -> list[str]:
+def _names_of(objects: dict[str, list[VocObject]], is_export: bool) -> list[str]:
     found = {each.name for image_objects in objects.values() for each in image_objects if each.name is not None}
-    return list(LABEL_NAMES) if found and found <= set(LABEL_NAMES) else sorted(found)
+    return list(LABEL_NAMES) if found and found <= set(LABEL_NAMES) and not is_export else sorted(found)
 
 
 def _join(names: Sequence[str]) -> str:

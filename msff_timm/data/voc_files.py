@@ -20,10 +20,12 @@ from .text import is_one_line, list_folder, quote
 __all__ = [
     'VocBoxes',
     'VocObject',
+    'decode',
     'find_base',
     'find_images',
     'read_boxes',
     'read_ids',
+    'read_lines',
     'read_objects',
     'read_states',
 ]
@@ -102,7 +104,7 @@ def find_images(folder: Path) -> dict[str, list[str]]:
 def read_ids(split_file: Path) -> dict[str, int]:
     """Returns the line of each image id of a split, in the order of the file."""
     lines: dict[str, int] = {}
-    for number, words in _lines(split_file):
+    for number, words in read_lines(split_file):
         if len(words) != 1:
             raise InputError(f'{split_file}: line {number} is {quote(" ".join(words))}: must be one image id.')
         if os.path.basename(words[0]) != words[0]:
@@ -118,7 +120,7 @@ def read_ids(split_file: Path) -> dict[str, int]:
 def read_states(class_file: Path, split_file: Path, lines: dict[str, int]) -> np.ndarray:
     """Reads a class file: the state of each image in the order of the split (1 present, 0 difficult, -1 absent)."""
     states: dict[str, int] = {}
-    for number, words in _lines(class_file):
+    for number, words in read_lines(class_file):
         if len(words) != 2:
             raise InputError(
                 f'{class_file}: line {number} is {quote(" ".join(words))}: must be an image id and 1, 0 or -1.'
@@ -139,7 +141,7 @@ def read_states(class_file: Path, split_file: Path, lines: dict[str, int]) -> np
     return np.array([states[image_id] for image_id in lines], np.int8)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def read_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields number and words of each line that is not blank."""
     try:
         content = path.read_bytes()
@@ -193,7 +195,7 @@ def read_boxes(xml_file: Path) -> VocBoxes:
 def _read_annotation(xml_file: Path) -> tuple[float, float, list[tuple[str | None, bool, Box | None]]]:
     """Returns width and height of an image, and name, difficulty and box of each object."""
     try:
-        root = _parse(_decode(xml_file.read_bytes()))
+        root = _parse(decode(xml_file.read_bytes()))
     except OSError as e:
         raise InputError(f'{xml_file}: cannot be read ({e.strerror}).') from None
     except (expat.ExpatError, ValueError, LookupError) as e:
@@ -211,7 +213,7 @@ def _read_annotation(xml_file: Path) -> tuple[float, float, list[tuple[str | Non
     return width, height, objects
 
 
-def _decode(content: bytes) -> str:
+def decode(content: bytes) -> str:
     """Decodes XML by its byte order mark, its declaration, or as UTF-8; Python has more encodings than expat."""
     encoding = json.detect_encoding(content)
     if encoding == 'utf-8':

@@ -54,7 +54,8 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
     Returns:
         The model in evaluation mode. Its `pretrained_cfg` holds the `label_names`, the preprocessing and, for a model
         of the Hub, the commit (`hf_hub_id`). `model.thresholds` is a list of one probability for each label, or None
-        if no thresholds are stored.
+        if no thresholds are stored. `model.held_out` describes the validation images that its training held out, or is
+        None.
 
     Raises:
         InputError: There is no such model, or its files cannot be read.
@@ -81,7 +82,9 @@ def load(name: str = DEFAULT_MODEL, cache_dir: str | Path | None = None, **model
         if overlay.get('label_names'):
             check_label_names(overlay['label_names'], model.num_classes)
         file = where if source else model.pretrained_cfg.get('file')
-        model.thresholds = _read_thresholds(Path(file), model.num_classes) if file else None
+        config = _read_config(Path(file)) if file else {}
+        model.thresholds = _read_thresholds(config, model.num_classes)
+        model.held_out = (config.get('training') or {}).get('held_out')
         return model
     except Exception as e:  # a damaged file or an unreachable Hub: exceptions of many types
         if isinstance(e, InputError) and not source:
@@ -132,12 +135,13 @@ def load_backbone(model: nn.Module, name: str) -> None:
         raise InputError(f'{name}: has another backbone than this model: {e}.') from None
 
 
-def _read_thresholds(path: Path, num_classes: int) -> list[float] | None:
-    """Reads the thresholds beside the weights. timm keeps only those keys of config.json that it knows."""
+def _read_config(path: Path) -> dict:
+    """Reads config.json beside the weights. timm keeps only those keys of it that it knows."""
     path = (path if path.is_dir() else path.parent) / 'config.json'
-    if not path.is_file():
-        return None
-    config = json.loads(path.read_text(encoding='utf-8'))
+    return json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
+
+
+def _read_thresholds(config: dict, num_classes: int) -> list[float] | None:
     thresholds = config.get('thresholds')
     if thresholds is None:
         return None

@@ -1,6 +1,7 @@
 """The settings of the data, of training and of evaluation."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import msff_timm.data
 
 from ..data.counts import LabelCounts
-from ..errors import InputError, unknown
+from ..data.splitting import hold_out
+from ..errors import InputError, NoSplitError, unknown
 from .checks import check_at_least, check_one_of
 
 __all__ = ['DataConfig', 'EvalDataConfig', 'SourceConfig']
@@ -25,14 +27,18 @@ class SourceConfig:
     """Settings of where images and labels come from: the arguments of `msff_timm.data.load`.
 
     Args:
-        name: Kind of the data: coco2014, coco2017, voc2007, voc2012, table, folder, hub or scenes.
+        name: Format of the data: auto to recognise it, coco2014, voc2007, table, folder, hub, coco, voc, yolo, ...
+            (msff_timm/data/README.md).
         root: Folder of a data set on disk, a table, or the id of a data set on the Hub.
+        config_name: Configuration of a data set on the Hub, or of a folder of Parquet files, that has several; null for
+            its default.
         title: Name of the data in results, cards and tables, e.g. of a subset of `name`; null for `name`.
-        keep_unlabelled: True to keep COCO's images without a label; null keeps them in training only.
+        keep_unlabelled: True to keep COCO's images without a label; null keeps those of coco2014 and coco2017 in
+            training only.
         difficult: Reading of VOC's labels whose objects are all difficult: ignore, negative or positive.
-        missing: Handling of missing image files of COCO and VOC, and of images without annotations: skip, with a
-            warning, or error; null skips them in training only.
-        image_root: Folder of the images that a table names; null for the folder of the table.
+        missing: Handling of missing image files of COCO, VOC and exports, and of images without annotations: skip, with
+            a warning, or error; null skips them in training only.
+        image_root: Folder of the images that a table or an export names; null for the folder of the table or export.
         image_column: Column of the images in a table or a data set on the Hub; null to detect it.
         label_columns: Column of the labels, or one column of 1, 0 and -1 for each label; null to detect them.
         label_delimiter: Delimiter of the labels in a column of text; none if each text is one label; null to detect it.
@@ -41,10 +47,13 @@ class SourceConfig:
         minus_one: Meaning of -1 in a column for one label: unannotated (masked) or absent.
         blank: Meaning of an empty cell in a column for one label: unannotated (masked) or absent.
         ignore_labels: Labels that metrics leave out, e.g. labels without a training image; null for none.
+        validation: Share of the split train that is held out as validation split if the data have none, always the same
+            images; null for none, or, in evaluation, for the images that the model's run has held out.
     """
 
     name: str = 'scenes'
     root: str | None = None
+    config_name: str | None = None
     title: str | None = None
     keep_unlabelled: bool | None = None
     difficult: str = 'ignore'
@@ -57,6 +66,7 @@ class SourceConfig:
     minus_one: str = 'unannotated'
     blank: str = 'unannotated'
     ignore_labels: list[str] | None = None
+    validation: float | None = None
 
     def check_source(self, **splits: str) -> None:
         """Checks the settings without reading the data.
@@ -76,6 +86,24 @@ class SourceConfig:
             raise InputError('data.label_delimiter is empty: must be the text between two labels.')
         check_one_of('data.minus_one', self.minus_one, msff_timm.data.MEANINGS)
         check_one_of('data.blank', self.blank, msff_timm.data.MEANINGS)
+        if self.validation is not None and not 0 < self.validation < 1:
+            raise InputError(f'data.validation is {self.validation}: must be a share of the images, between 0 and 1.')
+
+    def recognise(self) -> str | None:
+        """Replaces the name `auto` by the format that is recognised, and the root by what is to be read.
+
+        Returns:
+            Line on what was recognised; None if the name is not `auto`.
+        """
+        if self.name != 'auto':
+            return None
+        found = msff_timm.data.exports.recognise(self.root)
+        self.name, self.root = found.name, found.root
+        self.validate()
+        return found.note
+
+    def validate(self) -> None:
+        self.check_source()
 
     def load(
         self, split: str, size: int | None, image_size: int, streaming: bool = False
@@ -86,6 +114,7 @@ class SourceConfig:
             split,
             self.root,
             size,
+            config_name=self.config_name,
             image_size=image_size,
             keep_unlabelled=self.keep_unlabelled,
             difficult=self.difficult,
@@ -98,6 +127,37 @@ class SourceConfig:
             minus_one=self.minus_one,
             blank=self.blank,
             streaming=streaming,
+        )
+
+    def hold_out(self, image_size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+        """Holds out `validation` of the split `train`; `scenes` draws images with sides of `image_size` pixels.
+
+        Returns:
+            The training images that are left, and the validation images.
+        """
+        assert self.validation is not None
+        train_set, eval_set = hold_out(self.load('train', None, image_size), self.validation)
+        if self.name in ('coco2014', 'coco2017') and self.keep_unlabelled is None:  # as in their validation split
+            eval_set = eval_set.select([row for row, labels in enumerate(eval_set['labels'][:]) if labels])
+        return train_set, eval_set
+
+    def explain_no_validation(self, error: NoSplitError) -> InputError:
+        """Returns the error for data without a validation split, of which nothing is to be held out."""
+        command = '' if self.name == 'hub' else f', or write a split to a table: {self.split_command(0.2)}'
+        fix = f'Set data.validation to the share of train to hold out, e.g. 0.2{command}'
+        return InputError(f'{error} {fix}')
+
+    def describe_held_out(self, eval_set: datasets.Dataset) -> str:
+        """Returns text on the images of `hold_out`."""
+        return (
+            f'validation: {len(eval_set):,} images held out of train (data.validation {self.validation:g}, stratified,'
+            ' seed 0)'
+        )
+
+    def split_command(self, share: float) -> str:
+        """Returns the command that writes a split to a table."""
+        return shlex.join(
+            ['msff-timm', 'data', 'split', self.name, '--root', str(self.root), f'--validation={share:g}']
         )
 
     def kept_labels(self, label_names: Sequence[str]) -> list[int]:
@@ -133,12 +193,16 @@ class SourceConfig:
         Raises:
             InputError: The split is to be evaluated, and no label can be.
         """
-        kept = self.kept_labels(label_names)
-        counts = LabelCounts.of(targets[:, kept], [label_names[k] for k in kept], self.masking)
+        counts = self.count_labels(targets, label_names)
         if key is not None:
             counts.check(f'{self.root or self.name}: {split}', key)
         line = counts.warning(split, trains=key is None)
         return line and f'warning: {line}'
+
+    def count_labels(self, targets: np.ndarray, label_names: Sequence[str]) -> LabelCounts:
+        """Counts the entries of targets (N, K) of the labels that are not in `ignore_labels`."""
+        kept = self.kept_labels(label_names)
+        return LabelCounts.of(targets[:, kept], [label_names[k] for k in kept], self.masking)
 
     @property
     def masking(self) -> str | None:
@@ -154,15 +218,19 @@ class SourceConfig:
             choices['difficult'] = self.difficult
         if self.missing is not None:
             choices['missing'] = self.missing
-        if self.name in ('table', 'folder', 'hub'):
+        if self.name in ('table', 'folder', 'hub', *msff_timm.data.exports.FORMATS):
             if self.root is not None:
                 is_id = self.name == 'hub' and not os.path.isdir(self.root)
                 # The rest of a path means nothing on another machine.
                 choices['root'] = self.root if is_id else Path(self.root).resolve().name
             readings = {'minus_one': self.minus_one, 'blank': self.blank}
             choices |= {key: value for key, value in readings.items() if value != 'unannotated'}
+        if self.config_name is not None:
+            choices['config_name'] = self.config_name
         if self.title is not None:
             choices['title'] = self.title
+        if self.validation is not None:
+            choices['validation'] = f'{self.validation:g} of train, stratified, seed 0'
         if self.ignore_labels:
             choices['ignore_labels'] = self.ignore_labels
         return choices
@@ -268,5 +336,5 @@ class EvalDataConfig(SourceConfig):
         check_at_least('data.workers', self.workers, 0)
         if self.name != 'scenes' and not self.root:
             raise InputError(f'data.root is null: {self.name} needs a folder, a file or an id on the Hub.')
-        if self.name not in ('scenes', 'hub') and self.root and not os.path.exists(self.root):
+        if self.name not in ('auto', 'scenes', 'hub') and self.root and not os.path.exists(self.root):
             raise InputError(f'data.root is {self.root}: there is no such folder or file.')

@@ -4,7 +4,7 @@ import msff_timm_cli.startup  # noqa: F401  isort: skip
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,8 +25,9 @@ import msff_timm.data
 from .. import hub
 from ..data import voc
 from ..data.samples import Samples
+from ..data.table_splits import standard_split
 from ..data.transforms import eval_transform
-from ..errors import InputError, one_line
+from ..errors import InputError, NoSplitError, one_line
 from ..files import replace_file
 from ..inference.logits import check_finite
 from ..labels import describe_matches, get_label_names, match_labels
@@ -34,6 +35,7 @@ from ..results import Results, shorten_path
 from .commands import environment, run_command
 from .config import EvalDataConfig, EvaluateConfig, parse
 from .evaluator import FOLDS, compute_metrics, fit_thresholds, score
+from .identity import digest
 from .loaders import make_loader, share_cores
 from .report import describe, describe_top
 
@@ -43,13 +45,15 @@ def main() -> None:
     accelerator = Accelerator()
     share_cores(accelerator, config.data.workers)
     made_with = environment(accelerator)
+    if line := config.data.recognise():
+        accelerator.print(line)
 
     # Model, images, and the labels that they share
     model, data_config = load_model(config.model, config.image_size)
-    data, known = config.data, get_label_names(model)
+    known = get_label_names(model)
     with accelerator.main_process_first():  # the other processes read its cache
-        dataset = load_data(data, known, data_config['input_size'][-1])
-    for line in msff_timm.data.notes(dataset):
+        data, dataset, lines = load_data(config.data, known, data_config['input_size'][-1], model.held_out)
+    for line in msff_timm.data.notes(dataset) + lines:
         accelerator.print(line)
     num_classes: Any = model.num_classes
     labels = share_labels(config.model, num_classes, known, msff_timm.data.label_names(dataset))
@@ -151,14 +155,60 @@ def load_model(name: str, image_size: int | None) -> tuple[nn.Module, dict]:
     return model, data_config
 
 
-def load_data(data: EvalDataConfig, known: Sequence[str] | None, image_size: int) -> datasets.Dataset:
-    """Loads the images. Labels that the data do not define are the model's, if the model has all that occur."""
+def load_data(
+    data: EvalDataConfig, known: Sequence[str] | None, image_size: int, held_out: Any
+) -> tuple[EvalDataConfig, datasets.Dataset, list[str]]:
+    """Loads the images: those of a split, or, if there is no validation split, those that are held out of `train`.
+
+    Args:
+        data: Settings of the data.
+        known: Label names of the model; None if it has none.
+        image_size: Side of the images of `scenes`.
+        held_out: Images that the model's run held out, see `RunData.held_out`.
+
+    Returns:
+        The settings with the share that is held out, the images, and lines on the latter.
+
+    Raises:
+        InputError: The images cannot be loaded, or nothing determines which ones are held out.
+    """
+    try:
+        dataset = load_known(data, known, lambda data: data.load(data.split, data.size, image_size))
+        return replace(data, validation=None), dataset, []
+    except NoSplitError as e:
+        if standard_split(data.split) != 'validation':
+            raise
+        share, error = data.validation, e
+    if share is None and isinstance(held_out, dict):
+        share = held_out.get('share')
+    if not isinstance(share, float):
+        raise data.explain_no_validation(error)
+    is_chosen, data = data.validation is not None, replace(data, validation=share)
+    data.check_source()  # the share may be from a downloaded file
+    dataset = load_known(data, known, lambda data: data.hold_out(image_size)[1])
+    lines = [data.describe_held_out(dataset)]
+    if not isinstance(held_out, dict) or held_out.get('images') != digest(dataset['image_id'][:]):
+        if not is_chosen:
+            raise InputError(
+                f'{error} The model held out {share:g} of its training images, but not these: the data have changed, or'
+                ' are others. Set data.validation to hold out images anyway.'
+            )
+        lines.append(
+            'warning: the model did not hold out these images: if it was trained on them, metrics are too high.'
+        )
+    return data, dataset.select(range(min(data.size or len(dataset), len(dataset)))), lines
+
+
+def load_known(
+    data: EvalDataConfig, known: Sequence[str] | None, load: Callable[[EvalDataConfig], datasets.Dataset]
+) -> datasets.Dataset:
+    """Loads images. Labels that the data do not define are the model's, if the model has all that occur."""
     if known and data.name in ('table', 'folder', 'hub') and data.label_names is None:
         try:
-            return replace(data, label_names=list(known)).load(data.split, data.size, image_size)
+            return load(replace(data, label_names=list(known)))
         except InputError:  # other labels or columns occur; any other error occurs again below
             pass
-    return data.load(data.split, data.size, image_size)
+    return load(data)
 
 
 @dataclass(frozen=True)

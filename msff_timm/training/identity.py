@@ -11,7 +11,7 @@ from .config import TrainConfig
 from .parsing import flatten
 from .yaml12 import format_value
 
-__all__ = ['about_run', 'change', 'differences', 'fingerprint']
+__all__ = ['about_run', 'change', 'differences', 'digest', 'fingerprint']
 
 # Settings that a resumed run may change: they change neither training nor evaluation.
 FREE: tuple[str, ...] = ('output', 'overwrite', 'resume', 'force', 'trackers', 'log_every', 'push_to', 'push_private')
@@ -33,6 +33,11 @@ def differences(before: dict, now: dict) -> Iterator[str]:
             continue
         if before.get(key) != now.get(key):
             yield change(setting, before.get(key), now.get(key))
+
+
+def digest(image_ids: list[str]) -> str:
+    """Returns a digest of the names of images."""
+    return hashlib.sha256(json.dumps(image_ids).encode()).hexdigest()[:16]
 
 
 def fingerprint(targets: np.ndarray, image_ids: list[str]) -> str:

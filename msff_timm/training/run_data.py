@@ -12,11 +12,12 @@ import msff_timm.data
 
 from ..data.counts import LabelCounts
 from ..data.samples import Samples, StreamedSamples
+from ..data.table_splits import standard_split
 from ..data.transforms import eval_transform, train_transform
-from ..errors import InputError
+from ..errors import InputError, NoSplitError
 from .config import DataConfig, TrainConfig
 from .features import FeatureCache
-from .identity import fingerprint
+from .identity import digest, fingerprint
 from .loaders import EpochSampler, divide_batch, make_loader
 
 __all__ = ['RunData', 'load_data', 'make_mixup']
@@ -35,6 +36,8 @@ class RunData:
         train_set: Training split; of a stream, this process's share.
         eval_set: Evaluation split.
         label_names: Label names in the order of the logits.
+        held_out: Share of the validation images and digest of their names if they were held out; None for a split of
+            the data.
         num_images: Number of training images in an epoch.
         steps_per_epoch: Number of optimizer steps in an epoch.
         micro_batch_size: Number of images that a process trains on at a time.
@@ -48,7 +51,7 @@ class RunData:
     def __init__(self, config: TrainConfig, accelerator: Accelerator):
         self.config, self.seed, self.accelerator = config.data, config.seed, accelerator
         data, self.batch_size = config.data, config.optim.batch_size
-        self.train_set, self.eval_set, self.label_names = load_data(data, accelerator)
+        self.train_set, self.eval_set, self.label_names, self.held_out = load_data(data, accelerator)
         for line in dict.fromkeys(msff_timm.data.notes(self.train_set) + msff_timm.data.notes(self.eval_set)):
             accelerator.print(line)
         self.num_images = data.train_size if data.streaming and data.train_size else len(self.train_set)
@@ -85,6 +88,12 @@ class RunData:
             skip = data.unreadable == 'skip'
             self.train_samples = Samples(self.train_set, self.transform, skip, self.seed)
             lines.append(data.check_labels(self.train_samples.targets, self.label_names, data.train_split))
+            evaluated, trained = (
+                data.count_labels(samples.targets, self.label_names)
+                for samples in (self.eval_samples, self.train_samples)
+            )
+            if line := evaluated.unseen(trained, data.eval_split, data.train_split):
+                lines.append(f'warning: {line}')
             self.fingerprints['train'] = fingerprint(self.train_samples.targets, self.train_set['image_id'][:])
         for line in filter(None, lines):
             self.accelerator.print(line)
@@ -135,16 +144,35 @@ class RunData:
 
 def load_data(
     data: DataConfig, accelerator: Accelerator
-) -> tuple[datasets.Dataset | datasets.IterableDataset, datasets.Dataset, list[str]]:
-    """Loads the training split (of a stream, this process's share), the evaluation split, and their label names.
+) -> tuple[datasets.Dataset | datasets.IterableDataset, datasets.Dataset, list[str], dict | None]:
+    """Loads the training split (of a stream, this process's share) and the evaluation split.
+
+    Returns:
+        Both splits, their label names, and `RunData.held_out`. `data.validation` is null if no images were held out.
 
     Raises:
         InputError: The splits have different labels, or the shards of a stream do not divide over the processes.
     """
+    held_out = None
     with accelerator.main_process_first():  # the other processes read its cache
         train_size = None if data.streaming else data.train_size
         train_set = data.load(data.train_split, train_size, data.image_size, data.streaming)
-        eval_set = data.load(data.eval_split, data.eval_size, data.image_size)
+        try:
+            eval_set = data.load(data.eval_split, data.eval_size, data.image_size)
+            data.validation = None
+        except NoSplitError as e:
+            if (data.train_split, standard_split(data.eval_split)) != ('train', 'validation'):
+                raise
+            if data.streaming or data.validation is None:
+                raise data.explain_no_validation(e) from None
+            train_set, eval_set = data.hold_out(data.image_size)
+            held_out = {'share': data.validation, 'images': digest(eval_set['image_id'][:])}
+            line = f'{data.describe_held_out(eval_set)}, which leaves {len(train_set):,}'
+            sized = ((train_set, data.train_size), (eval_set, data.eval_size))
+            train_set, eval_set = (each.select(range(min(size or len(each), len(each)))) for each, size in sized)
+    if held_out:
+        command = '' if data.name == 'hub' else f'; to write a split to a table: {data.split_command(data.validation)}'
+        accelerator.print(line + command)
     label_names = msff_timm.data.label_names(train_set)
     if msff_timm.data.label_names(eval_set) != label_names:
         raise InputError(
@@ -160,7 +188,7 @@ def load_data(
         train_set = split_dataset_by_node(
             train_set.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER), accelerator.process_index, accelerator.num_processes
         )
-    return train_set, eval_set, label_names
+    return train_set, eval_set, label_names, held_out
 
 
 def make_mixup(data: DataConfig, num_classes: int) -> Mixup | None:

@@ -38,17 +38,15 @@ class RunFolder:
         path: Folder of the run.
         label_names: Label names in the order of the logits.
         data_config: Preprocessing of the model.
-        transforms: Description of the training transforms.
+        training: Description of the training: its transforms, and the images that it held out.
         checkpoints: Checkpoints of the run, which restore lost weights.
     """
 
-    def __init__(
-        self, path: Path, label_names: list[str], data_config: dict, transforms: dict, checkpoints: Checkpoints
-    ):
+    def __init__(self, path: Path, label_names: list[str], data_config: dict, training: dict, checkpoints: Checkpoints):
         self.path = path
         self.label_names = label_names
         self.data_config = data_config
-        self.transforms = transforms
+        self.training = training
         self.checkpoints = checkpoints
 
     @contextmanager
@@ -62,7 +60,7 @@ class RunFolder:
     def save_weights(self, model: nn.Module, best: dict) -> None:
         """Saves weights with their configuration and thresholds, and records the digests of the files in `best`."""
         thresholds = best['results']['thresholds']
-        hub.save(model, self.path, self.label_names, self.data_config, {'transforms': self.transforms}, thresholds)
+        hub.save(model, self.path, self.label_names, self.data_config, self.training, thresholds)
         for name in (WEIGHTS, 'config.json'):
             sync(self.path / name)
         sync(self.path)

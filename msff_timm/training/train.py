@@ -1,6 +1,7 @@
 """Trains a multi-label model: `accelerate launch -m msff_timm.training.train [--config NAME] [--key value ...]`.
 
-Without arguments it trains the demo of `train/configs/demo.yaml`.
+Without arguments it trains the demo of `train/configs/demo.yaml`; with `--data.root` only, your own data by the recipe
+`train/configs/finetune.yaml`.
 """
 
 import msff_timm_cli.startup  # noqa: F401  isort: skip
@@ -25,12 +26,17 @@ from .trainer import Trainer
 
 
 def main() -> None:
-    config = parse(TrainConfig, sys.argv[1:], default_file=CONFIGS / 'demo.yaml')
+    recipe = default_recipe(sys.argv[1:])
+    config = parse(TrainConfig, sys.argv[1:], default_file=recipe)
     output = Path(config.output)
     check_free(config)
     stop = StopRequest(waits=False)
     stop_with_launcher(stop)
     accelerator = make_accelerator(config)
+    if recipe.stem == 'finetune':
+        accelerator.print('data.root without --config and data.name: training by the recipe finetune')
+    if line := config.data.recognise():
+        accelerator.print(line)
     with locked(accelerator, output):
         check_free(config)  # another run may have written to the folder before it was locked
         accelerator.wait_for_everyone()
@@ -51,6 +57,13 @@ def main() -> None:
         accelerator.end_training()
         if config.push_to and accelerator.is_main_process:
             publish(config)
+
+
+def default_recipe(argv: list[str]) -> Path:
+    """Returns the recipe without `--config`: fine-tuning if the command line names only where the data are."""
+    keys = {argument[2:].partition('=')[0].replace('-', '_') for argument in argv if argument.startswith('--')}
+    is_own = 'data.root' in keys and keys.isdisjoint(['config', 'data.name'])
+    return CONFIGS / f'{"finetune" if is_own else "demo"}.yaml'
 
 
 def check_free(config: TrainConfig) -> None:

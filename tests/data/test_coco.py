@@ -486,11 +486,11 @@ def test_load_coco_finds_images_in_subfolders(root):
 def test_load_coco_caches_parsed_content(root, monkeypatch):
     first = msff_timm.data.load('coco2014', 'train', root)
     parse = json.load
-    monkeypatch.setattr(coco.json, 'load', lambda *args, **kwargs: pytest.fail('parsed again'))
+    monkeypatch.setattr(json, 'load', lambda *args, **kwargs: pytest.fail('parsed again'))
     os.utime(root / 'annotations' / 'instances_train2014.json', (0, 0))
     again = msff_timm.data.load('coco2014', 'train', str(root))
     assert again.to_list() == first.to_list()
-    monkeypatch.setattr(coco.json, 'load', parse)
+    monkeypatch.setattr(json, 'load', parse)
     edit(root, lambda c: c['annotations'].pop(0))
     assert msff_timm.data.load('coco2014', 'train', root)['area'][0] == [30 / 200, 50 / 200]
     edit(root, lambda c: c['annotations'].pop(0))

@@ -72,6 +72,16 @@ def test_warning_lists_labels_that_do_not_count():
     counts.check('photos: validation', 'data.eval_split')
     assert counts.warning('validation', trains=False) == (
         'validation: 9 of 10 labels are left out of mAP and of fitted thresholds: 8 without an absent entry [l1, l2,'
-        f' l3, l4, l5, ...], 1 without a positive [l9]; {SETTINGS}'
+        f' l3, l4, l5 and 3 more], 1 without a positive [l9]; {SETTINGS}'
     )
     assert counts_of('+-', '-+').warning('train', trains=True) is None
+
+
+def test_unseen_warns_of_evaluated_labels_without_training_images():
+    train = counts_of('+-', '--', '--', '--', *['?-'] * 7)
+    evaluated = counts_of('+-', '+-', '++', '--', *['+-'] * 7)  # the third label does not count, the fourth is absent
+    assert evaluated.unseen(train, 'validation', 'train') == (
+        'validation: 8 of 11 labels have positives here but none in train, and count in mAP: l1 (1), l4 (1), l5 (1), l6'
+        ' (1), l7 (1) and 3 more; data.ignore_labels leaves them out.'
+    )
+    assert evaluated.unseen(evaluated, 'validation', 'train') is None

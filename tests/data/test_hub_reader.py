@@ -309,9 +309,13 @@ def test_load_hub_does_not_decode_images(tmp_path, monkeypatch):
     assert dataset['labels'][:] == [row['labels'] for row in stream] == LABELS
 
 
-def configure(folder, names, default=None):
+def configure(folder, names, splits=('train',)):
     """Adds one configuration per folder to a data set."""
-    lines = [f'- config_name: {name}\n  data_files: {name}/*.parquet\n' for name in names]
+    lines = [
+        f'- config_name: {name}\n  data_files:\n'
+        + ''.join(f'  - split: {split}\n    path: {name}/{split}-*.parquet\n' for split in splits)
+        for name in names
+    ]
     (folder / 'README.md').write_text(f'---\nconfigs:\n{"".join(lines)}---\n')
 
 
@@ -329,8 +333,13 @@ def fetched(tmp_path_factory):
             split=split,
         )
     for name in ('large', 'small'):
-        write(folder / 'configs' / name, {'x': [1, 0]})
-    configure(folder / 'configs', ['large', 'small'])
+        for split in ('train', 'validation'):
+            write(folder / 'configs' / name, {'x': [1, 0], name: [0, 1]}, split=split)
+    configure(folder / 'configs', ['large', 'small'], ['train', 'validation'])
+    for split in ('train', 'test'):
+        (folder / 'own' / split).mkdir(parents=True)
+        images(1)[0].save(folder / 'own' / split / 'a.png')
+        (folder / 'own' / split / 'metadata.jsonl').write_text(json.dumps({'file_name': 'a.png', 'labels': [split]}))
     rows = []
     for split in ('train', 'validation', 'test'):
         (folder / 'above' / split).mkdir(parents=True)
@@ -352,8 +361,11 @@ def fetched(tmp_path_factory):
             'names given': show('org/text', 'test', label_names=['cat', 'cow', 'dog']),
             'names found': show('org/text', 'train'),
             'above': show('org/above', 'test'),
-            'small': show('org/configs:small', 'train'),
+            'small': show('org/configs', 'validation', config_name='small'),
+            'own': show('org/own', 'test', label_names=['test', 'train']),
             'error': error('train', 'org/configs'),
+            'misspelt': error('train', 'org/configs', config_name='smal'),
+            'in root': error('train', 'org/configs:small@main'),
         }))
     """
     with HubServer(root) as server:
@@ -383,27 +395,47 @@ def test_load_hub_reads_metadata_above_splits(fetched):
     found, _, gets = fetched
     names = sorted(f'{split} {number}' for split in ('train', 'validation', 'test') for number in range(2))
     assert found['above'][:4] == [names, [['test 0'], ['test 1']], [[], []], [0, 10]]
-    images = {path.rpartition('/org/above/')[2] for path in gets if path.endswith('.png')}
+    images = {path.rpartition('/org/above/')[2] for path in gets if '/org/above/' in path and path.endswith('.png')}
     assert {'/'.join(path.split('/')[-2:]) for path in images} == {'test/0.png', 'test/1.png'}
 
 
 def test_load_hub_offline_reads_data_fetched_in_parts(fetched):
     online, offline, _ = fetched
-    assert {**offline, 'error': None} == {**online, 'error': None}
+    errors = dict.fromkeys(('error', 'misspelt'))
+    assert {**offline, **errors} == {**online, **errors}
 
 
 def test_load_hub_lists_and_selects_configurations(fetched):
-    found, _, _ = fetched
-    assert 'large, small' in found['error'] and 'data.root org/configs:large' in found['error']
-    assert len(found['error'].splitlines()) == 1
-    assert found['small'][1] == [['x'], []]
+    found, _, gets = fetched
+    assert found['error'] == (
+        'org/configs: has several configurations (large, small): set data.config_name to one of them.'
+    )
+    assert found['misspelt'] == "org/configs: unknown data.config_name 'smal': did you mean small?"
+    assert found['in root'] == (
+        'org/configs@main:small: set data.root to org/configs@main and data.config_name to small.'
+    )
+    assert found['small'][:2] == [['x', 'small'], [['x'], ['small']]]
+    fetched_files = {
+        path.partition('/resolve/')[2].partition('/')[2] for path in gets if '/org/configs/resolve/' in path
+    }
+    assert {name for name in fetched_files if name.endswith('.parquet')} == {'small/validation-00000-of-00001.parquet'}
+
+
+def test_load_hub_fetches_images_of_one_split_with_its_metadata(fetched):
+    found, _, gets = fetched
+    assert found['own'][:2] == [['test', 'train'], [['test']]]
+    images = {path.rpartition('/org/own/')[2] for path in gets if '/org/own/' in path and path.endswith('.png')}
+    assert {'/'.join(path.split('/')[-2:]) for path in images} == {'test/a.png'}
 
 
 def test_load_hub_lists_configurations_of_folder(tmp_path):
     for name in ('large', 'small'):
-        write(tmp_path / name, {'x': [1, 0]})
+        write(tmp_path / name, {name: [1, 0]})
     configure(tmp_path, ['large', 'small'])
-    fails(tmp_path, 'several configurations (large, small)', 'README.md')
+    fails(tmp_path, 'several configurations (large, small)', 'set data.config_name')
+    assert named(load('hub', 'train', str(tmp_path), config_name='large')) == [['large'], []]
+    with pytest.raises(InputError, match='config_name is large: table has no configurations'):
+        load('table', 'train', str(tmp_path), config_name='large')
 
 
 @pytest.mark.parametrize('streaming', [False, True])

@@ -54,7 +54,7 @@ def test_training_settings_reach_reader(root):
         arguments = ['--output=x', '--data.name=table', f'--data.root={root}', f'--data.minus-one={minus_one}']
         data = parse(TrainConfig, [*arguments, '--data.label_delimiter=none']).data
         assert data.label_delimiter == 'none'
-        train_set, _, names = load_data(data, Accelerator(cpu=True))
+        train_set, _, names, _ = load_data(data, Accelerator(cpu=True))
         assert names == ['x', 'y'] and train_set['ignore'][:] == ignore
         assert notes(train_set) == ['labels: 2 columns (x, y); not labels: fold']
 

@@ -24,9 +24,10 @@ SOURCES = {
     'coco2014': {'keep_unlabelled'},
     'voc2007': {'difficult'},
     'voc2012': {'difficult'},
-    'table': {'image_root', 'image_column', 'label_columns', 'label_delimiter', 'label_names', 'minus_one', 'blank'},
+    'auto': {'image_root', 'image_column', 'label_columns', 'label_delimiter', 'label_names', 'minus_one', 'blank'}
+    | {'validation'},
 }
-ELSEWHERE = {'root', 'title', 'streaming', 'missing', 'ignore_labels'}.union(*SOURCES.values())
+ELSEWHERE = {'root', 'config_name', 'title', 'streaming', 'missing', 'ignore_labels'}.union(*SOURCES.values())
 FROM_COCO = {'output', 'model.init_from', 'model.keep_labels', 'model.backbone_pretrained'}
 
 

@@ -194,7 +194,8 @@ def test_run_fine_tunes_on_a_table_of_photos(script, trained, coco_root, tmp_pat
     arguments += [f'--model.init_from=local-dir:{trained}', '--model.backbone_from=null']
     arguments += ['--model.keep_labels=true', '--optim.epochs=1', '--optim.batch_size=8']
     printed = script('train.py', *arguments, '--data.workers=0', f'--output={tmp_path / "run"}').stdout
-    assert printed.startswith("labels: column 'labels', delimited by '|', e.g. ")
+    assert printed.splitlines()[0] == 'recognised as table by train.csv (data.name)'
+    assert printed.splitlines()[1].startswith("labels: column 'labels', delimited by '|', e.g. ")
     run = results(tmp_path / 'run')
     assert run['num_images'] == 24 and run['init_from']['model'] == f'local-dir:{trained.name}'
     named = {'name': 'table', 'split': 'validation', 'root': tmp_path.name, 'trained_on': 'train'}
@@ -400,7 +401,7 @@ def test_load_data_refuses_shards_that_do_not_divide(shards, processes, divide):
     accelerator = SimpleNamespace(main_process_first=nullcontext, num_processes=processes, process_index=0)
     data = DataConfig(name='hub', root=str(shards), streaming=True, train_size=44, eval_size=None)
     with nullcontext() if divide else pytest.raises(InputError) as refused:
-        stream, _, label_names = load_data(data, accelerator)
+        stream, _, label_names, _ = load_data(data, accelerator)
         assert stream.num_shards == 4 // processes and label_names == ['cat', 'dog']
     assert divide or f'the 4 shards of train do not divide over the {processes} processes' in str(refused.value)
 
