@@ -26,7 +26,7 @@ from msff_timm.hub.half import KEEP_BELOW
 from msff_timm.inference import app
 from msff_timm.inference.attention import LAYERS
 from msff_timm.inference.export import FORMATS, read_metadata
-from msff_timm.training import commands, evaluate, train
+from msff_timm.training import commands, evaluate, issues, train
 from msff_timm_cli import commands as cli
 from msff_timm_cli import parser
 

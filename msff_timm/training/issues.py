@@ -134,7 +134,10 @@ def open_run(folder: str | Path, model: str | None, image_size: int | None) -> S
         data_config = timm.data.resolve_model_data_config(loaded, {'img_size': image_size or data.image_size})
     else:
         model = model or hub.DEFAULT_MODEL
-        loaded, data_config = load_model(model, image_size)
+        try:
+            loaded, data_config = load_model(model, image_size)
+        except InputError as e:
+            raise InputError(f'{e} The run started from {model}; --model chooses another one.') from None
     sizes = {data.train_split: data.train_size, data.eval_split: data.eval_size}
     found = {split: data.load(split, size, data.image_size) for split, size in sizes.items()}
     return Source(found, loaded, model, data_config)

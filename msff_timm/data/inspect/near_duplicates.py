@@ -8,22 +8,26 @@ import torch
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch.nn.functional import adaptive_avg_pool2d, normalize
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, normalize, pad
 
 __all__ = ['content_digest', 'group_similar', 'layout']
 
 # Measured with the default model on 150 VOC photos and 1,499 of Corel5k; see the README of `msff_timm/data`.
 SIMILAR = 0.93  # cosine similarity of near-duplicates
 RELIEF = 0.13  # what it may be lower if the layouts agree
-SAME_LAYOUT = 0.9  # correlation of layouts that agree
-SIDE = 16  # pixels of a layout
+SAME_LAYOUT = 0.85  # correlation of layouts that agree
+SIDE, COARSE = 16, 5  # pixels of a layout, and of its coarse structure
 BLOCK = 4096  # images; one block compared with another takes 64 MiB for each kind of similarity
 
 
 def layout(images: torch.Tensor) -> torch.Tensor:
-    """Returns small gray versions (B, 256) of images (B, C, H, W), of mean 0 and length 1."""
-    small = adaptive_avg_pool2d(images.float().mean(1, keepdim=True), SIDE).flatten(1)
-    return normalize(small - small.mean(1, keepdim=True), dim=1)
+    """Returns the layout (B, 256) of images (B, C, H, W): small gray versions without their coarse light and shadow.
+
+    The product of two is their correlation. Coarse structure would make all sunsets alike.
+    """
+    small = adaptive_avg_pool2d(images.float().mean(1, keepdim=True), SIDE)
+    small = small - avg_pool2d(pad(small, [COARSE // 2] * 4, mode='replicate'), COARSE, 1)
+    return normalize((small - small.mean((-2, -1), keepdim=True)).flatten(1), dim=1)
 
 
 def group_similar(embeddings: np.ndarray, layouts: np.ndarray, least: float = SIMILAR) -> np.ndarray:
