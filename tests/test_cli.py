@@ -267,6 +267,14 @@ def test_parser_constants_equal_their_sources():
     assert set(commands) == {*cli.COMMANDS, 'train', 'evaluate'}
 
 
+def test_parse_tells_data_split_from_a_folder_of_that_name():
+    split = parser.parse(['data', 'split', 'photos', '--validation', '0.2'])
+    assert (split.command, split.name, split.validation) == ('data split', 'photos', 0.2)
+    for arguments in (['./split'], ['photos'], ['table', '--root', 'split']):
+        found = parser.parse(['data', *arguments])
+        assert (found.command, found.name) == ('data', arguments[0])
+
+
 @pytest.mark.parametrize('arguments', [['--version'], ['--help'], ['predict', '--help'], ['predict', '--threshold=2']])
 def test_command_answers_without_loading_pytorch(arguments):
     code = 'import sys; sys.modules |= dict.fromkeys(["torch", "timm", "numpy", "msff_timm"]);'

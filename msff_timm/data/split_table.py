@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -111,7 +112,7 @@ def split(
     if together := sizes[sizes > 1].tolist():
         of = 'the same content' + (f' or {group}' if group else '')
         notes.append(f'kept together: {sum(together):,} images of {of}, in {len(together):,} units')
-    parts = [[*shares][number] for number in numbers] + [key for key, dataset in kept.items() for _ in dataset]
+    parts = [[*shares][number] for number in numbers] + [key for key in kept for _ in range(len(kept[key]))]
 
     base = _image_root(images, path.parent, arguments.get('image_root'))
     columns = {'image': [os.path.relpath(image, base).replace(os.sep, '/') for image in images]}
@@ -198,12 +199,10 @@ def _image_root(images: Sequence[str], folder: Path, image_root: object) -> str:
 
 def _read_groups(root: Path, column: str, rows: Dataset, arguments: dict) -> list[str | None]:
     """Returns the value of a column of the table for each image; None for an empty cell."""
-    if root.is_file() and root.suffix.lower() not in SUFFIXES['table'] or not root.exists():
-        raise InputError(f'--group is {column}: {root} is not a table, so it has no columns.')
     wanted = arguments.get('image_column')
     image_columns = (wanted,) if wanted else IMAGE_COLUMNS['table']
     groups: dict[str, str | None] = {}
-    for path in [root] if root.is_file() else _tables(root):
+    for path in _find_tables(root):
         table = read_table(path, set(image_columns))
         if column not in table.columns:
             raise InputError(f'{path}: {unknown("column of --group", column, table.columns)}')
@@ -214,14 +213,19 @@ def _read_groups(root: Path, column: str, rows: Dataset, arguments: dict) -> lis
                 raise InputError(
                     f'{table.where(row, column)} is {quote(value)}, but the image is in another group too.'
                 )
+    for image_id in rows['image_id'][:]:
+        if image_id not in groups:
+            raise InputError(f'--group is {column}: no table in {root} names the image {quote(image_id)}.')
     return [groups[image_id] for image_id in rows['image_id'][:]]
 
 
-def _tables(folder: Path) -> list[Path]:
-    try:
-        return list(find_files('table', folder).values())
-    except InputError:
-        return list(find_files('folder', folder).values())
+def _find_tables(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root] if root.suffix.lower() in SUFFIXES['table'] else []
+    for kind in ('table', 'folder'):
+        with suppress(InputError):
+            return list(find_files(kind, root).values())
+    return []
 
 
 def _label_columns(rows: Dataset, names: list[str], unannotated: str) -> dict[str, list[str]]:

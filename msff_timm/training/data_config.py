@@ -156,9 +156,7 @@ class SourceConfig:
 
     def split_command(self, share: float) -> str:
         """Returns the command that writes a split to a table."""
-        return shlex.join(
-            ['msff-timm', 'data', 'split', self.name, '--root', str(self.root), f'--validation={share:g}']
-        )
+        return f'msff-timm data split {self.name} --root {shlex.quote(str(self.root))} --validation {share:g}'
 
     def kept_labels(self, label_names: Sequence[str]) -> list[int]:
         """Returns the indices of the labels that are not in `ignore_labels`.

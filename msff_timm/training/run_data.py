@@ -88,10 +88,8 @@ class RunData:
             skip = data.unreadable == 'skip'
             self.train_samples = Samples(self.train_set, self.transform, skip, self.seed)
             lines.append(data.check_labels(self.train_samples.targets, self.label_names, data.train_split))
-            evaluated, trained = (
-                data.count_labels(samples.targets, self.label_names)
-                for samples in (self.eval_samples, self.train_samples)
-            )
+            trained = data.count_labels(self.train_samples.targets, self.label_names)
+            evaluated = data.count_labels(self.eval_samples.targets, self.label_names)
             if line := evaluated.unseen(trained, data.eval_split, data.train_split):
                 lines.append(f'warning: {line}')
             self.fingerprints['train'] = fingerprint(self.train_samples.targets, self.train_set['image_id'][:])
@@ -163,7 +161,9 @@ def load_data(
         except NoSplitError as e:
             if (data.train_split, standard_split(data.eval_split)) != ('train', 'validation'):
                 raise
-            if data.streaming or data.validation is None:
+            if data.streaming:
+                raise InputError(f'{e} A stream cannot hold out images: set data.streaming to false.') from None
+            if data.validation is None:
                 raise data.explain_no_validation(e) from None
             train_set, eval_set = data.hold_out(data.image_size)
             held_out = {'share': data.validation, 'images': digest(eval_set['image_id'][:])}

@@ -174,9 +174,8 @@ class Trainer:
             self.progress = self.checkpoints.load(self.resumed_from, self.about, config.force)
         self.seconds_before = self.progress.seconds
         self.unreadable = Unreadable(data.num_images, self.progress.unreadable)
-        training = {'transforms': describe_transforms(self.data_config, **config.data.augmentation)}
-        if data.held_out:
-            training['held_out'] = data.held_out
+        transforms = describe_transforms(self.data_config, **config.data.augmentation)
+        training = {'transforms': transforms, 'held_out': data.held_out}
         self.folder = RunFolder(self.output, data.label_names, self.data_config, training, self.checkpoints)
 
     def probe(self, pixels: torch.Tensor) -> None:

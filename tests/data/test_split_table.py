@@ -110,9 +110,8 @@ def test_split_writes_folds_and_keeps_groups_together(tmp_path):
     assert label_names(load('table', 'train', str(division.path))) == ['cat', 'cow', 'dog']
     again = split('table', str(division.path), folds=3, group='group_id', output=str(tmp_path / 'again.csv'))
     assert table_of(again.path) == rows
-    for column, message in (('patience', "unknown column of --group 'patience': did you mean patient?"),):
-        with pytest.raises(InputError, match=message.replace('?', r'\?')):
-            split('table', str(path), folds=3, group=column, overwrite=True)
+    with pytest.raises(InputError, match="unknown column of --group 'patience': did you mean patient"):
+        split('table', str(path), folds=3, group='patience', overwrite=True)
 
 
 def test_split_leaves_a_test_split_and_refuses_one_that_exists(tmp_path):
@@ -141,6 +140,8 @@ def test_split_reads_coco(coco_root, tmp_path):
     found = contents(*read_back(division))
     assert found == contents(load('coco2014', 'train', str(tmp_path))) and len(found[0]) == 80
     assert table_of(division.path)[0]['image'].startswith('train2014/COCO_train2014_')
+    with pytest.raises(InputError, match='--group is patient: no table in .* names the image'):
+        split('coco2014', str(tmp_path), validation=0.2, group='patient', overwrite=True)
 
 
 def test_split_names_images_elsewhere_by_a_common_folder(tmp_path, capsys, monkeypatch):

@@ -126,6 +126,7 @@ def test_load_data_holds_out_only_if_there_is_no_validation_split(table, capsys)
     with pytest.raises(NoSplitError, match='no table of the split test'):
         load_splits(root=root, validation=0.2, eval_split='test')
     data, train, validation, _, held_out = load_splits(root=root, validation=0.2, eval_split='val', train_size=10)
+    assert data.definition('val')['validation'] == '0.2 of train, stratified, seed 0'
     assert (len(train), len(validation), data.validation, held_out['share']) == (10, 12, 0.2, 0.2)
     assert not {*train['image_id'][:]} & {*validation['image_id'][:]}
     assert len(load_splits(root=root, validation=0.2, eval_size=5)[2]) == 5
