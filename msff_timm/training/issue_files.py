@@ -1,7 +1,7 @@
 """What `msff-timm data issues` prints and writes: tables of label errors and duplicates, and sheets of their images."""
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..data.figures import COLUMNS, DPI, GAP, Tile, draw_sheet, short, thumbnail
@@ -104,8 +104,8 @@ def _place(source: Source, image: int) -> list[str]:
     return [source.places[image][0], source.image_ids[image], path]
 
 
-def _label_tiles(issues: Issues, source: Source) -> dict[str, list[Tile]]:
-    tiles = {}
+def _label_tiles(issues: Issues, source: Source) -> dict[str, Sequence[Tile]]:
+    tiles: dict[str, Sequence[Tile]] = {}
     for kind, most in DRAWN.items():
         drawn = [issue for issue in issues.labels if issue.kind == kind][:most]
         found = f'{HEADINGS[kind]}: {len(drawn)} of {issues.num_labels[kind]:,}'
@@ -116,7 +116,7 @@ def _label_tiles(issues: Issues, source: Source) -> dict[str, list[Tile]]:
     return {heading: found for heading, found in tiles.items() if found}
 
 
-def _duplicate_tiles(issues: Issues, source: Source) -> dict[str, list[Tile]]:
+def _duplicate_tiles(issues: Issues, source: Source) -> dict[str, Sequence[Tile]]:
     return {
         f'{number}: {"exact" if group.is_exact else "near"}{", across splits" * group.is_across}': [
             _tile(source, image, f'{similarity:.3f}')

@@ -14,6 +14,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn as nn
+from accelerate import Accelerator
 from tqdm import tqdm
 
 import msff_timm.data
@@ -32,6 +33,7 @@ from .features import digest
 from .label_issues import LabelIssue, find_label_issues, out_of_fold
 from .loaders import make_loader, num_cores
 from .report import read_settings
+from .run_data import load_data
 from .run_model import make_model
 
 __all__ = ['Duplicates', 'Issues', 'Source', 'find_issues', 'open_data', 'open_run']
@@ -127,20 +129,22 @@ def open_run(folder: str | Path, model: str | None, image_size: int | None) -> S
     if settings is None:
         raise InputError(f'{folder}: has no settings.yaml; name the folder of a run, or a data set.')
     data, start = DataConfig(**settings['data']), ModelConfig(**settings['model'])
-    model = model or start.init_from or start.backbone_from
-    if model is None and start.backbone_pretrained:
+    began = start.init_from or start.backbone_from
+    if model is None and began is None and start.backbone_pretrained:
         model = f"{start.name} with timm's weights"
         loaded, _ = make_model(start, ['any'], resumed=False)
         data_config = timm.data.resolve_model_data_config(loaded, {'img_size': image_size or data.image_size})
     else:
-        model = model or hub.DEFAULT_MODEL
+        chosen, model = model, model or began or hub.DEFAULT_MODEL
         try:
             loaded, data_config = load_model(model, image_size)
         except InputError as e:
-            raise InputError(f'{e} The run started from {model}; --model chooses another one.') from None
-    sizes = {data.train_split: data.train_size, data.eval_split: data.eval_size}
-    found = {split: data.load(split, size, data.image_size) for split, size in sizes.items()}
-    return Source(found, loaded, model, data_config)
+            hint = '' if chosen else f' {folder} started from it: --model chooses another model.'
+            raise InputError(f'{e}{hint}') from None
+    if data.streaming:  # the number of images in an epoch is not that of the split
+        data.streaming, data.train_size = False, None
+    train_set, eval_set, *_ = load_data(data, Accelerator())
+    return Source({data.train_split: train_set, data.eval_split: eval_set}, loaded, model, data_config)
 
 
 @dataclass
@@ -199,7 +203,7 @@ def find_issues(
         InputError: No image can be read, or the file cannot be written.
     """
     embeddings, layouts = cached_embeddings(source, cache, device, workers)
-    is_unreadable = ~embeddings.any(1)
+    is_unreadable = np.array(~embeddings.any(1))
     groups = group_similar(embeddings, layouts, similarity)
     targets = np.where(is_unreadable[:, None], -1, source.targets)
     logits = out_of_fold(embeddings, targets, groups)

@@ -149,6 +149,9 @@ def test_issues_of_a_run_use_its_data_and_the_weights_it_started_from(trained, t
     )
     assert issues.open_run(folder, None, 64).model_name == f'local-dir:{trained}'
     assert issues.open_run(folder, hub.DEFAULT_MODEL, SIDE).model_name == hub.DEFAULT_MODEL
+    (folder / 'settings.yaml').write_text(settings.replace('backbone_from: null', 'backbone_from: local-dir:gone'))
+    with pytest.raises(InputError, match=r'gone.* started from it: --model chooses another model\.'):
+        issues.open_run(folder, None, 64)
 
 
 def test_issues_refuses_what_does_not_fit(trained, tmp_path, capsys):
