@@ -20,13 +20,14 @@ from PIL import Image
 import msff_timm
 from msff_timm import errors, hub
 from msff_timm.data import scenes
+from msff_timm.data.inspect import near_duplicates
 from msff_timm.hub import card
 from msff_timm.hub.half import KEEP_BELOW
 from msff_timm.inference import app, bulk, sidecars, similar
 from msff_timm.inference.attention import LAYERS
 from msff_timm.inference.export import FORMATS, read_metadata
 from msff_timm.inference.precision import MAX_DROP, PRECISIONS
-from msff_timm.training import commands, evaluate, train
+from msff_timm.training import commands, evaluate, issues, train
 from msff_timm_cli import commands as cli
 from msff_timm_cli import parser
 
@@ -261,6 +262,7 @@ def test_output_that_cannot_be_written_is_refused_first(arguments, tmp_path, cap
 
 def test_parser_constants_equal_their_sources():
     assert parser.DEFAULT_MODEL == hub.DEFAULT_MODEL and parser.KEEP_BELOW == KEEP_BELOW
+    assert parser.MOST == issues.MOST and parser.SIMILAR == near_duplicates.SIMILAR
     assert parser.FORMATS == tuple(FORMATS) and parser.LAYERS == LAYERS
     assert parser.AUTOCAST == tuple(bulk.PRECISIONS) and parser.SIDECARS == sidecars.FORMATS
     assert parser.SIMILARITY == similar.NEAR_DUPLICATE
@@ -316,9 +318,8 @@ def test_parser_names_options_the_same_in_every_command():
     for name, found in options.items():
         assert ('--output' in found) == ('-o' in found)
         assert name in ('train', 'evaluate') or {'-q', '--quiet', '-v', '--verbose'} <= found
-    assert {name for name, found in options.items() if '--device' in found} == {
-        'predict', 'embed', 'similar', 'explain', 'space'
-    }  # fmt: skip
+    computing = {name for name, found in options.items() if '--device' in found}
+    assert computing == {'predict', 'embed', 'similar', 'explain', 'space', 'data issues'}
 
 
 @pytest.mark.parametrize(('name', 'module'), [('train', train), ('evaluate', evaluate)])

@@ -34,7 +34,7 @@ WITH_OUTPUT = {
     'split': None,
 }
 
-# Arguments of `msff_timm.data.load` that `data` and `data split` pass on
+# Arguments of `msff_timm.data.load` that `data`, `data split` and `data issues` pass on
 LOADING = (
     'root config_name keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
     ' label_names minus_one blank none_label repeated_images image_suffix validation_fold'
@@ -363,6 +363,44 @@ def _data_split(args: argparse.Namespace) -> None:
     print(f'{division.path}: train on it with {shlex.join(command)}')
 
 
+def _data_issues(args: argparse.Namespace) -> None:
+    from msff_timm.data import NAMES, notes
+    from msff_timm.errors import InputError, missing_package
+    from msff_timm.files import check_folder
+    from msff_timm.inference.logits import choose_device
+
+    try:
+        from msff_timm.training import issue_files, issues
+        from msff_timm.training.checks import check_at_least
+    except ModuleNotFoundError as e:
+        raise missing_package(e.name, 'train') from None
+
+    is_run = Path(args.name, 'settings.yaml').is_file()
+    if is_run and (args.root or args.splits):
+        raise InputError(f'{args.name} is the folder of a run, which names its data: leave out --root and --splits.')
+    output = Path(args.output or (Path(args.name, 'issues') if is_run else f'issues-{Path(args.name).resolve().name}'))
+    check_folder(output, '--output')
+    for option, least in (('most', 1), ('workers', 0), ('image_size', 32)):
+        check_at_least(f'--{option.replace("_", "-")}', getattr(args, option), least)
+    device = choose_device(args.device)
+    if not is_run and (args.name not in NAMES or args.name == 'auto'):
+        print(_recognise(args))
+    if is_run:
+        source = issues.open_run(args.name, args.model, args.image_size)
+    else:
+        loading = {key: getattr(args, key) for key in (*LOADING, 'size')}
+        source, not_loaded = issues.open_data(args.name, args.splits, args.model, args.image_size, **loading)
+        for message in not_loaded:
+            log.warning('left out: %s', message)
+    for line in dict.fromkeys(line for dataset in source.splits.values() for line in notes(dataset)):
+        print(line)
+    size = ' x '.join(map(str, source.data_config['input_size'][1:]))
+    log.info('embeddings of %s at %s', source.model_name, size)
+    found = issues.find_issues(source, output / 'embeddings.npz', device, args.workers, args.similarity, args.most)
+    print('\n'.join(issue_files.describe(found, source)))
+    print('\n'.join(map(str, issue_files.write(found, source, output))))
+
+
 def _card(args: argparse.Namespace) -> None:
     from msff_timm.files import check_file
     from msff_timm.hub import card
@@ -436,6 +474,7 @@ COMMANDS = {
     'space': _space,
     'data': _data,
     'data split': _data_split,
+    'data issues': _data_issues,
     'card': _card,
     'push': _push,
     'halve': _halve,

@@ -19,7 +19,9 @@ KEEP_BELOW = 32_768
 AUTOCAST = ('fp32', 'bf16', 'fp16')
 SIMILARITY = 0.95
 SIDECARS = ('txt', 'xmp')
-TWO_WORDS = ('data split',)  # commands whose second word is no folder or format of `data`
+MOST = 1000
+SIMILAR = 0.93
+TWO_WORDS = ('data split', 'data issues')  # commands whose second word is no folder or format of `data`
 
 MODEL_NAMES = (
     'A model is named by a registered timm name, an existing folder, or ORG/NAME on the Hub, and looked for in this'
@@ -59,7 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for add in (_add_predict, _add_embed, _add_similar, _add_explain, _add_export, _add_space, _add_data, _add_split):
+    for add in (_add_predict, _add_embed, _add_similar, _add_explain, _add_export, _add_space):
+        add(commands)
+    for add in (_add_data, _add_split, _add_issues):
         add(commands)
     for add in (_add_training, _add_card, _add_push, _add_halve, _add_convert):
         add(commands)
@@ -267,7 +271,7 @@ def _add_data(commands) -> None:
     command.add_argument('--check', action='store_true', help='decode every image')
     command.add_argument('--workers', type=int, help='number of decoding processes (default: one per processor)')
     command.add_argument('-o', '--output', metavar='FOLDER', help='folder to write to (default: inspect-NAME)')
-    command.epilog = 'See also msff-timm data split --help. Write ./split for a folder of that name.'
+    command.epilog = 'See also msff-timm data split, msff-timm data issues. Write ./split for a folder of that name.'
 
 
 def _add_split(commands) -> None:
@@ -287,6 +291,40 @@ def _add_split(commands) -> None:
     command.add_argument('--seed', type=int, default=0, help='seed of the division (default: 0)')
     command.add_argument('-o', '--output', metavar='FILE', help='table to write (default: split.csv beside the data)')
     command.add_argument('--overwrite', action='store_true', help='replace an existing table')
+
+
+def _add_issues(commands) -> None:
+    command = _add_command(
+        commands,
+        'data issues',
+        'rank likely label errors, and find near-duplicate images',
+        'Rank labels that are likely wrong or missing, and find images that are nearly the same, first those in several'
+        ' splits. NAME is a data set, or the folder of a run, whose data and start weights are used.',
+    )
+    _add_source(command)
+    command.add_argument('--splits', nargs='+', help='splits to search (default: train and validation)')
+    command.add_argument('--size', type=int, help='number of images of each split, from the first on (default: all)')
+    command.add_argument(
+        '--model',
+        metavar='NAME',
+        help=f'model that has not learnt these labels (default: what the run started from, or {DEFAULT_MODEL})',
+    )
+    command.add_argument('--image-size', type=int, help="side of square input images (default: the model's own size)")
+    command.add_argument(
+        '--similarity',
+        type=_probability,
+        default=SIMILAR,
+        help=f'least cosine similarity of near-duplicates (default: {SIMILAR})',
+    )
+    command.add_argument(
+        '--most', type=int, default=MOST, metavar='N', help=f'entries of each kind to list (default: {MOST})'
+    )
+    command.add_argument('--workers', type=int, default=2, help='number of processes that load images (default: 2)')
+    _add_device(command)
+    command.add_argument(
+        '-o', '--output', metavar='FOLDER', help='folder to write to (default: issues-NAME, or issues in the run)'
+    )
+    command.epilog = MODEL_NAMES
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:

@@ -243,7 +243,7 @@ def _label_columns(rows: Dataset, names: list[str], unannotated: str) -> dict[st
     cells = [DELIMITER.join(row) for row in labels]
     if not any(rows['ignore'][:]) and names == sorted(set(chain.from_iterable(labels))):
         try:
-            lists, _ = find_lists(cells, [], None, None, '')
+            lists, _ = find_lists(cells, None, None, '')
             if all(lists.read(cell, '') == row for cell, row in zip(cells, labels, strict=True)):
                 return {'labels': cells}
         except InputError:  # cells that can be read in two ways

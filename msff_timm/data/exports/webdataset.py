@@ -9,7 +9,7 @@ import re
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,9 +20,8 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.webdataset.webdataset import base_plus_ext
 from fsspec.implementations.local import LocalFileSystem
 
-from ...errors import InputError, one_line
+from ...errors import InputError, one_line, unknown
 from ..formats import image_suffixes
-from ..label_cells import encode
 from ..label_lists import LabelLists, find_delimiter, texts_of
 from ..records import features, set_notes
 from ..table_splits import SPLITS, standard_split
@@ -210,7 +209,7 @@ def _rows(
                 raise InputError(f'{where} occurs twice: the files of a sample must follow each other.')
             keys.add(key)
             image = form.find_image(fields, where)
-            labels, _ = encode(form.read_labels(fields, names, where), (), number_of, where)
+            labels = _indices(form.read_labels(fields, names, where), number_of, where)
             yield {
                 'image': {'bytes': fields[image], 'path': f'{os.path.basename(key)}.{image}'},
                 'labels': labels,
@@ -240,6 +239,14 @@ def _samples(shard: str, with_images: bool = True) -> Iterator[tuple[str, Fields
         raise InputError(f'{shard}: is not a whole tar file, or cannot be read ({one_line(e)}).') from None
     if fields:
         yield key, fields
+
+
+def _indices(labels: Collection[str], number_of: dict[str, int], where: str) -> list[int]:
+    """Returns the sorted indices of labels."""
+    for label in labels:
+        if label not in number_of:
+            raise InputError(f'{where}: {unknown("label", label[:80], number_of)}')
+    return sorted(number_of[label] for label in labels)
 
 
 def _is_image(field: str) -> bool:
