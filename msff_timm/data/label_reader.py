@@ -118,7 +118,7 @@ def find_format(
     first, column, delimiter = tables[0], columns[0], settings.label_delimiter
     ignored = [table.distinct('ignore')[0] for table in tables if 'ignore' in table.columns]
     if is_binary:
-        if delimiter is None and 'ignore' not in columns:
+        if delimiter is None and ignored and 'ignore' not in columns:
             ignored = texts_of(chain.from_iterable(ignored))
             delimiter = find_delimiter(ignored, columns, f"{first.path}: 'ignore'")[0]
         return Format(columns, 'columns', LabelLists(delimiter), names)

@@ -238,11 +238,11 @@ class SourceConfig:
                 choices['root'] = self.root if is_id else Path(self.root).resolve().name
             readings = {'minus_one': self.minus_one, 'blank': self.blank}
             choices |= {key: value for key, value in readings.items() if value != 'unannotated'}
-        if self.config_name is not None:
-            choices['config_name'] = self.config_name
             choices |= {} if self.repeated_images == 'error' else {'repeated_images': self.repeated_images}
             others = {'none_label': self.none_label, 'validation_fold': self.validation_fold}
             choices |= {key: value for key, value in others.items() if value is not None}
+        if self.config_name is not None:
+            choices['config_name'] = self.config_name
         if self.title is not None:
             choices['title'] = self.title
         if self.validation is not None:

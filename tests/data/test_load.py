@@ -66,7 +66,7 @@ def test_new_settings_reach_reader(root, tmp_path, capsys):
     settings = {'none_label': 'normal', 'repeated_images': 'repeat', 'image_suffix': '.png', 'validation_fold': 1}
     arguments = [f'--data.{key}={value}' for key, value in settings.items()]
     data = parse(TrainConfig, ['--output=x', '--data.name=table', f'--data.root={root}', *arguments]).data
-    train_set, eval_set, names = load_data(data, Accelerator(cpu=True))
+    train_set, eval_set, names, _ = load_data(data, Accelerator(cpu=True))
     assert names == ['x', 'y, z'] and train_set['labels'][:] == [[0], [0], [1]] and train_set['ignore'][2] == [0]
     assert eval_set['labels'][:] == eval_set['ignore'][:] == [[]]
     options = [f'--{key.replace("_", "-")}={value}' for key, value in settings.items()]

@@ -105,7 +105,7 @@ class Format:
         lists, labels = LabelLists(self.delimiter, names), set()
         for item in items:
             if isinstance(item, str) and not (item not in names and item.strip().isdecimal()):
-                labels.update([item.strip()] if self.field == 'json' else lists.read_names(item, where))
+                labels.update([item.strip()] if self.field == 'json' else lists.read(item, where))
             elif 0 <= int(item) < len(names):
                 labels.add(names[int(item)])
             else:
@@ -417,7 +417,7 @@ def _collect_names(splits: dict[str, list[str]], form: Format, root: str) -> tup
         form = replace(form, delimiter=delimiter)
     lists = LabelLists(form.delimiter)
     names = sorted(
-        {name for row in rows for name in ([row.strip()] if form.field == 'json' else lists.read_names(row, root))}
+        {name for row in rows for name in ([row.strip()] if form.field == 'json' else lists.read(row, root))}
     )
     if not names:
         raise InputError(f'{root}: contains no labels: set data.label_names.')
