@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import import_module
-from typing import TYPE_CHECKING
+from inspect import signature
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown
 from . import exports
@@ -32,6 +34,15 @@ SPLITS = {
     **dict.fromkeys(('coco2014', 'coco2017'), ('train', 'validation')),
     **dict.fromkeys(('folder', 'scenes', 'table', *exports.FORMATS), ('train', 'validation', 'test')),
     **dict.fromkeys(('voc2007', 'voc2012'), ('train', 'validation', 'trainval', 'test')),
+}
+# Settings that each reader uses, see `load`
+COLUMNS = tuple(field.name for field in fields(ColumnSettings))
+USED = {
+    'coco': ('keep_unlabelled', 'missing'),
+    'hub': COLUMNS,
+    'scenes': (),
+    'table': COLUMNS,
+    'voc': ('difficult', 'label_names', 'missing'),
 }
 DIFFICULT = ('ignore', 'negative', 'positive')
 MISSING = ('error', 'skip')
@@ -148,50 +159,40 @@ def load(
                 f'{setting} {ascii(str(path))}: its path is not UTF-8: rename it, or use a link to it.'
             ) from None
     split = 'validation' if split == 'val' else split
+    choices: dict[str, Any] = dict(
+        keep_unlabelled=keep_unlabelled,
+        difficult=difficult,
+        missing=missing,
+        image_root=image_root,
+        image_column=image_column,
+        label_columns=label_columns,
+        label_delimiter=label_delimiter,
+        label_names=label_names,
+        minus_one=minus_one,
+        blank=blank,
+        none_label=none_label,
+        repeated_images=repeated_images,
+        image_suffix=image_suffix,
+        validation_fold=validation_fold,
+    )
+    used = exports.settings_of(name) if name in exports.FORMATS else USED[READERS[name]]
+    for key, value in choices.items():
+        if key not in used and value != signature(load).parameters[key].default:
+            raise InputError(f'data.{key} is {value}, which {name} does not use: leave it out.')
     if name in exports.FORMATS:
-        dataset = exports.load(
-            name,
-            split,
-            root,
-            keep_unlabelled=keep_unlabelled,
-            difficult=difficult,
-            missing=missing,
-            image_root=image_root,
-            image_column=image_column,
-            label_columns=label_columns,
-            label_delimiter=label_delimiter,
-            label_names=label_names,
-            minus_one=minus_one,
-            blank=blank,
-            streaming=streaming,
-        )
-        return _first(dataset, size, recognised)
+        return _first(exports.load(name, split, root, streaming=streaming, **choices), size, recognised)
     reader = import_module(f'.{READERS[name]}', __name__)
     if name == 'scenes':
         return reader.load(split, size or reader.DEFAULT_SIZE, image_size)
     if READERS[name] in ('table', 'hub'):
-        settings = ColumnSettings(
-            image_column,
-            label_columns,
-            label_names,
-            label_delimiter,
-            minus_one,
-            blank,
-            image_root,
-            none_label,
-            repeated_images,
-            image_suffix,
-            validation_fold,
-        )
+        settings = ColumnSettings(**{key: choices[key] for key in used})
         settings.check()
         if name == 'hub':
             dataset = reader.load(split, root, settings, config_name, streaming)
         else:
             dataset = reader.load(name, split, root, settings)
-    elif READERS[name] == 'voc':
-        dataset = reader.load(name, split, root, difficult, label_names, missing)
     else:
-        dataset = reader.load(name, split, root, keep_unlabelled, missing)
+        dataset = reader.load(name, split, root, **{key: choices[key] for key in used})
     return _first(dataset, size, recognised)
 
 

@@ -22,7 +22,7 @@ from ..text import list_folder
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ['FORMATS', 'Recognised', 'load', 'recognise']
+__all__ = ['FORMATS', 'Recognised', 'load', 'recognise', 'settings_of']
 
 # Module of each format, by its name in `data.name`
 FORMATS: dict[str, str] = {
@@ -66,8 +66,13 @@ def load(name: str, split: str, root: str | None, **settings: object) -> 'datase
     if split not in SPLITS:
         raise unknown(f'split of {name}', split, SPLITS)
     reader = import_module(f'.{FORMATS[name]}', __name__).load
-    used = [key for key, parameter in signature(reader).parameters.items() if parameter.kind == parameter.KEYWORD_ONLY]
-    return reader(split, Path(root), **{key: settings[key] for key in used})
+    return reader(split, Path(root), **{key: settings[key] for key in settings_of(name)})
+
+
+def settings_of(name: str) -> list[str]:
+    """Returns the settings that the reader of a format uses: its keyword-only arguments."""
+    parameters = signature(import_module(f'.{FORMATS[name]}', __name__).load).parameters
+    return [key for key, parameter in parameters.items() if parameter.kind == parameter.KEYWORD_ONLY]
 
 
 def recognise(root: str | None) -> Recognised:
