@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ['Batches', 'make_loader', 'num_cores']
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least this many times the size that it is resized to.
-REDUCED = 2
+REDUCED = 4
 
 
 class Batches(Dataset):

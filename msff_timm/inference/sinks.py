@@ -78,7 +78,7 @@ def _merge_parquet(parts: Sequence[Path], path: Path, header: dict) -> None:
     with pq.ParquetWriter(path, schema) as writer:
         tables = []
         for part in parts:
-            tables.append(pq.read_table(part).replace_schema_metadata(schema.metadata))
+            tables.append(pq.ParquetFile(part).read().replace_schema_metadata(schema.metadata))
             if part == parts[-1] or sum(table.nbytes for table in tables) > GROUP_BYTES:
                 writer.write_table(pa.concat_tables(tables))
                 tables = []

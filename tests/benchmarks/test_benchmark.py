@@ -89,7 +89,7 @@ def test_predict_measures_both_ways(measured, photos):
     }
     ratios = np.divide(found['turns']['file'], found['turns']['function'])
     assert found['ratio']['median'] == pytest.approx(np.median(ratios))
-    assert f'file / function: {np.median(ratios):.3f} (' in printed and '2 photos in each of 2 turns' in printed
+    assert f'file / function: {np.median(ratios):.3f} (' in printed and '4 photos, 2 turns' in printed
 
 
 def test_decode_counts_labels_that_change(measured, photos, monkeypatch):

@@ -23,9 +23,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--root', type=Path, required=True, help='folder with photos, subfolders included')
     parser.add_argument('--model', default=hub.DEFAULT_MODEL, help='registered name, folder or ORG/NAME')
     parser.add_argument('--photos', type=int, default=500, help='number of photos')
-    parser.add_argument('--longer', type=int, default=2560, help='longer side of the JPEG files in pixels')
+    parser.add_argument('--longer', type=int, default=4096, help='longer side of the JPEG files in pixels')
     parser.add_argument('--noise', type=float, default=4, help='standard deviation of their noise, of 255 levels')
-    parser.add_argument('--factors', type=float, nargs='+', default=[1, REDUCED, 4], help='see REDUCED in decoding.py')
+    parser.add_argument('--factors', type=float, nargs='+', default=[1, 2, REDUCED], help='see REDUCED in decoding.py')
 
 
 def run(options: argparse.Namespace) -> dict:
