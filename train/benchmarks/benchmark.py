@@ -12,6 +12,7 @@ COMMANDS = {  # each in the module bench_COMMAND
     'load': 'loading a model from the cache, and importing the package',
     'model': 'models side by side',
     'labels': 'inference of one image with many labels',
+    'onnx': 'ONNX files side by side: precisions of one model',
     'scale': 'training on many devices, predicted from one',
 }
 
