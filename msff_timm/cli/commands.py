@@ -289,7 +289,7 @@ def _export(args: argparse.Namespace) -> None:
 def _space(args: argparse.Namespace) -> None:
     from msff_timm.inference import app
 
-    app.serve(_choose_model(args.model), args.host, args.port, args.device)
+    app.serve(_choose_model(args.model), args.host, args.port, args.device, args.mcp)
 
 
 def _data(args: argparse.Namespace) -> int:

@@ -257,6 +257,7 @@ def _add_space(commands) -> None:
     _add_model(command)
     command.add_argument('--host', help='address to listen at; 0.0.0.0 for all (default: this machine only)')
     command.add_argument('--port', type=_port, help='port to listen at (default: the first free one from 7860 on)')
+    command.add_argument('--mcp', action='store_true', help='serve MCP clients, too (pip install msff-timm[mcp])')
     _add_device(command)
 
 

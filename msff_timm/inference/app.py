@@ -20,6 +20,7 @@ from ..data.images import open_image
 from ..errors import InputError, missing_package, one_line
 from ..labels import compute_probabilities, decision_thresholds, display_names, get_thresholds
 from .attention import attention_maps, has_attention
+from .endpoint import add_endpoint, keep_path
 from .explain import ATTENTION, GRAD_CAM
 from .grad_cam import grad_cam
 from .logits import Preprocessing, choose_device, compute_logits, resize_longer
@@ -101,10 +102,6 @@ def _gradio():
     return gradio
 
 
-async def _keep_path(path: str) -> str:
-    return path
-
-
 def build(model: nn.Module, name: str):
     """Builds the page of a model.
 
@@ -182,7 +179,7 @@ def build(model: nn.Module, name: str):
                 # Gradio's own reading would end in a traceback for an image that Pillow refuses, and would fetch the
                 # address or server file that a request names. Here, only recorded uploads are opened.
                 image.preprocess = lambda payload: payload and payload.path
-                image.async_move_resource_to_block_cache = _keep_path
+                image.async_move_resource_to_block_cache = keep_path
             with gr.Column(scale=6, min_width=320):
                 with gr.Group():
                     use_own = gr.Checkbox(
@@ -223,11 +220,12 @@ def build(model: nn.Module, name: str):
         threshold.input(apply_threshold, [analysis, use_own, threshold], [use_own, labels], **latest)
         use_own.input(list_labels, [analysis, use_own, threshold], labels, **latest)
         label.input(show_attention, [analysis, label], attention, concurrency_id='model', **latest)
+        add_endpoint(page, model, uploads, concurrency_id='model')
     page.uploads = uploads
     return page
 
 
-def launch(page, host: str | None = None, port: int | None = None) -> str:
+def launch(page, host: str | None = None, port: int | None = None, mcp: bool = False) -> str:
     """Starts a page, without a public link and without fetching anything from elsewhere.
 
     Args:
@@ -236,6 +234,7 @@ def launch(page, host: str | None = None, port: int | None = None) -> str:
             this name and as localhost; at 0.0.0.0 or :: under all addresses and the machine's name; on the Hub under
             the name of the Space. A proxy in front of it has to pass one of these as `Host`.
         port: Port to listen at; None for `GRADIO_SERVER_PORT`, or else the first free port from 7860 on.
+        mcp: True to serve the endpoint `/predict` to MCP clients, too, at `gradio_api/mcp/`.
 
     Returns:
         Address of the page.
@@ -265,6 +264,7 @@ def launch(page, host: str | None = None, port: int | None = None) -> str:
             footer_links=[],
             run_history=False,  # keep no images in the browser
             ssr_mode=False,
+            mcp_server=mcp or None,  # None leaves it to GRADIO_MCP_SERVER
             theme=theme,
             css=CSS,
         )
@@ -286,7 +286,11 @@ def _check_address(host: str, port: int) -> None:
 
 
 def serve(
-    name: str = hub.DEFAULT_MODEL, host: str | None = None, port: int | None = None, device: str | None = None
+    name: str = hub.DEFAULT_MODEL,
+    host: str | None = None,
+    port: int | None = None,
+    device: str | None = None,
+    mcp: bool = False,
 ) -> None:
     """Loads a model and serves its page until Ctrl-C, SIGTERM or SIGHUP, then deletes all uploads.
 
@@ -297,6 +301,7 @@ def serve(
         host: Address to listen at, as for `launch`.
         port: Port to listen at, as for `launch`.
         device: Type of device, as for `choose_device`.
+        mcp: True to serve MCP clients, as for `launch`.
 
     Raises:
         InputError: The model cannot be loaded or put on the device, or the page cannot be started.
@@ -314,7 +319,7 @@ def serve(
         with temporary_folder() as folder:
             os.environ['GRADIO_TEMP_DIR'] = str(folder)
             page = build(model, name)
-            print(f'Serving {name} at {launch(page, host, port)}; press Ctrl-C to stop.', flush=True)
+            print(f'Serving {name} at {launch(page, host, port, mcp)}; press Ctrl-C to stop.', flush=True)
             try:
                 threading.Event().wait()
             finally:

@@ -1,6 +1,7 @@
 """Endpoint of the page, for programs: HTTP, `gradio_client`, and MCP."""
 
 from typing import TypedDict
+from uuid import uuid4
 
 import torch
 import torch.nn as nn
@@ -12,7 +13,7 @@ from .logits import Preprocessing, compute_logits
 from .predict import select_labels
 from .uploads import Uploads
 
-__all__ = ['Answer', 'add_endpoint']
+__all__ = ['Answer', 'add_endpoint', 'keep_path']
 
 MAX_BATCH = 16  # images that wait at the same time and are computed at once
 
@@ -29,12 +30,14 @@ class Answer(TypedDict):
     error: str | None
 
 
-def add_endpoint(model: nn.Module, uploads: Uploads, concurrency_id: str) -> None:
-    """Adds the endpoint `/predict` to the page that is being built.
+def add_endpoint(page, model: nn.Module, uploads: Uploads, concurrency_id: str) -> None:
+    """Adds the endpoint `/predict` to a page that is being built.
 
-    Images that arrive while the model is busy are computed together, up to `MAX_BATCH` of them.
+    Images that arrive while the model is busy are computed together, up to `MAX_BATCH` of them. A request needs an
+    upload of its own: the same upload is not opened for another request.
 
     Args:
+        page: The `gradio.Blocks`, whose context is open.
         model: Model as for `msff_timm.inference.app.analyze`.
         uploads: Record of the uploads, which a request names.
         concurrency_id: Name of the group of events of which one runs at a time.
@@ -44,7 +47,7 @@ def add_endpoint(model: nn.Module, uploads: Uploads, concurrency_id: str) -> Non
     transform, label_names = Preprocessing(model).transform, display_names(model)
 
     # Gradio passes a list for each argument, while the types are those of one image, which it publishes.
-    def predict(image: gr.FileData, threshold: float | None = None, request: gr.Request = None) -> Answer:
+    def predict(image: gr.FileData, threshold: float | None = None) -> Answer:
         """Predicts the labels of an image.
 
         Args:
@@ -52,11 +55,11 @@ def add_endpoint(model: nn.Module, uploads: Uploads, concurrency_id: str) -> Non
             threshold: Probability above which a label is predicted. Without it, each label has its own threshold.
         """
         answers: list[Answer] = [{'labels': {}, 'error': None} for _ in image]
-        requests = request if isinstance(request, list) else [request]
         pixels, limits = {}, {}
-        for number, (file, value, sender) in enumerate(zip(image, threshold, requests, strict=True)):
+        for number, (file, value) in enumerate(zip(image, threshold, strict=True)):
             try:
-                path = uploads.open(_path_of(file), sender.session_hash)
+                # Gradio does not tell the sessions of a batch apart: each request is a session of its own.
+                path = uploads.open(_path_of(file), uuid4().hex)
                 limits[number] = _thresholds(model, value)
                 pixels[number] = transform(open_image(path, path.name))
             except InputError as e:
@@ -67,7 +70,7 @@ def add_endpoint(model: nn.Module, uploads: Uploads, concurrency_id: str) -> Non
                 answers[number]['labels'] = select_labels(row, label_names, limits[number])
         return (answers,)
 
-    gr.api(
+    endpoint = gr.api(
         predict,
         api_name='predict',
         batch=True,
@@ -75,6 +78,13 @@ def add_endpoint(model: nn.Module, uploads: Uploads, concurrency_id: str) -> Non
         concurrency_limit=1,
         concurrency_id=concurrency_id,
     )
+    for block in page.fns[endpoint['id']].inputs:
+        block.async_move_resource_to_block_cache = keep_path
+
+
+async def keep_path(path: str) -> str:
+    """Replaces the method by which Gradio fetches the address or the server's file that a request names."""
+    return path
 
 
 def _path_of(file: object) -> str:
