@@ -132,8 +132,11 @@ def _load_model(args: argparse.Namespace):
 
 
 def _predict_to_file(args: argparse.Namespace) -> int:
+    from msff_timm.errors import InputError
     from msff_timm.inference.tasks import PredictTask
 
+    if args.json:
+        raise InputError('--json prints, and -o writes: give -o FILE.jsonl for JSON in a file.')
     return _run_bulk(args, lambda model: PredictTask(model, args.threshold, args.top_k, args.scores, args.flip))
 
 
