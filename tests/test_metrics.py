@@ -14,7 +14,7 @@ from torchmetrics.classification import (
     MultilabelRecall,
 )
 
-from msff_timm import metrics, thresholds
+from msff_timm import calibration, metrics, thresholds
 from msff_timm.metrics import DEFINITIONS, average_precision, evaluate
 from msff_timm.training import accumulator
 
@@ -528,7 +528,7 @@ def test_evaluate_accepts_any_type_of_targets_and_half_precision(dtype):
     )
 
 
-@pytest.mark.parametrize('module', [metrics, thresholds, accumulator], ids=lambda module: module.__name__)
+@pytest.mark.parametrize('module', [calibration, metrics, thresholds, accumulator], ids=lambda module: module.__name__)
 def test_examples_of_docstrings_run(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed

@@ -245,7 +245,7 @@ def _explain(args: argparse.Namespace) -> None:
     from msff_timm.inference.explain import explain
 
     check_file(args.output, '--output', parents=False)
-    explanation = explain(_load_model(args), args.image, args.labels, args.output, args.layers)
+    explanation = explain(_load_model(args), args.image, args.labels, args.output, args.layers, args.threshold)
     labels = ', '.join(f'{name} {probability:.3f}' for name, probability in explanation.labels.items())
     print(f'{args.output}: {labels}')
 

@@ -187,12 +187,20 @@ def _add_bulk(options) -> None:
 
 
 def _add_explain(commands) -> None:
-    command = _add_command(commands, 'explain', 'draw the image regions that labels attend to')
+    command = _add_command(
+        commands,
+        'explain',
+        'draw the image regions that labels attend to',
+        'Draw the image regions that labels attend to (msff_* and q2l_* models), or Grad-CAM (any other model).',
+    )
     command.add_argument('image', metavar='IMAGE', help='image file')
-    _add_model(command, ' of an MSFF model (msff_*)')
-    command.add_argument('--labels', type=_names, help='NAME,NAME,... (default: labels above 0.5, else the top 3)')
+    _add_model(command)
+    command.add_argument('--labels', type=_names, help='NAME,NAME,... (default: those of predict, else the top 3)')
     command.add_argument(
-        '--layers', choices=LAYERS, default='all', help='decoder layers to average over (default: all)'
+        '--threshold', type=_probability, help="probability threshold (default: the model's own, else 0.5)"
+    )
+    command.add_argument(
+        '--layers', choices=LAYERS, default='all', help='decoder layers whose attention is averaged (default: all)'
     )
     command.add_argument('-o', '--output', required=True, metavar='FILE', help='figure to write: .png, .pdf, .svg, ...')
     _add_device(command)
@@ -230,7 +238,7 @@ def _add_space(commands) -> None:
         commands,
         'space',
         'serve a web page that shows the labels of an image and their attention',
-        'Serve a web page that shows the labels of an image and, with an MSFF model (msff_*), their attention.',
+        'Serve a web page that shows the labels of an image and their attention (msff_* and q2l_* models) or Grad-CAM.',
     )
     _add_model(command)
     command.add_argument('--host', help='address to listen at; 0.0.0.0 for all (default: this machine only)')

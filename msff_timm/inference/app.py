@@ -18,8 +18,10 @@ from PIL import Image
 from .. import hub
 from ..data.images import open_image
 from ..errors import InputError, missing_package, one_line
-from ..labels import display_names, get_thresholds
-from .attention import attention_maps
+from ..labels import compute_probabilities, decision_thresholds, display_names, get_thresholds
+from .attention import attention_maps, has_attention
+from .explain import ATTENTION, GRAD_CAM
+from .grad_cam import grad_cam
 from .logits import Preprocessing, choose_device, compute_logits, resize_longer
 from .markup import CSS, attention_html, heading_html, labels_html, note_html
 from .uploads import MAX_UPLOAD, Guard, Uploads, allowed_hosts, temporary_folder
@@ -33,11 +35,18 @@ MAX_SESSIONS = 200  # sessions whose last image is kept in memory
 
 TITLE = 'What is in this image?'
 INVITATION = 'Drop an image into the frame, or paste one, to see its labels.'
-NO_IMAGE = 'The attention map appears here once there is an image.'
-HOW_TO_READ = (
-    'The first map combines all scales: the warmer the colour, the more the label attends to the place. The others'
-    ' show the cells of each scale, from black (no attention) to yellow (the maximum of that map).'
-)
+NO_IMAGE = 'The map appears here once there is an image.'
+HOW_TO_READ = {
+    ATTENTION: (
+        'The first map is smooth, and combines all scales: the warmer the colour, the more the label attends to the'
+        ' place. The others show the cells of each scale, from black (no attention) to yellow (the maximum of that'
+        ' map).'
+    ),
+    GRAD_CAM: (
+        'Grad-CAM: the warmer the colour, the more the place raises the probability of the label. The second map shows'
+        ' the cells of the model’s last feature map.'
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -46,16 +55,16 @@ class Analysis:
 
     Attributes:
         image: The model's input as an image.
-        probabilities: Probability of each of the K labels.
-        maps: Maps of the three scales, (K, H_i, W_i): the share of a label's attention that each cell receives; none
-            where the model has no attention maps.
-        no_maps_reason: Reason for having no maps, on one line, or None.
+        probabilities: Probability of each of the K labels, as `predict` computes it.
+        pixels: The model's input (1, C, H, W).
+        maps: Maps of the scales, (K, H_i, W_i): the share of a label's attention that each cell receives; none where
+            the model has no attention of labels, since Grad-CAM is computed for one label at a time.
     """
 
     image: Image.Image
     probabilities: list[float]
+    pixels: torch.Tensor
     maps: list[torch.Tensor]
-    no_maps_reason: str | None = None
 
 
 @torch.inference_mode()
@@ -72,15 +81,13 @@ def analyze(model: nn.Module, path: str | Path) -> Analysis:
     preprocessing = Preprocessing(model)
     original = open_image(path, Path(path).name)
     pixels = preprocessing.transform(original)
-    images, maps, reason = pixels[None].to(next(model.parameters())), [], None
-    try:
-        logits, maps = attention_maps(model, images)
-    except InputError as e:
-        logits, reason = compute_logits(model, images), str(e)
+    images = pixels[None].to(next(model.parameters()))
+    logits, maps = attention_maps(model, images) if has_attention(model) else (compute_logits(model, images), [])
     image = preprocessing.restore(original, pixels)
     if max(image.size) < MIN_SIDE:
         image = image.resize(resize_longer(image.size, MIN_SIDE), Image.Resampling.BICUBIC)
-    return Analysis(image, logits[0].float().sigmoid().tolist(), [of_scale[0].cpu() for of_scale in maps], reason)
+    probabilities = compute_probabilities(model, logits[0].float()).tolist()
+    return Analysis(image, probabilities, images, [of_scale[0].cpu() for of_scale in maps])
 
 
 def _gradio():
@@ -116,7 +123,8 @@ def build(model: nn.Module, name: str):
     label_names = display_names(model)
     if not label_names:
         raise InputError(f'{name}: the model has no labels.')
-    own = get_thresholds(model)
+    own = decision_thresholds(model) if get_thresholds(model) else None
+    kind = ATTENTION if has_attention(model) else GRAD_CAM
     uploads = Uploads(gr.utils.get_upload_folder())
 
     def list_labels(analysis: Analysis | None, use_own: bool, threshold: float) -> str:
@@ -128,9 +136,12 @@ def build(model: nn.Module, name: str):
     def show_attention(analysis: Analysis | None, index: int | None) -> str:
         if analysis is None or index is None:
             return note_html(NO_IMAGE)
-        if not analysis.maps:
-            return note_html(f'No attention to show: {analysis.no_maps_reason}')
-        return attention_html(analysis.image, [of_scale[index] for of_scale in analysis.maps], label_names[index])
+        maps = [of_scale[index] for of_scale in analysis.maps]
+        try:
+            maps = maps or [grad_cam(model, analysis.pixels, [index])[0, 0].cpu()]
+        except InputError as e:
+            return note_html(f'No map to show: {e}')
+        return attention_html(analysis.image, maps, label_names[index], kind)
 
     def analyze_upload(path: str | None, use_own: bool, threshold: float, request: gr.Request):
         analysis, error = None, None
@@ -143,7 +154,7 @@ def build(model: nn.Module, name: str):
             return None, error or note_html(INVITATION), no_labels, note_html(NO_IMAGE)
         ranked = sorted(range(len(label_names)), key=lambda index: -analysis.probabilities[index])
         choices = [(f'{label_names[index]}  {analysis.probabilities[index]:.3f}', index) for index in ranked]
-        dropdown = gr.Dropdown(choices=choices, value=ranked[0], interactive=bool(analysis.maps))
+        dropdown = gr.Dropdown(choices=choices, value=ranked[0], interactive=True)
         return analysis, list_labels(analysis, use_own, threshold), dropdown, show_attention(analysis, ranked[0])
 
     def apply_threshold(analysis: Analysis | None, use_own: bool, threshold: float):
@@ -191,7 +202,8 @@ def build(model: nn.Module, name: str):
                         elem_id='threshold',
                     )
                 labels = gr.HTML(note_html(INVITATION), elem_id='labels', elem_classes='msff-labels')
-        gr.HTML(f'<h2 class="msff-section">Attention of a label</h2><p class="msff-lead">{HOW_TO_READ}</p>')
+        heading = f'{kind[0].upper()}{kind[1:]} of a label'
+        gr.HTML(f'<h2 class="msff-section">{heading}</h2><p class="msff-lead">{HOW_TO_READ[kind]}</p>')
         label = gr.Dropdown(
             choices=[], value=None, label='Label', filterable=True, interactive=False, elem_id='label', container=True
         )
@@ -204,12 +216,13 @@ def build(model: nn.Module, name: str):
             [analysis, labels, label, attention],
             api_visibility='private',
             show_progress_on=[labels],
-            concurrency_limit=1,  # `attention_maps` hooks the model: the calls for two images at once would mix
+            concurrency_limit=1,  # maps hook the model: calls for two images at once would mix
+            concurrency_id='model',
         )
         latest = dict(trigger_mode='always_last', **quiet)
         threshold.input(apply_threshold, [analysis, use_own, threshold], [use_own, labels], **latest)
         use_own.input(list_labels, [analysis, use_own, threshold], labels, **latest)
-        label.input(show_attention, [analysis, label], attention, **latest)
+        label.input(show_attention, [analysis, label], attention, concurrency_id='model', **latest)
     page.uploads = uploads
     return page
 

@@ -1,4 +1,4 @@
-"""Explanation of an image's labels: the attention of each over the image, as tensors and as a figure."""
+"""Explanation of an image's labels: the attention or Grad-CAM of each over the image, as tensors and as a figure."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,23 +8,26 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from PIL import Image, ImageOps
+from timm.utils import unwrap_model
 
 from ..data.figures import save_figure
 from ..data.images import open_image
 from ..errors import InputError, missing_package, one_line, unknown
-from ..labels import display_names
-from .attention import attention_maps, check_model, smooth_map
-from .logits import Preprocessing, resize_longer
+from ..labels import compute_probabilities, decision_thresholds, display_names
+from .attention import attention_maps, has_attention, smooth_map
+from .grad_cam import grad_cam
+from .logits import Preprocessing, compute_logits, resize_longer
 
-__all__ = ['Explanation', 'caption', 'draw', 'explain', 'overlay', 'smooth_overlay']
+__all__ = ['GRAD_CAM', 'Explanation', 'caption', 'draw', 'explain', 'overlay', 'smooth_overlay']
 
+ATTENTION, GRAD_CAM = 'attention', 'Grad-CAM'
 COLORMAP = 'inferno'  # perceptually uniform
 MAX_OPACITY = 0.7  # of the smooth map: the image stays visible below its peak
 MAX_COLOR = 0.9  # of the colormap: its pale end would look grey over an image
 FADING = 0.5  # share of grey in the image below the smooth map, so that its colours stand out
 
-MAX_LABELS = 8  # above the threshold; a larger figure is hard to read
-FALLBACK_LABELS = 3  # where no label is above the threshold
+MAX_LABELS = 8  # above their thresholds; a larger figure is hard to read
+FALLBACK_LABELS = 3  # where no label is above its threshold
 
 # Lengths in the figure, in dots
 DPI = 120
@@ -38,18 +41,20 @@ TITLE_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class Explanation:
-    """Attention of a model's labels over one image.
+    """Attention of a model's labels over one image, or their Grad-CAM.
 
     Attributes:
         image: Path of the image.
         labels: Probability of each of the n explained labels.
-        maps: Maps of the three scales, (n, H_i, W_i): the share of a label's attention that each cell receives.
-            `smooth_map` combines them.
+        maps: Maps of the scales, (n, H_i, W_i). MSFF has three and Query2Label one: the share of a label's attention
+            that each cell receives. Other models have one, their Grad-CAM from 0 to 1. `smooth_map` combines them.
+        kind: `attention` or `Grad-CAM`.
     """
 
     image: str
     labels: dict[str, float]
     maps: list[torch.Tensor]
+    kind: str = ATTENTION
 
 
 def explain(
@@ -58,43 +63,48 @@ def explain(
     labels: Sequence[str] | None = None,
     output: str | Path | None = None,
     layers: str = 'all',
-    threshold: float = 0.5,
+    threshold: float | None = None,
 ) -> Explanation:
-    """Finds the regions of an image to which labels attend.
+    """Finds the regions of an image to which labels attend, or for models without such attention, Grad-CAM.
 
     Args:
-        model: MSFF model in evaluation mode, on any device.
+        model: timm model in evaluation mode, on any device.
         image: Path of the image.
-        labels: Names of labels; None for up to 8 labels above the threshold, or else for the 3 most probable.
+        labels: Names of labels; None for up to 8 labels that `predict` would return, or else for the 3 most probable.
         output: File for the figure that `draw` creates; None for no figure.
         layers: Decoder layers, as for `attention_maps`.
-        threshold: Probability above which labels are explained by default.
+        threshold: Threshold, as for `predict`.
 
     Raises:
         InputError: The model cannot be explained, lacks a label or computes logits that are not finite, the image
             cannot be read, or the figure cannot be drawn.
     """
-    check_model(model)
+    model = unwrap_model(model)  # compiling takes longer than one image
     label_names = display_names(model)
+    if not label_names:
+        raise InputError('the model cannot be explained: it has no labels (num_classes=0).')
     for name in labels or ():
         if name not in label_names:
             raise unknown('label', name, label_names)
     preprocessing = Preprocessing(model)
     original = open_image(image)
     pixels = preprocessing.transform(original)
-    logits, maps = attention_maps(model, pixels[None].to(next(model.parameters())), layers=layers)
-    probabilities = dict(zip(label_names, logits[0].sigmoid().tolist(), strict=True))
-    chosen = {name: probabilities[name] for name in labels or _most_probable(probabilities, threshold)}
-    indices = [label_names.index(name) for name in chosen]
-    chosen_maps = [maps_of_scale[0, indices].cpu() for maps_of_scale in maps]
-    if output is not None:
-        draw(preprocessing.restore(original, pixels), chosen, chosen_maps, output)
-    return Explanation(str(image), chosen, chosen_maps)
-
-
-def _most_probable(probabilities: dict[str, float], threshold: float) -> list[str]:
+    images = pixels[None].to(next(model.parameters()))
+    logits = compute_logits(model, images)[0]
+    probabilities = dict(zip(label_names, compute_probabilities(model, logits).tolist(), strict=True))
     ranked = sorted(probabilities, key=probabilities.get, reverse=True)
-    return [name for name in ranked if probabilities[name] > threshold][:MAX_LABELS] or ranked[:FALLBACK_LABELS]
+    thresholds = dict(zip(label_names, decision_thresholds(model, threshold), strict=True))
+    predicted = [name for name in ranked if probabilities[name] > thresholds[name]]
+    chosen = {name: probabilities[name] for name in labels or predicted[:MAX_LABELS] or ranked[:FALLBACK_LABELS]}
+    indices = [label_names.index(name) for name in chosen]
+    if has_attention(model):
+        kind, maps = ATTENTION, attention_maps(model, images, indices, layers)[1]
+    else:
+        kind, maps = GRAD_CAM, [grad_cam(model, images, indices)]
+    chosen_maps = [maps_of_scale[0].cpu() for maps_of_scale in maps]
+    if output is not None:
+        draw(preprocessing.restore(original, pixels), chosen, chosen_maps, output, kind)
+    return Explanation(str(image), chosen, chosen_maps, kind)
 
 
 def smooth_overlay(image: Image.Image, maps: Sequence[torch.Tensor]) -> Image.Image:
@@ -144,16 +154,27 @@ def overlay(image: Image.Image, shares: torch.Tensor) -> Image.Image:
     Raises:
         InputError: matplotlib is not installed.
     """
-    colors = _colorize(shares / shares.max()).resize(image.size, Image.Resampling.NEAREST)
+    colors = _colorize(shares / shares.max().clamp(min=torch.finfo(shares.dtype).tiny)).resize(
+        image.size, Image.Resampling.NEAREST
+    )
     return Image.blend(ImageOps.grayscale(image).convert('RGB'), colors, 0.5)
 
 
-def caption(shares: torch.Tensor) -> str:
+def caption(shares: torch.Tensor, kind: str = ATTENTION) -> str:
     """Describes the grid of a map (H_i, W_i) and the range of its colours."""
+    if kind == GRAD_CAM:
+        evidence = 'from 0 to its maximum' if shares.any() else '0 everywhere: no evidence'
+        return f'{shares.shape[0]} × {shares.shape[1]} cells, {evidence}'
     return f'{shares.shape[0]} × {shares.shape[1]} cells, 0 to {shares.max():.2%} each'
 
 
-def draw(image: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tensor], output: str | Path) -> None:
+def draw(
+    image: Image.Image,
+    labels: dict[str, float],
+    maps: Sequence[torch.Tensor],
+    output: str | Path,
+    kind: str = ATTENTION,
+) -> None:
     """Draws a figure of maps over an image: one row per label.
 
     The columns are the image, its `smooth_overlay`, and the `overlay` of each scale.
@@ -163,6 +184,7 @@ def draw(image: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
         labels: Names and probabilities of n labels.
         maps: Maps of each scale, (n, H_i, W_i).
         output: File to write; its suffix decides the format, PNG without one.
+        kind: Kind of the maps, as in `Explanation`.
 
     Raises:
         InputError: matplotlib is not installed, or the file cannot be written.
@@ -188,8 +210,9 @@ def draw(image: Image.Image, labels: dict[str, float], maps: Sequence[torch.Tens
         # A dollar sign in a name is no formula.
         axes.text(0, top - GAP / 2, '\n'.join(title), va='bottom', fontsize=11, parse_math=False)
         maps_of_label = [maps_of_scale[row] for maps_of_scale in maps]
-        panels = [(image, 'model input'), (smooth_overlay(image, maps_of_label), 'all scales combined')]
-        panels += [(overlay(image, shares), caption(shares)) for shares in maps_of_label]
+        combined = 'all scales combined' if len(maps) > 1 else f'{kind}, smooth'
+        panels = [(image, 'model input'), (smooth_overlay(image, maps_of_label), combined)]
+        panels += [(overlay(image, shares), caption(shares, kind)) for shares in maps_of_label]
         for column, (panel, text) in enumerate(panels):
             left = column * step
             axes.imshow(panel, extent=(left, left + image.width, bottom, top), aspect='auto')

@@ -362,7 +362,9 @@ def _write_onnx(model: nn.Module, example: torch.Tensor, file: Path, metadata: d
 def _open_onnx(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; the comparison of logits or of mAP decides
+    session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
     return lambda image: torch.from_numpy(session.run(['logits'], {'image': image.numpy()})[0])
 
 

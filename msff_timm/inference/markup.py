@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from .explain import caption, overlay, smooth_overlay
+from .explain import ATTENTION, caption, overlay, smooth_overlay
 
 __all__ = ['CSS', 'attention_html', 'heading_html', 'labels_html', 'note_html']
 
@@ -94,25 +94,27 @@ def labels_html(label_names: Sequence[str], probabilities: Sequence[float], thre
     return f'<p class="msff-count">{count}</p><ol>{"".join(items[:shown])}</ol>{folded}'
 
 
-def attention_html(image: Image.Image, maps: Sequence[torch.Tensor], label_name: str) -> str:
-    """Formats a row of figures: the model's input, then one label's attention at all scales combined and at each.
+def attention_html(image: Image.Image, maps: Sequence[torch.Tensor], label_name: str, kind: str = ATTENTION) -> str:
+    """Formats a row of figures: the model's input, then one label's map at all scales combined and at each.
 
     Args:
         image: Image that the grids divide.
-        maps: Maps of the label at the three scales, (H_i, W_i).
+        maps: Maps of the label at three scales or at one, (H_i, W_i).
         label_name: Name of the label; it is escaped.
+        kind: Kind of the maps, as in `explain.Explanation`.
 
     Raises:
         InputError: matplotlib is not installed.
     """
-    subject = f'Attention of {label_name}'
+    subject = f'{kind[0].upper()}{kind[1:]} of {label_name}'
+    titles = ('Fine scale', 'Middle scale', 'Coarse scale') if len(maps) > 1 else ('Cells',)
+    combined = ('All scales', 'combined into one smooth map') if len(maps) > 1 else ('Smooth map', 'of the cells')
     figures = [
         _figure(image, 'Model input', 'resized and cropped for the model', 'Model input'),
-        _figure(smooth_overlay(image, maps), 'All scales', 'combined into one smooth map', f'{subject}, all scales'),
+        _figure(smooth_overlay(image, maps), *combined, f'{subject}, {combined[0].lower()}'),
     ]
-    for scale, shares in zip(('Fine', 'Middle', 'Coarse'), maps, strict=True):
-        alt = f'{subject}, {scale.lower()} scale'
-        figures.append(_figure(overlay(image, shares), f'{scale} scale', caption(shares), alt))
+    for title, shares in zip(titles, maps, strict=True):
+        figures.append(_figure(overlay(image, shares), title, caption(shares, kind), f'{subject}, {title.lower()}'))
     return f'<div class="msff-maps">{"".join(figures)}</div>'
 
 

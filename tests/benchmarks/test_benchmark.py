@@ -16,6 +16,7 @@ import msff_timm  # noqa: F401  registers the models
 from bench_annotations import write_annotations
 from benchmark import main
 from msff_timm.errors import InputError
+from msff_timm.inference.export import export
 from msff_timm.training.commands import run_command
 
 RESULTS = Path(__file__).parents[2] / 'hub_cards' / 'results'
@@ -359,3 +360,14 @@ def test_data_names_missing_or_broken_photos(run, tmp_path):
     (tmp_path / 'none' / 'broken.jpg').write_text('no photo')
     error = run('data', '--root', tmp_path / 'none')
     assert 'broken.jpg: cannot be read as an image' in error and len(error.splitlines()) == 1
+
+
+def test_onnx_times_files_side_by_side(measured, tmp_path):
+    model = timm.create_model('test_resnet', num_classes=2).eval()
+    for name in ('a.onnx', 'b.onnx'):
+        export(model, tmp_path / name, 'onnx', image_size=64)
+    files = [tmp_path / 'a.onnx', tmp_path / 'b.onnx']
+    printed, found = measured('onnx', '--files', *files, '--turns', 5, '--batch_size', 2, '--threads', 1)
+    assert found['files']['a.onnx']['speed']['median'] == 1 and found['files']['b.onnx']['images_per_second'] > 0
+    assert [file['num_bytes'] for file in found['files'].values()] == [file.stat().st_size for file in files]
+    assert printed.startswith('a.onnx: ') and ' times the speed of a.onnx\n' in printed

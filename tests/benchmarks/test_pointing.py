@@ -6,14 +6,12 @@ import sys
 import datasets
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 
 import pointing
-from grad_cam import grad_cam
 from msff_timm.data.voc_files import VocBoxes
 from msff_timm.errors import InputError
 from msff_timm.inference.attention import smooth_map
@@ -21,22 +19,6 @@ from seer import COLOURS, PLACES, colour_model
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 NAN = np.nan
-
-
-@pytest.mark.parametrize('name', ['test_resnet', 'test_efficientnet'])
-def test_grad_cam_equals_cam_after_average_pooling(name):
-    torch.manual_seed(0)
-    model, images = timm.create_model(name, num_classes=5).eval(), torch.randn(2, 3, 96, 128)
-    nn.init.normal_(model.get_classifier().weight)
-    with torch.no_grad():
-        features = model.forward_features(images)
-        cam = torch.einsum('kc,bchw->bkhw', model.get_classifier().weight, features).relu()
-    torch.testing.assert_close(grad_cam(model, images, [3, 0]), cam[:, [3, 0]] / features[0, 0].numel())
-
-
-def test_grad_cam_rejects_model_without_map():
-    with pytest.raises(InputError, match='pools no feature map'):
-        grad_cam(timm.create_model('test_vit', num_classes=2).eval(), torch.zeros(1, 3, 160, 160), [0])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +207,7 @@ def test_main_rejects_unusable_models_and_data(root, monkeypatch):
     at = f'--data.root={root}'
     for arguments, message in (
         (['--model=a', '--pooled=b', at], r'b: crops images \(crop_mode center, crop_pct 0.875\)'),
-        (['--model=c', at], 'PooledColours cannot be explained: only MSFF models'),
+        (['--model=c', at], 'PooledColours has no attention of labels'),
         (['--model=a', '--data.name=scenes'], 'data.name is scenes: must be voc2007 or voc2012'),
         (['--model=a', '--layers=first', at], "unknown layers 'first'"),
         (['--model=a', '--bootstrap=0', at], 'bootstrap is 0: must be at least 1'),

@@ -31,6 +31,7 @@ from msff_timm.errors import InputError
 from msff_timm.inference import app
 from msff_timm.inference.attention import attention_maps
 from msff_timm.inference.explain import overlay, smooth_overlay
+from msff_timm.inference.grad_cam import grad_cam
 from msff_timm.inference.markup import attention_html, labels_html
 from msff_timm.inference.predict import predict
 from msff_timm_cli import commands as cli
@@ -100,7 +101,7 @@ def test_analyze_agrees_with_predict_and_attention_maps(model, scene):
     seen = app.analyze(model, scene)
     predicted = next(predict(model, [scene], threshold=0.0)).labels
     assert dict(zip(LABELS, seen.probabilities, strict=True)) == pytest.approx(predicted, abs=1e-6)
-    assert [tuple(m.shape) for m in seen.maps] == [(20, 6, 6), (20, 3, 3), (20, 2, 2)] and seen.no_maps_reason is None
+    assert [tuple(m.shape) for m in seen.maps] == [(20, 6, 6), (20, 3, 3), (20, 2, 2)]
     assert seen.image.size == (336, 168)  # enlarged from 96 pixels, in the original aspect ratio
 
 
@@ -177,11 +178,14 @@ def test_attention_html_is_brightest_at_the_attention(model, scene):
     assert '2 × 4 cells, 0 to 100.00% each' in html
 
 
-def test_analyze_gives_a_reason_for_no_attention(scene):
+def test_attention_html_shows_grad_cam_as_one_map(scene):
     torch.manual_seed(0)
-    seen = app.analyze(timm.create_model('test_resnet', num_classes=5).eval(), scene)
+    model = timm.create_model('test_resnet', num_classes=5).eval()
+    seen = app.analyze(model, scene)
     assert len(seen.probabilities) == 5 and seen.maps == []
-    assert seen.no_maps_reason == ('ResNet cannot be explained: only MSFF models (msff_*) have attention maps.')
+    elements = Elements(attention_html(seen.image, [grad_cam(model, seen.pixels, [2])[0, 0]], 'owl', 'Grad-CAM'))
+    alts = [attrs['alt'] for tag, attrs in elements.tags if tag == 'img']
+    assert alts == ['Model input', 'Grad-CAM of owl, smooth map', 'Grad-CAM of owl, cells']
 
 
 @pytest.mark.parametrize('package', ['gradio', 'matplotlib'])

@@ -7,8 +7,9 @@ import torch
 import torch.nn as nn
 
 from msff_timm.errors import InputError
-from msff_timm.inference.attention import attention_maps, smooth_map
+from msff_timm.inference.attention import attention_maps, has_attention, smooth_map
 from msff_timm.inference.explain import explain
+from msff_timm.models.query2label import sine_position
 from seer import decoder_attention, small_model
 
 
@@ -177,20 +178,56 @@ def test_smooth_map_takes_any_size_and_number_of_maps(shape, size):
 @pytest.mark.parametrize(
     ('name', 'args', 'message'),
     [
-        ('test_resnet', {}, 'ResNet cannot be explained: only MSFF models (msff_*)'),
-        ('msff_test_resnet', dict(features_only=True), 'cannot be explained: only MSFF models (msff_*)'),
+        ('test_resnet', {}, 'ResNet has no attention of labels: only msff_* and q2l_* models'),
+        ('msff_test_resnet', dict(features_only=True), 'has no attention of labels: only msff_*'),
         ('msff_test_resnet', dict(decoder_depth=0), 'needs region selection (decoder_depth of 1 or more)'),
         ('msff_test_resnet', dict(num_classes=0), 'has no labels (num_classes=0)'),
     ],
 )
-def test_attention_maps_and_explain_refuse_other_models(name, args, message):
+def test_attention_maps_refuse_other_models(name, args, message):
     model = timm.create_model(name, **args).eval()
-    for call in (lambda: attention_maps(model, torch.randn(1, 3, 64, 64)), lambda: explain(model, 'gone.png')):
-        with pytest.raises(InputError, match=re.escape(message)) as caught:
-            call()
-        assert '\n' not in str(caught.value)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        attention_maps(model, torch.randn(1, 3, 64, 64))
+    assert '\n' not in str(caught.value)
+
+
+def test_explain_refuses_a_model_without_labels():
+    with pytest.raises(InputError, match=re.escape('it has no labels (num_classes=0)')):
+        explain(timm.create_model('msff_test_resnet', num_classes=0).eval(), 'gone.png')
 
 
 def test_attention_maps_refuse_unknown_layers():
     with pytest.raises(InputError, match="unknown layers 'first'"):
         attention_maps(small_model(), torch.randn(1, 3, 64, 64), layers='first')
+
+
+@torch.no_grad()
+def test_attention_maps_equal_those_of_query2label():
+    """The decoder of Query2Label, run layer by layer with PyTorch's own attention weights."""
+    torch.manual_seed(0)
+    model = timm.create_model('q2l_test_resnet', num_classes=5, decoder_depth=2).eval()
+    x = torch.randn(2, 3, 96, 128)
+    features = model.forward_features(x)
+    memory = features.flatten(2).transpose(1, 2)
+    key, queries = memory + sine_position(features), model.query_embed.weight
+    z, expected = torch.zeros_like(queries).expand(2, -1, -1), []
+    for layer in model.decoder.layers:
+        expected.append(layer.attn(z + queries, key, memory, need_weights=True)[1].unflatten(-1, (3, 4)))
+        z = layer(z, z + queries, key, memory)
+    for layers, want in (('all', torch.stack(expected).mean(0)), ('last', expected[-1])):
+        logits, (found,) = attention_maps(model, x, layers=layers)
+        assert found.shape == (2, 5, 3, 4)
+        torch.testing.assert_close(found, want)
+        torch.testing.assert_close(logits, model(x))
+    torch.testing.assert_close(attention_maps(model, x, [4, 1])[1][0], torch.stack(expected).mean(0)[:, [4, 1]])
+    assert not torch.allclose(expected[0], expected[1], atol=1e-3) and not any(
+        m._forward_pre_hooks for m in model.modules()
+    )
+    assert has_attention(model) and not has_attention(timm.create_model('mldecoder_test_resnet'))
+
+
+def test_smooth_map_is_0_where_a_map_is():
+    maps = torch.zeros(2, 4, 4)
+    maps[1, 2, 3] = 0.5
+    found = smooth_map([maps], (16, 16))
+    assert not found[0].any() and found[1].max() == 1

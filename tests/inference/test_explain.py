@@ -12,6 +12,7 @@ from msff_timm.data.transforms import eval_transform
 from msff_timm.errors import InputError
 from msff_timm.inference.attention import attention_maps
 from msff_timm.inference.explain import Explanation, draw, explain, smooth_overlay
+from msff_timm.inference.predict import predict
 from seer import COLOURS, PLACES, colour_model, decoder_attention, small_model
 
 
@@ -156,6 +157,26 @@ def test_explain_chooses_labels_above_the_threshold_or_the_top_three(scored):
     many = [0.6 + 0.03 * k for k in range(12)]
     assert list(scored(many).labels) == [f'label {k}' for k in range(11, 3, -1)]
     assert scored(many).maps[0].shape[0] == 8
+
+
+def test_explain_uses_the_thresholds_and_probabilities_of_predict(tmp_path):
+    model, path = small_model(num_classes=6), tmp_path / 'photo.png'
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
+    model.thresholds, model.calibration = [0.2, 0.9, 0.4, 0.6, 0.5, 0.3], ([0.5] * 6, [-0.5] * 6)
+    nn.init.zeros_(model.classifier.weight)
+    model.classifier.bias.data = torch.tensor([0.25, 0.8, 0.45, 0.5, 0.6, 0.1]).logit()
+    predicted = next(predict(model, [str(path)])).labels
+    assert explain(model, path).labels == predicted and set(predicted) == {'0', '2', '4'}
+    assert explain(model, path, threshold=0.5).labels == next(predict(model, [str(path)], threshold=0.5)).labels
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'q2l_test_resnet'])
+def test_explain_draws_a_single_map_of_other_models(name, patches, tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3).eval()
+    found = explain(model, patches, ['1', '2'], tmp_path / 'out.png')
+    assert found.kind == ('Grad-CAM' if name == 'test_resnet' else 'attention')
+    assert [m.shape[0] for m in found.maps] == [2] and (tmp_path / 'out.png').stat().st_size > 1000
 
 
 def test_explain_keeps_the_order_of_named_labels(scored):

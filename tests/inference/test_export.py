@@ -89,8 +89,9 @@ def run(format, path, image):
         return program(image)
 
 
-def test_export_is_silent(process):
-    assert (process.returncode, process.stdout, process.stderr) == (0, '', '')
+def test_export_prints_nothing_but_that_torchscript_is_deprecated(process):
+    line = 'TorchScript is deprecated in PyTorch, and will be removed here: use torch-export or onnx.\n'
+    assert (process.returncode, process.stdout, process.stderr) == (0, '', line)
 
 
 @pytest.mark.parametrize('format', FORMATS)

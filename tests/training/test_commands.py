@@ -129,6 +129,7 @@ for name in ('SIGHUP', 'SIGALRM', 'SIGKILL', 'SIGUSR1'):
     delattr(signal, name)
 sys.path.insert(0, {str(ROOT / 'train' / 'benchmarks')!r})
 import benchmark
+from msff_timm.inference import app, explain, export, predict
 from msff_timm.training import evaluate, train
 from msff_timm.training.config import CONFIGS, TrainConfig, parse
 from msff_timm.training.studies import ablate, compare

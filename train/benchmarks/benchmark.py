@@ -14,6 +14,7 @@ COMMANDS = {  # each in the module bench_COMMAND
     'decode': 'labels that change when large JPEG files are decoded at reduced size',
     'model': 'models side by side',
     'labels': 'inference of one image with many labels',
+    'onnx': 'ONNX files side by side: precisions of one model',
     'scale': 'training on many devices, predicted from one',
 }
 

@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import msff_timm.data
-from grad_cam import grad_cam
 from msff_timm import hub
 from msff_timm.data.samples import Samples
 from msff_timm.data.transforms import eval_transform
@@ -35,6 +34,7 @@ from msff_timm.data.voc_files import Box, VocBoxes, find_base, read_boxes
 from msff_timm.errors import InputError, unknown
 from msff_timm.files import check_file
 from msff_timm.inference.attention import LAYERS, attention_maps, smooth_map
+from msff_timm.inference.grad_cam import grad_cam
 from msff_timm.labels import get_label_names
 from msff_timm.results import PACKAGES, write_json
 from msff_timm.training.commands import environment, run_command
@@ -219,9 +219,10 @@ def load_model(name: str) -> nn.Module:
 def attention_by_scale(
     model: nn.Module, columns: Sequence[int], layers: str, images: torch.Tensor
 ) -> dict[str, list[torch.Tensor]]:
-    """Computes the attention of labels, over all scales and for each scale."""
+    """Computes the attention of labels, over all scales and for each of MSFF's."""
     _, maps = attention_maps(model, images, columns, layers)
-    return {ALL: maps} | {name: [of_scale] for name, of_scale in zip(SCALES, maps, strict=True)}
+    names = SCALES if len(maps) > 1 else ()  # Query2Label has one scale
+    return {ALL: maps} | {name: [of_scale] for name, of_scale in zip(names, maps, strict=False)}
 
 
 def point(
