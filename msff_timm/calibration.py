@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .metrics import columns, present_and_absent
 from .thresholds import split
@@ -10,8 +11,9 @@ from .thresholds import split
 __all__ = ['BINS', 'Calibration', 'calibrate', 'fit', 'measure']
 
 BINS = 15  # of equal width, as in Guo et al. (https://arxiv.org/abs/1706.04599)
-# Weight of the values that all labels share, in the log-likelihood of one label. Of 0 to 10, 3 and 10 gave the lowest
-# ECE and Brier score on other images of the VOC 2012 subset after fits to 100, 200, 400 and 1,600 images.
+# Weight of the values that all labels share, in the log-likelihood of one label. Of 0.03 to 10, on other images of the
+# VOC 2012 subset, 3 and 10 had the lowest Brier scores after fits to 100, 200 and 400 images; after 1,600, 3 was within
+# 0.2 % of the lowest, and 10 was not.
 PRIOR = 3.0
 MOST_STEPS = 100
 EPSILON = 2.0**-24  # half the distance from 1 to the next lower 32-bit float: a score of 1 is at least this far from it
@@ -78,7 +80,7 @@ def fit(
     return Calibration(temperatures.tolist(), biases.tolist(), out_of_fold)
 
 
-def calibrate(scores: np.ndarray, temperatures: np.ndarray, biases: np.ndarray) -> np.ndarray:
+def calibrate(scores: np.ndarray, temperatures: ArrayLike, biases: ArrayLike) -> np.ndarray:
     """Converts probabilities, or thresholds of them, to calibrated ones. The order of a label's values stays.
 
     Args:

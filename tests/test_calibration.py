@@ -6,7 +6,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from torchmetrics.classification import BinaryCalibrationError
 
-from msff_timm import calibration
 from msff_timm.calibration import BINS, PRIOR, calibrate, fit, measure
 from msff_timm.metrics import evaluate
 
@@ -120,4 +119,3 @@ def test_fit_refuses_what_thresholds_refuse():
     for scores, message in ((np.full((4, 1), 0.5), '4 images cannot'), (np.full((9, 1), 0.5), 'no label with both')):
         with pytest.raises(ValueError, match=message):
             fit(scores, np.ones(scores.shape))
-    assert calibration.__all__

@@ -19,21 +19,6 @@ __all__ = ['main']
 
 log = logging.getLogger('msff_timm.cli')
 
-# Options of `predict` that need `--output`, with their defaults
-WITH_OUTPUT = {
-    'scores': False,
-    'flip': False,
-    'compile': False,
-    'sidecar': None,
-    'batch_size': None,
-    'workers': None,
-    'precision': 'fp32',
-    'full_decode': False,
-    'image_column': None,
-    'image_root': None,
-    'split': None,
-}
-
 # Arguments of `msff_timm.data.load` that `data`, `data split` and `data issues` pass on
 LOADING = (
     'root config_name keep_unlabelled difficult missing image_root image_column label_columns label_delimiter'
@@ -135,89 +120,26 @@ def _load_model(args: argparse.Namespace):
     return model
 
 
-def _predict_to_file(args: argparse.Namespace) -> int:
-    from msff_timm.inference.tasks import PredictTask
-
-    return _run_bulk(args, lambda model: PredictTask(model, args.threshold, args.top_k, args.scores, args.flip))
-
-
 def _embed(args: argparse.Namespace) -> int:
-    from msff_timm.inference.tasks import EmbedTask
+    from . import bulk
 
-    return _run_bulk(args, EmbedTask)
+    return bulk.embed(args, _load_model)
 
 
 def _similar(args: argparse.Namespace) -> None:
-    from msff_timm.errors import missing_package
+    from . import bulk
 
-    try:
-        from msff_timm.inference.similar import Embeddings
-    except ModuleNotFoundError as e:
-        raise missing_package(e.name, 'bulk') from None
-    from msff_timm.inference.logits import choose_device
-
-    embeddings = Embeddings(args.embeddings)
-    if args.near_duplicates is not None:
-        found = embeddings.near_duplicates(args.near_duplicates, choose_device(args.device))
-        rows = [{'image': image, 'similar': other, 'similarity': value} for image, other, value in found]
-    else:
-        vector = embeddings.find(args.image)
-        if vector is None:
-            args.model = args.model or embeddings.header['model']
-            vector = embeddings.embed(_load_model(args), args.image)
-        rows = [{'image': image, 'similarity': value} for image, value in embeddings.nearest(vector, args.k)]
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return
-    for row in rows:
-        print(f'{row["similarity"]:.3f}', row['image'], *([row['similar']] if 'similar' in row else []), sep='  ')
-    if args.near_duplicates is not None:
-        log.info('%d of %d images are near-duplicates of an earlier one.', len(rows), len(embeddings.images))
-
-
-def _run_bulk(args: argparse.Namespace, make_task) -> int:
-    from msff_timm import hub
-    from msff_timm.errors import missing_package
-    from msff_timm.inference import bulk
-    from msff_timm.inference.sources import Sources
-    from msff_timm.inference.team import Team
-
-    team = Team()  # chooses the GPU
-    if team.rank:
-        log.setLevel(logging.ERROR)
-    settings = bulk.Settings(
-        args.batch_size,
-        args.workers,
-        args.precision,
-        getattr(args, 'compile', False),
-        args.full_decode,
-        getattr(args, 'sidecar', None),
-    )
-    sources = Sources(args.images, True, args.image_column, args.image_root, args.split)
-    try:
-        task = make_task(_load_model(args))
-        task.header['model'] = args.model or hub.DEFAULT_MODEL
-        summary = bulk.run(task, sources, args.output, settings, team)
-    except ModuleNotFoundError as e:
-        raise missing_package(e.name, 'bulk') from None
-    if team.rank:
-        return 0
-    rate = f' ({summary.num_computed / summary.seconds:.1f} images/s)' if summary.num_computed else ''
-    print(f'{args.output}: {summary.num_images:,} images{rate}')
-    if summary.num_unreadable:
-        log.error('%d of %d images could not be read.', summary.num_unreadable, summary.num_images)
-    return 1 if summary.num_unreadable else 0
+    bulk.similar(args, _load_model)
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from msff_timm.errors import InputError
-    from msff_timm.inference.predict import find_images, predict
+    from . import bulk
 
     if args.output is not None:
-        return _predict_to_file(args)
-    for name, value in WITH_OUTPUT.items():
-        if getattr(args, name) != value:
-            raise InputError(f'--{name.replace("_", "-")} is for results in a file: add -o FILE.')
+        return bulk.predict(args, _load_model)
+    bulk.check_printed(args)
+    from msff_timm.inference.predict import find_images, predict
+
     images = find_images(args.images, args.recursive)
     model = _load_model(args)
     width = max(len('image'), *map(len, images))

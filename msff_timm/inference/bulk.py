@@ -87,7 +87,7 @@ class Summary:
     Attributes:
         num_images: Number of images in the output.
         num_unreadable: Number of images that could not be read.
-        num_computed: Number of images that this process has computed; the others were done before, or by others.
+        num_computed: Number of images that this run has computed, in all processes; the others were done before.
         seconds: Time that they took.
     """
 
@@ -199,15 +199,15 @@ class _Run:
             )
         images = ImageList(self.folder / IMAGES, PART_SIZE)
         done = self.team.first(lambda: sorted(self._parts()))
-        parts = [part for part in range(images.num_parts) if part not in set(done)][self.team.rank :: self.team.size]
+        waiting = sorted(set(range(images.num_parts)) - set(done))
         if done:
             log.info('resuming: %d of %d images are done.', sum(map(images.num_images, done)), len(images))
         start = time.perf_counter()
-        self._compute_parts(images, parts, rows)
-        seconds = time.perf_counter() - start
+        self._compute_parts(images, waiting[self.team.rank :: self.team.size], rows)
         self.team.wait()
+        seconds = time.perf_counter() - start
         num_unreadable = self.team.first(lambda: self._merge(images))
-        return Summary(len(images), num_unreadable, sum(map(images.num_images, parts)), seconds)
+        return Summary(len(images), num_unreadable, sum(map(images.num_images, waiting)), seconds)
 
     def _compute_parts(self, images: ImageList, parts: Sequence[int], rows) -> None:
         if not parts:

@@ -30,9 +30,9 @@ class Team:
         self.rank, self.size, self.local_rank, self.local_size = (
             int(os.environ.get(name, default)) for name, default in names.items()
         )
-        if torch.cuda.is_available():
-            torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
-        if self.size > 1 and not dist.is_initialized():
+        if self.size > 1:
+            if torch.cuda.is_available():
+                torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
             dist.init_process_group('gloo', timeout=LONGEST)
 
     def first(self, function: Callable[[], T]) -> T:

@@ -116,13 +116,15 @@ def main() -> None:
     accelerator.print(f'{config.model} on {data.title or data.name} {data.split}: {describe(results)}')
     accelerator.print(describe_top(results.top))
     if config.fit_thresholds:
-        results.thresholds, results.calibration = fit_thresholds(
-            scored, data.definition(data.split), config.fit_thresholds
+        results.thresholds, calibration = fit_thresholds(
+            scored, data.definition(data.split), str(config.fit_thresholds)
         )
     else:
         own = get_calibration(model)
-        results.calibration = measure_calibration(scored, own and [[v[k] for k in labels.columns] for v in own])
-    accelerator.print(describe_calibration(results.calibration))
+        calibration = measure_calibration(scored, own and [[v[k] for k in labels.columns] for v in own])
+    results.calibration = calibration
+    if calibration:
+        accelerator.print(describe_calibration(calibration))
     if accelerator.is_main_process:
         if fitted := results.thresholds:
             print(describe_thresholds(fitted, labels.names))

@@ -1,6 +1,7 @@
 """Evaluation over all processes: scores, metrics and fitted thresholds."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -99,7 +100,7 @@ def fit_thresholds(scored: MetricAccumulator, data: dict, target: str = 'f1') ->
     return stored, {'calibrated_by': OUT_OF_FOLD, **calibrated.out_of_fold}
 
 
-def measure_calibration(scored: MetricAccumulator, own: tuple[list[float], list[float]] | None) -> dict:
+def measure_calibration(scored: MetricAccumulator, own: Sequence[list[float]] | None) -> dict:
     """Measures the calibration of the model's probabilities, for `Results.calibration`.
 
     Args:
@@ -111,5 +112,5 @@ def measure_calibration(scored: MetricAccumulator, own: tuple[list[float], list[
     measured = {'uncalibrated': calibration.measure(scores, *entries)}
     if own is None:
         return {'calibrated_by': None, **measured}
-    calibrated = calibration.measure(calibration.calibrate(scores, *own), *entries)
+    calibrated = calibration.measure(calibration.calibrate(scores, temperatures=own[0], biases=own[1]), *entries)
     return {'calibrated_by': OWN, **measured, 'calibrated': calibrated}

@@ -441,26 +441,38 @@ def test_predict_command_killed_20_times_equals_an_undisturbed_run(tmp_path, pro
         arguments = ['predict', photos, '--model', MODEL, '-o', tmp_path / name, '-j', 1, '-b', 8, '--scores']
         return command(*arguments, start_new_session=True)
 
-    began = time.perf_counter()
-    assert begin('whole.parquet').communicate()[0].startswith(f'{tmp_path}/whole.parquet: 5,000 images')
-    duration, generator, kills, done = time.perf_counter() - began, random.Random(processes), 0, []
-    while kills < 20:
+    def wait_for_lock(name, process):
+        """Waits until the run has begun, and returns the time."""
+        lock, began = tmp_path / f'{name}.parts' / '.lock', time.time()
+        while process.poll() is None and not (lock.exists() and lock.stat().st_mtime > began):
+            time.sleep(0.01)
+        return time.perf_counter()
+
+    process = begin('whole.parquet')
+    began = wait_for_lock('whole.parquet', process)
+    assert process.communicate()[0].startswith(f'{tmp_path}/whole.parquet: 5,000 images')
+    duration, generator = time.perf_counter() - began, random.Random(processes)
+    whole, killed = rows_of(tmp_path / 'whole.parquet'), tmp_path / 'killed.parquet'
+    assert [row['image'] for row in whole] == sorted(map(str, photos.iterdir()))
+    done, kills = [], 0
+    while kills < 20 or not killed.exists():
+        if killed.exists():  # complete: once more from the beginning
+            assert rows_of(killed) == whole
+            killed.unlink()
         process = begin('killed.parquet')
+        wait_for_lock('killed.parquet', process)
         try:
-            # Most of a short run is imports: kills fall into the last part of it.
-            process.communicate(timeout=generator.uniform(0.3, 0.75) * duration)
-            break
+            process.communicate(timeout=None if kills == 20 else generator.uniform(0, 0.7 * duration))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             kills += 1
-        done.append(len(list(tmp_path.glob('killed.parquet.parts/????????-*'))))
-        if done[-1] > 12:  # of 20 parts: forgets some, so that 20 kills have work to interrupt
-            for path in sorted(tmp_path.glob('killed.parquet.parts/????????-*'))[3:]:
-                path.unlink()
-    assert kills == 20
-    print(f'{processes} process(es): finished parts after each kill: {done}')
-    begin('killed.parquet').communicate()
-    rows = rows_of(tmp_path / 'killed.parquet')
-    assert [row['image'] for row in rows] == sorted(map(str, photos.iterdir()))
-    assert rows == rows_of(tmp_path / 'whole.parquet')
+            done.append(len(list(tmp_path.glob('killed.parquet.parts/????????-*'))))
+    assert rows_of(killed) == whole and sorted(os.listdir(tmp_path)) == [
+        'killed.parquet',
+        'photos',
+        'some',
+        'whole.parquet',
+    ]
+    assert len(set(done)) > 3  # kills in the middle of the work
+    print(f'{processes} process(es): parts of 20 that were done after each kill: {done}')
