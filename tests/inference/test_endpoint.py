@@ -53,8 +53,9 @@ def call(address: str, *data: object) -> dict | None:
 
 def test_endpoint_gives_the_labels_of_predict(address, model, images):
     client = Client(address, verbose=False)
-    for path, expected in zip(images, predict(model, images), strict=True):
-        assert expected.labels
+    found = list(predict(model, images))
+    assert any(expected.labels for expected in found)
+    for path, expected in zip(images, found, strict=True):
         by_client = client.predict(handle_file(path), api_name='/predict')
         by_http = call(address, upload(address, path), None)
         assert by_client == by_http and by_http['error'] is None
@@ -143,5 +144,5 @@ def test_endpoint_answers_mcp_clients(address, model, images):
                 return result.content[0].text
 
     answer = asyncio.run(ask())
-    for label in next(predict(model, images[:1])).labels:
-        assert repr(label) in answer
+    labels = next(predict(model, images[:1])).labels
+    assert labels and all(repr(label) in answer for label in labels)
