@@ -9,4 +9,5 @@ def forked(function, *arguments) -> tuple[multiprocessing.Process, str]:
     mine, others = context.Pipe()
     process = context.Process(target=function, args=(others, *arguments))
     process.start()
+    others.close()  # a process that fails ends the wait
     return process, mine.recv()

@@ -389,7 +389,7 @@ def test_page_limits_the_size_of_uploads(served, scene, monkeypatch):
 
 
 def serve_nothing(pipe, temporary):
-    def launch(page, host, port):
+    def launch(page, host, port, mcp):
         Path(os.environ['GRADIO_TEMP_DIR'], 'photo.jpg').write_bytes(b'x')
         pipe.send('it is served')
         return 'it'
