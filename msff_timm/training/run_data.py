@@ -168,11 +168,12 @@ def load_data(
             train_set, eval_set = data.hold_out(data.image_size)
             held_out = {'share': data.validation, 'images': digest(eval_set['image_id'][:])}
             line = f'{data.describe_held_out(eval_set)}, which leaves {len(train_set):,}'
+            if data.name != 'hub':
+                line += f'; to write a split to a table: {data.split_command(data.validation)}'
             sized = ((train_set, data.train_size), (eval_set, data.eval_size))
             train_set, eval_set = (each.select(range(min(size or len(each), len(each)))) for each, size in sized)
     if held_out:
-        command = '' if data.name == 'hub' else f'; to write a split to a table: {data.split_command(data.validation)}'
-        accelerator.print(line + command)
+        accelerator.print(line)
     label_names = msff_timm.data.label_names(train_set)
     if msff_timm.data.label_names(eval_set) != label_names:
         raise InputError(
