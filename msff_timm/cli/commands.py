@@ -215,13 +215,13 @@ def _space(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from msff_timm.data import NAMES, notes
+    from msff_timm.data import notes
     from msff_timm.data.inspect import draw, inspect, load_splits
     from msff_timm.files import check_folder
 
     output = args.output or f'inspect-{os.path.basename(os.path.abspath(args.name))}'
     check_folder(output, '--output')
-    is_given = args.name in NAMES and args.name != 'auto'
+    is_given = _names_format(args)
     if not is_given:
         print(_recognise(args))
     loading = {key: getattr(args, key) for key in (*LOADING, 'size', 'image_size')}
@@ -237,6 +237,13 @@ def _data(args: argparse.Namespace) -> int:
     if args.root:
         print(f'train: {_train_command(args, is_given)}')
     return 0 if report.is_complete else 1
+
+
+def _names_format(args: argparse.Namespace) -> bool:
+    """Returns whether the first argument names a format; without `--root` it may be a folder of the same name."""
+    from msff_timm.data import NAMES
+
+    return args.name in NAMES and args.name != 'auto' and (bool(args.root) or not os.path.isdir(args.name))
 
 
 def _recognise(args: argparse.Namespace) -> str:
@@ -270,11 +277,11 @@ def _train_command(args: argparse.Namespace, is_named: bool) -> str:
 
 
 def _data_split(args: argparse.Namespace) -> None:
-    from msff_timm.data import NAMES, notes
+    from msff_timm.data import notes
     from msff_timm.data.inspect import inspect
     from msff_timm.data.split_table import split
 
-    if args.name not in NAMES or args.name == 'auto':
+    if not _names_format(args):
         print(_recognise(args))
     division = split(args.name, **{key: getattr(args, key) for key in (*LOADING, *SPLITTING)})
     lines = [line for dataset in division.parts.values() for line in notes(dataset)]
@@ -286,7 +293,7 @@ def _data_split(args: argparse.Namespace) -> None:
 
 
 def _data_issues(args: argparse.Namespace) -> None:
-    from msff_timm.data import NAMES, notes
+    from msff_timm.data import notes
     from msff_timm.errors import InputError, missing_package
     from msff_timm.files import check_folder
     from msff_timm.inference.logits import choose_device
@@ -305,7 +312,7 @@ def _data_issues(args: argparse.Namespace) -> None:
     for option, least in (('most', 1), ('workers', 0), ('image_size', 32)):
         check_at_least(f'--{option.replace("_", "-")}', getattr(args, option), least)
     device = choose_device(args.device)
-    if not is_run and (args.name not in NAMES or args.name == 'auto'):
+    if not is_run and not _names_format(args):
         print(_recognise(args))
     if is_run:
         source = issues.open_run(args.name, args.model, args.image_size)

@@ -10,6 +10,7 @@ import msff_timm.data
 from made_exports import AREAS, FULL, NAMES, SPLITS, WRITERS, make, write
 from msff_timm.data.exports import recognise
 from msff_timm.errors import InputError, NoSplitError
+from msff_timm_cli import commands as cli
 
 IDS = [writer.__name__ for writer in WRITERS]
 
@@ -148,3 +149,12 @@ def test_load_refuses_a_split_that_is_not_there(name, tmp_path):
     assert len(msff_timm.data.load('auto', 'train', str(root))) == 4
     with pytest.raises(NoSplitError, match=r'validation.*\(found: (train, test|test, train)\)'):
         msff_timm.data.load('auto', 'validation', str(root))
+
+
+def test_data_command_recognises_a_folder_with_the_name_of_a_format(tmp_path, monkeypatch, capsys):
+    make(WRITERS[IDS.index('coco_roboflow')], tmp_path / 'yolo')
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(['data', 'yolo']) == 0
+    assert capsys.readouterr().out.startswith('recognised as coco by ')
+    assert cli.main(['data', 'yolo', '--root', 'yolo']) == 2
+    assert 'data.yaml' in capsys.readouterr().err
