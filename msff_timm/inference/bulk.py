@@ -54,7 +54,7 @@ class Settings:
     """Settings of a run, whatever it computes.
 
     Attributes:
-        batch_size: Number of images computed at once, at most `PART_SIZE`; None for 32 on a CPU and 64 elsewhere.
+        batch_size: Number of images computed at once, at most `PART_SIZE`; None for 16 on a CPU and 64 elsewhere.
         workers: Number of decoding processes; None for one per core, at most 16. 0 decodes in the main process.
         precision: Precision of autocast: `fp32`, `bf16` or `fp16`.
         compile: True to compile the model.
@@ -213,7 +213,7 @@ class _Run:
         if not parts:
             return
         compute, settings = _Compute(self.task, self.settings), self.settings
-        batch_size = settings.batch_size or (32 if compute.device.type == 'cpu' else 64)
+        batch_size = settings.batch_size or (16 if compute.device.type == 'cpu' else 64)
         workers = settings.workers
         if workers is None:
             workers = min(max(1, num_cores() // self.team.local_size), MOST_WORKERS)

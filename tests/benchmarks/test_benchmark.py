@@ -12,6 +12,7 @@ from PIL import Image
 
 import bench_decode
 import bench_labels
+import bench_predict
 import msff_timm  # noqa: F401  registers the models
 from bench_annotations import write_annotations
 from benchmark import main
@@ -81,16 +82,30 @@ def test_data_prints_and_writes_rates(script, photos, tmp_path):
     assert f'torch {measured["machine"]["torch"]}' in printed and measured['machine']['cpu']
 
 
-def test_predict_measures_both_ways(measured, photos):
-    arguments = ['--root', photos, '--model', 'msff_test_resnet', '--photos', 4, '--turns', 2, '--workers', 0]
+def test_predict_measures_each_way(measured, photos, monkeypatch):
+    calls = []
+
+    def predict_photos(name, images, settings):
+        calls.append((len(images), settings))
+        return {'seconds': 1 / len(calls), 'peak_mib': 100.0 + len(calls), 'device': 'cpu', 'threads': 2}
+
+    monkeypatch.setattr(bench_predict, 'in_own_process', lambda function, *arguments: predict_photos(*arguments))
+    arguments = ['--root', photos, '--photos', 4, '--turns', 2, '--workers', 0]
     printed, found = measured('predict', *arguments)
-    assert found['num_photos'] == 4 and {name: len(rates) for name, rates in found['turns'].items()} == {
-        'function': 2,
-        'file': 2,
-    }
-    ratios = np.divide(found['turns']['file'], found['turns']['function'])
-    assert found['ratio']['median'] == pytest.approx(np.median(ratios))
-    assert f'file / function: {np.median(ratios):.3f} (' in printed and '4 photos, 2 turns' in printed
+    options = {'batch_size': None, 'workers': 0}
+    assert [settings for _, settings in calls[:3]] == [None, options, {**options, 'precision': 'bf16'}]
+    assert {count for count, _ in calls} == {4} and calls[3][1] == options  # another way comes first
+    assert found['images_per_second'] == {'function': 4 * (1 + 6) / 2, 'file': 4 * 3, 'file_bf16': 4 * 4}
+    assert found['ratios']['file']['median'] == pytest.approx((2 / 1 + 4 / 6) / 2)
+    assert 'file          12.0 images/s, 1.333 (' in printed and ' times the function, peak 104 MiB' in printed
+
+
+@pytest.mark.slow
+def test_predict_measures_in_own_processes(measured, photos):
+    arguments = ['--root', photos, '--model', 'msff_test_resnet', '--photos', 4, '--turns', 1, '--workers', 1]
+    _, found = measured('predict', *arguments)
+    for turns in found['turns'].values():
+        assert turns[0]['seconds'] > 0 and turns[0]['peak_mib'] >= turns[0]['peak_mib_before'] > 100
 
 
 def test_decode_counts_labels_that_change(measured, photos, monkeypatch):

@@ -13,6 +13,7 @@ __all__ = [
     'load_annotations',
     'load_model',
     'load_table',
+    'predict_photos',
     'set_environment',
 ]
 
@@ -138,3 +139,31 @@ def infer(name: str, image_size: int, turns: int, variants: list[dict]) -> dict:
     gpu_peak = torch.cuda.max_memory_allocated() / 2**20 if device == 'cuda' else None
     peaks = {'peak_mib': peak_mib(), 'peak_mib_before': before, 'gpu_peak_mib': gpu_peak}
     return {'turns': timing.turns.tolist(), **peaks}
+
+
+def predict_photos(name: str, photos: list[str], settings: dict | None) -> dict:
+    """Labels photos with a loaded model: by `msff-timm predict -o` with these settings, or, for None, by `predict`."""
+    import tempfile
+    from collections import deque
+    from pathlib import Path
+
+    import msff_timm_cli.startup  # noqa: F401  isort: skip
+    import torch
+
+    from msff_timm import hub
+    from msff_timm.inference.bulk import Settings, run
+    from msff_timm.inference.logits import choose_device
+    from msff_timm.inference.predict import predict
+    from msff_timm.inference.sources import Sources
+    from msff_timm.inference.tasks import PredictTask
+
+    model = hub.load(name).to(choose_device())
+    before, start = peak_mib(), time.perf_counter()
+    if settings is None:
+        deque(predict(model, photos), maxlen=0)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            run(PredictTask(model), Sources(photos), Path(folder, 'tags.jsonl'), Settings(**settings))
+    seconds = time.perf_counter() - start
+    about = {'device': next(model.parameters()).device.type, 'threads': torch.get_num_threads()}
+    return {'seconds': seconds, 'peak_mib': peak_mib(), 'peak_mib_before': before, **about}
