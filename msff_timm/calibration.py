@@ -62,10 +62,10 @@ def fit(
         >>> targets = rng.random((4000, 2)) < probabilities
         >>> overconfident = calibrate(probabilities, [0.5, 0.5], [0, 0])
         >>> fitted = fit(overconfident, targets)
-        >>> [round(t, 1) for t in fitted.temperatures], [round(abs(b), 1) for b in fitted.biases]
-        ([2.0, 2.0], [0.0, 0.0])
+        >>> [round(temperature, 1) for temperature in fitted.temperatures]
+        [2.0, 2.0]
         >>> {kind: round(metrics['ECE'], 1) for kind, metrics in fitted.out_of_fold.items()}
-        {'uncalibrated': 11.1, 'calibrated': 2.2}
+        {'uncalibrated': 9.3, 'calibrated': 1.8}
     """
     scores, present, absent, parts = split(scores, targets, ignore, folds, seed)
     logits = _logit(scores)

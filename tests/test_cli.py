@@ -60,7 +60,7 @@ def test_model_defaults_to_the_shipped_one_and_is_named(scene, tmp_path, monkeyp
     served = []
     monkeypatch.setattr(app, 'serve', lambda *args: served.append(args))
     assert cli.main(['space']) == cli.main(['space', '--model', 'local-dir:x', '--device', 'cpu']) == 0
-    assert served == [(hub.DEFAULT_MODEL, None, None, None), ('local-dir:x', None, None, 'cpu')]
+    assert served == [(hub.DEFAULT_MODEL, None, None, None, False), ('local-dir:x', None, None, 'cpu', False)]
     assert capsys.readouterr().err == line
 
 

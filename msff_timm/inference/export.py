@@ -54,7 +54,7 @@ class Exported:
         num_bytes_before: Size of the float32 file.
 
     Examples:
-        >>> Exported(Path('model.onnx'), 'onnx', (3, 96, 96), 4_900_000, 1e-6).path.name
+        >>> Exported(Path('model.onnx'), 'onnx', (3, 96, 96), 4_900_000, 1e-6, 4_900_000).path.name
         'model.onnx'
     """
 

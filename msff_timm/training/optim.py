@@ -20,7 +20,6 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
     """Creates AdamW with a learning rate for each group of parameters."""
     settings: dict[str, Any] = {
         'opt': 'adamw',
-        'fused': True,
         'lr': optim.lr,
         'weight_decay': optim.weight_decay,
         'layer_decay': optim.layer_decay,
@@ -36,7 +35,7 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.Optimize
         for scale, is_head in ((optim.backbone_lr, False), (1.0, True))
         if (params := [p for p in group['params'] if (id(p) in head) == is_head])
     ]
-    return create_optimizer_v2(groups, opt='adamw', fused=True, lr=optim.lr, weight_decay=optim.weight_decay)
+    return create_optimizer_v2(groups, opt='adamw', lr=optim.lr, weight_decay=optim.weight_decay)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, optim: OptimConfig, steps: int) -> LRScheduler:

@@ -68,11 +68,11 @@ def test_data_names_settings_in_the_command_to_train(tmp_path, capsys):
     make(WRITERS[-1], root)
     rows = ''.join(f'{split}/{name}.png,{name}\n' for split, name in (('train', 'a'), ('train', 'b'), ('valid', 'e')))
     (root / 'all.csv').write_text('path,tag\n' + rows)
-    options = ['--label-columns', 'tag', '--label-delimiter', 'none', '--keep-unlabelled']
+    options = ['--label-columns', 'tag', '--label-delimiter', 'none', '--blank', 'absent']
     assert cli.main(['data', 'table', '--root', 'data/all.csv', *options]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        'train: msff-timm train --config finetune --data.name table --data.root data/all.csv --data.keep_unlabelled'
-        """ true --data.label_columns '["tag"]' --data.label_delimiter none"""
+        'train: msff-timm train --config finetune --data.name table --data.root data/all.csv --data.label_columns'
+        """ '["tag"]' --data.label_delimiter none --data.blank absent"""
     )
 
 

@@ -40,8 +40,8 @@ def results(folder: Path) -> dict:
 
 def test_run_writes_weights_config_results_and_figures(trained):
     assert {path.name for path in trained.iterdir()} == {
-        'ap.png', 'checkpoints', 'config.json', 'curves.png', 'mistakes.png', 'model.safetensors', 'report.md',
-        'results.json', 'settings.yaml', 'tensorboard'
+        'ap.png', 'checkpoints', 'config.json', 'curves.png', 'mistakes.png', 'model.safetensors',
+        'reliability.png', 'report.md', 'results.json', 'settings.yaml', 'tensorboard'
     }  # fmt: skip
     run = results(trained)
     assert run['num_images'] == 33 and run['num_processes'] == 1

@@ -183,7 +183,9 @@ def make_pass(name: str, case: Case, device: torch.device) -> Callable[[], objec
 
     optim = OptimConfig()
     targets = (torch.rand(case.batch_size, case.num_classes, device=device) < 0.04).float()  # 3 of COCO's 80
-    optimizer = torch.optim.AdamW(model.parameters(), optim.lr, weight_decay=optim.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), optim.lr, weight_decay=optim.weight_decay, fused=device.type == 'cuda'
+    )
     loss_fn = make_loss(optim)
 
     def train() -> None:
