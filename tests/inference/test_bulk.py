@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -464,7 +466,10 @@ def test_predict_command_killed_20_times_equals_an_undisturbed_run(tmp_path, pro
         try:
             process.communicate(timeout=None if kills == 20 else generator.uniform(0, 0.7 * duration))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            # The launcher gives its processes sessions of their own.
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             process.communicate()
             kills += 1
             done.append(len(list(tmp_path.glob('killed.parquet.parts/????????-*'))))
