@@ -347,6 +347,31 @@ def test_run_names_images_that_cannot_be_read(model, photos, tmp_path):
     assert 'there is no such file' in listed['gone.png'] and 'caf\\xe9.png' in listed
 
 
+@pytest.mark.parametrize('task', [lambda model: PredictTask(model, scores=True), EmbedTask])
+def test_run_merges_parts_without_any_readable_image(model, photos, tmp_path, monkeypatch, task):
+    monkeypatch.setattr(bulk, 'PART_SIZE', 2)
+    paths = [*map(str, sorted(photos.iterdir())[:2]), 'gone.png', 'lost.png']
+    summary = run(task(model), Sources(paths), tmp_path / 'a.parquet', Settings(workers=0))
+    assert (summary.num_images, summary.num_unreadable) == (4, 2)
+    values = [
+        [value for key, value in row.items() if key not in ('image', 'error')]
+        for row in rows_of(tmp_path / 'a.parquet')
+    ]
+    assert None not in values[0] + values[1] and set(values[2] + values[3]) == {None}
+
+
+def test_run_writes_sidecars(model, tmp_path):
+    photos = make_images(tmp_path / 'photos', 3)
+    (photos / '00001.txt').write_text('notes')
+    run(PredictTask(model, top_k=2), Sources([str(photos)]), tmp_path / 'a.jsonl', Settings(workers=0, sidecar='txt'))
+    rows = list(map(json.loads, (tmp_path / 'a.jsonl').read_text().splitlines()))
+    for number, row in enumerate(rows):
+        expected = 'notes' if number == 1 else f'{", ".join(row["labels"])}\n'
+        assert (photos / f'{number:05}.txt').read_text() == expected
+    with pytest.raises(InputError, match='--sidecar needs labels'):
+        run(EmbedTask(model), Sources([str(photos)]), tmp_path / 'a.parquet', Settings(workers=0, sidecar='txt'))
+
+
 def test_run_names_images_too_long_for_a_crop(tmp_path):
     import timm
 
