@@ -120,6 +120,8 @@ def run(
     settings, team = settings or Settings(), team or Team()
     task.check(Path(output).suffix)
     check_file(output, '--output')
+    if Path(output).suffix == '.parquet':
+        import pyarrow  # noqa: F401  raises before any work if the `bulk` extra is missing
     rows = open_rows(sources)
     header = {
         **task.header,

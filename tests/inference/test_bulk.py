@@ -318,6 +318,18 @@ def test_predict_command_names_options_that_need_an_output(capsys):
     assert '--top-k' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('suffix', ['.jsonl', '.parquet'])
+def test_predict_command_needs_pyarrow_for_parquet_only(photos, tmp_path, monkeypatch, capsys, suffix):
+    for module in ('pyarrow', 'datasets'):
+        monkeypatch.setitem(sys.modules, module, None)
+    arguments = ['predict', f'{photos}/0000*.png', '--model', MODEL, '-j', '0', '-o', f'{tmp_path}/a{suffix}', '-q']
+    if suffix == '.jsonl':
+        assert cli.main(arguments) == 0
+        return
+    assert cli.main(arguments) == 2 and os.listdir(tmp_path) == []
+    assert "pyarrow is not installed: pip install 'msff-timm[bulk]'" in capsys.readouterr().err
+
+
 # Bad images, and other faults
 
 
