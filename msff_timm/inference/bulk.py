@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ from .sinks import merge, read_header, write_part
 from .sources import ImageList, Sources, list_entries, open_rows
 from .tasks import Task
 from .team import Team
+
+if TYPE_CHECKING:
+    import datasets
 
 __all__ = ['PART_SIZE', 'PRECISIONS', 'Settings', 'Summary', 'run']
 
@@ -116,6 +120,8 @@ def run(
     settings, team = settings or Settings(), team or Team()
     task.check(Path(output).suffix)
     check_file(output, '--output')
+    if Path(output).suffix == '.parquet':
+        import pyarrow  # noqa: F401  raises before any work if the `bulk` extra is missing
     rows = open_rows(sources)
     header = {
         **task.header,
@@ -164,14 +170,14 @@ class _Run:
                 with suppress(OSError):  # it holds finished parts
                     self.folder.rmdir()
 
-    def prepare(self, sources: Sources, rows) -> dict | None:
+    def prepare(self, sources: Sources, rows: 'datasets.Dataset | None') -> dict | None:
         """Lists the images, or checks that the output continues; returns a summary if the output is complete."""
         if self.output.exists():
             found = read_header(self.output)
             if found is None:
                 raise InputError(f'{self.output}: exists, and no such command wrote it: choose another --output.')
             self._check_same(found)
-            shutil.rmtree(self.folder)  # left by a kill between the last two steps
+            self._clear()  # left by a kill between the last two steps
             log.info('%s is complete; nothing to do.', self.output)
             return {key: found[key] for key in ('num_images', 'num_unreadable')}
         if (self.folder / HEADER).exists():
@@ -191,7 +197,7 @@ class _Run:
                 f' choose another --output, or remove the file and {self.folder.name}.'
             )
 
-    def compute(self, rows) -> Summary:
+    def compute(self, rows: 'datasets.Dataset | None') -> Summary:
         """Computes this process's share of the parts; the first process merges all of them."""
         if not (self.folder / HEADER).exists():
             raise InputError(
@@ -209,7 +215,7 @@ class _Run:
         num_unreadable = self.team.first(lambda: self._merge(images))
         return Summary(len(images), num_unreadable, sum(map(images.num_images, waiting)), seconds)
 
-    def _compute_parts(self, images: ImageList, parts: Sequence[int], rows) -> None:
+    def _compute_parts(self, images: ImageList, parts: Sequence[int], rows: 'datasets.Dataset | None') -> None:
         if not parts:
             return
         compute, settings = _Compute(self.task, self.settings), self.settings
@@ -265,7 +271,7 @@ class _Run:
         if self.num_reported <= MOST_REPORTED:
             log.error('%s', message)
         if self.num_reported == MOST_REPORTED:
-            log.error('further images are not named here, but in the column `error`.')
+            log.error('further messages are left out; the column `error` names each image that could not be read.')
 
     def _parts(self) -> dict[int, Path]:
         """Returns the files of finished parts."""
@@ -277,8 +283,16 @@ class _Run:
         num_unreadable = sum(int(path.stem.partition('-')[2]) for path in parts)
         counts = {'num_images': len(images), 'num_unreadable': num_unreadable}
         merge(parts, self.output, {**self.header, **counts})
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
         return num_unreadable
+
+    def _clear(self) -> None:
+        """Removes all files of the folder but the lock, which is held."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     def report_stop(self) -> None:
         """Shows how much is done, and how the run is resumed."""

@@ -3,7 +3,9 @@
 import math
 import os
 import signal
+import sys
 from collections.abc import Iterable
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,15 +94,22 @@ def make_loader(
         sampler=keys,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_signals if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         generator=torch.Generator(),  # of its own: it draws the seeds of workers
     )
 
 
-def _ignore_signals(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """Leaves Ctrl-C and SIGTERM, which reach all processes of a terminal or launcher, to the main process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Reports an exception of a worker's thread, unless it is that the main process has ended."""
+    if not issubclass(kind, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def num_cores() -> int:

@@ -120,7 +120,8 @@ def _table(columns: Columns):
             is_null = pa.array([error is not None for error in columns['error']])
             arrays[name] = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1], mask=is_null)
         else:
-            arrays[name] = pa.array(values, types.get(name))
+            kind = pa.float32() if name.startswith('score_') else types.get(name)
+            arrays[name] = pa.array(values, kind)  # a type for parts without any value
     return pa.table(arrays)
 
 

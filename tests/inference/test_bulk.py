@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -316,6 +318,18 @@ def test_predict_command_names_options_that_need_an_output(capsys):
     assert '--top-k' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('suffix', ['.jsonl', '.parquet'])
+def test_predict_command_needs_pyarrow_for_parquet_only(photos, tmp_path, monkeypatch, capsys, suffix):
+    for module in ('pyarrow', 'datasets'):
+        monkeypatch.setitem(sys.modules, module, None)
+    arguments = ['predict', f'{photos}/0000*.png', '--model', MODEL, '-j', '0', '-o', f'{tmp_path}/a{suffix}', '-q']
+    if suffix == '.jsonl':
+        assert cli.main(arguments) == 0
+        return
+    assert cli.main(arguments) == 2 and os.listdir(tmp_path) == []
+    assert "pyarrow is not installed: pip install 'msff-timm[bulk]'" in capsys.readouterr().err
+
+
 # Bad images, and other faults
 
 
@@ -343,6 +357,31 @@ def test_run_names_images_that_cannot_be_read(model, photos, tmp_path):
     assert all(reason in rows[name]['error'] for name, reason in reasons.items())
     listed = {Path(row['image']).name: row['error'] for row in rows_of(tmp_path / 'b.parquet')}
     assert 'there is no such file' in listed['gone.png'] and 'caf\\xe9.png' in listed
+
+
+@pytest.mark.parametrize('task', [lambda model: PredictTask(model, scores=True), EmbedTask])
+def test_run_merges_parts_without_any_readable_image(model, photos, tmp_path, monkeypatch, task):
+    monkeypatch.setattr(bulk, 'PART_SIZE', 2)
+    paths = [*map(str, sorted(photos.iterdir())[:2]), 'gone.png', 'lost.png']
+    summary = run(task(model), Sources(paths), tmp_path / 'a.parquet', Settings(workers=0))
+    assert (summary.num_images, summary.num_unreadable) == (4, 2)
+    values = [
+        [value for key, value in row.items() if key not in ('image', 'error')]
+        for row in rows_of(tmp_path / 'a.parquet')
+    ]
+    assert None not in values[0] + values[1] and set(values[2] + values[3]) == {None}
+
+
+def test_run_writes_sidecars(model, tmp_path):
+    photos = make_images(tmp_path / 'photos', 3)
+    (photos / '00001.txt').write_text('notes')
+    run(PredictTask(model, top_k=2), Sources([str(photos)]), tmp_path / 'a.jsonl', Settings(workers=0, sidecar='txt'))
+    rows = list(map(json.loads, (tmp_path / 'a.jsonl').read_text().splitlines()))
+    for number, row in enumerate(rows):
+        expected = 'notes' if number == 1 else f'{", ".join(row["labels"])}\n'
+        assert (photos / f'{number:05}.txt').read_text() == expected
+    with pytest.raises(InputError, match='--sidecar needs labels'):
+        run(EmbedTask(model), Sources([str(photos)]), tmp_path / 'a.parquet', Settings(workers=0, sidecar='txt'))
 
 
 def test_run_names_images_too_long_for_a_crop(tmp_path):
@@ -464,7 +503,10 @@ def test_predict_command_killed_20_times_equals_an_undisturbed_run(tmp_path, pro
         try:
             process.communicate(timeout=None if kills == 20 else generator.uniform(0, 0.7 * duration))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            # The launcher gives its processes sessions of their own.
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             process.communicate()
             kills += 1
             done.append(len(list(tmp_path.glob('killed.parquet.parts/????????-*'))))
