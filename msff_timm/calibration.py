@@ -92,7 +92,7 @@ def calibrate(scores: np.ndarray, temperatures: ArrayLike, biases: ArrayLike) ->
 
 
 def measure(scores: np.ndarray, targets: np.ndarray, ignore: np.ndarray | None = None) -> dict:
-    """Measures how well probabilities agree with how often a label is present.
+    """Computes how well probabilities agree with how often a label is present.
 
     Args:
         scores: Probabilities (N, K).

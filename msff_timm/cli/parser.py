@@ -7,6 +7,8 @@ that belong to other modules are repeated here; a test compares them.
 import argparse
 from collections.abc import Sequence
 
+from .arguments import Names, Version, port, positive, probability
+
 __all__ = ['make_parser', 'parse']
 
 DEFAULT_MODEL = 'msff_efficientnet_lite0'
@@ -30,24 +32,6 @@ MODEL_NAMES = (
 )
 
 
-class _Names(argparse.Action):
-    """Splits names at commas, or takes each name whole if the option is repeated."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        given = [*getattr(namespace, f'{self.dest} as given', []), values]
-        setattr(namespace, f'{self.dest} as given', given)
-        names = given if len(given) > 1 else values.split(',')
-        setattr(namespace, self.dest, [name.strip() for name in names if name.strip()])
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        from importlib.metadata import version
-
-        print(version('msff-timm'))
-        parser.exit()
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses the arguments of the command."""
     name = ' '.join(argv[:2])
@@ -59,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='msff-timm', description='Multi-label image classification with timm: use, train and publish models.'
     )
-    parser.add_argument('--version', action=_Version, nargs=0, help='print the version and exit')
+    parser.add_argument('--version', action=Version, nargs=0, help='print the version and exit')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for add in (_add_predict, _add_embed, _add_similar, _add_explain, _add_export, _add_space):
         add(commands)
@@ -123,10 +107,10 @@ def _add_predict(commands) -> None:
     )
     _add_model(command)
     command.add_argument(
-        '--threshold', type=_probability, help="probability threshold (default: the model's own, else 0.5)"
+        '--threshold', type=probability, help="probability threshold (default: the model's own, else 0.5)"
     )
     command.add_argument(
-        '--top-k', type=_positive, metavar='K', help='the K most probable labels (above --threshold, if it is given)'
+        '--top-k', type=positive, metavar='K', help='the K most probable labels (above --threshold, if it is given)'
     )
     command.add_argument('--json', action='store_true', help='print JSON instead of a table')
     _add_device(command)
@@ -169,7 +153,7 @@ def _add_similar(commands) -> None:
         metavar='SIMILARITY',
         help=f'print each image that is at least this similar to an earlier one (default: {SIMILARITY})',
     )
-    command.add_argument('-k', type=_positive, default=10, help='number of similar images (default: 10)')
+    command.add_argument('-k', type=positive, default=10, help='number of similar images (default: 10)')
     command.add_argument('--json', action='store_true', help='print JSON instead of a table')
     _add_model(command, ', for an IMAGE that is not in the file')
     _add_device(command)
@@ -187,7 +171,7 @@ def _add_sources(command: argparse.ArgumentParser) -> None:
 
 def _add_bulk(options) -> None:
     """Adds the options of commands that write a file for many images."""
-    options.add_argument('-b', '--batch-size', type=_positive, metavar='N', help='images computed at once')
+    options.add_argument('-b', '--batch-size', type=positive, metavar='N', help='images computed at once')
     options.add_argument(
         '-j', '--workers', type=int, metavar='N', help='decoding processes (default: one per core, at most 16)'
     )
@@ -209,9 +193,9 @@ def _add_explain(commands) -> None:
     )
     command.add_argument('image', metavar='IMAGE', help='image file')
     _add_model(command)
-    command.add_argument('--labels', action=_Names, help='NAME,NAME,... (default: those of predict, else the top 3)')
+    command.add_argument('--labels', action=Names, help='NAME,NAME,... (default: those of predict, else the top 3)')
     command.add_argument(
-        '--threshold', type=_probability, help="probability threshold (default: the model's own, else 0.5)"
+        '--threshold', type=probability, help="probability threshold (default: the model's own, else 0.5)"
     )
     command.add_argument(
         '--layers', choices=LAYERS, default='all', help='decoder layers whose attention is averaged (default: all)'
@@ -256,7 +240,7 @@ def _add_space(commands) -> None:
     )
     _add_model(command)
     command.add_argument('--host', help='address to listen at; 0.0.0.0 for all (default: this machine only)')
-    command.add_argument('--port', type=_port, help='port to listen at (default: the first free one from 7860 on)')
+    command.add_argument('--port', type=port, help='port to listen at (default: the first free one from 7860 on)')
     command.add_argument('--mcp', action='store_true', help='serve MCP clients, too (pip install msff-timm[mcp])')
     _add_device(command)
 
@@ -313,7 +297,7 @@ def _add_issues(commands) -> None:
     command.add_argument('--image-size', type=int, help="side of square input images (default: the model's own size)")
     command.add_argument(
         '--similarity',
-        type=_probability,
+        type=probability,
         default=SIMILAR,
         help=f'least cosine similarity of near-duplicates (default: {SIMILAR})',
     )
@@ -348,14 +332,14 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument('--image-column', help='column of a table that names the images')
     command.add_argument(
         '--label-columns',
-        action=_Names,
+        action=Names,
         metavar='NAME,NAME,...',
         help='columns of labels; a name that contains a comma is taken whole if the option is repeated for each name',
     )
     command.add_argument('--label-delimiter', help='text between labels; none for one label per cell (default: detect)')
     command.add_argument(
         '--label-names',
-        action=_Names,
+        action=Names,
         metavar='NAME,NAME,...',
         help='label names in the order of the logits; repeat the option for names that contain a comma',
     )
@@ -436,25 +420,3 @@ def _add_convert(commands) -> None:
     command.add_argument(
         '-o', '--output', required=True, metavar='FOLDER', help='folder for config.json and model.safetensors'
     )
-
-
-def _probability(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a probability from 0 to below 1')
-    return value
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number above 0')
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if not (text.isdecimal() and 0 < int(text) < 2**16):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a port from 1 to {2**16 - 1}')
-    return int(text)

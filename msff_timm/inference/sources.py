@@ -124,7 +124,7 @@ def list_entries(sources: Sources, rows: 'datasets.Dataset | None' = None) -> It
     """Lists the images of sources, always in the same order: sorted in each folder, else as they are stored.
 
     Args:
-        sources: Where the images are.
+        sources: Sources of the images.
         rows: Rows of the Hub data set, from `open_rows`.
 
     Raises:

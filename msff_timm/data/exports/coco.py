@@ -64,20 +64,20 @@ def load(
     tree = Tree(root)
     files, notes = _files_of_splits(tree)
     target = choose_split(split, files, tree.root)
-    pictures = Tree(Path(image_root or tree.root))
+    image_tree = Tree(Path(image_root or tree.root))
     used = files if label_names is None else {target: files[target]}
     return cached(
-        lambda: _Reader(tree, pictures, used, label_names, notes).read(split, target, keep_unlabelled, missing),
+        lambda: _Reader(tree, image_tree, used, label_names, notes).read(split, target, keep_unlabelled, missing),
         [tree.root / path for path in used.values()],
         reader='coco',
         split=split,
         root=str(tree.root),
-        image_root=str(pictures.root),
+        image_root=str(image_tree.root),
         files=used,
         keep_unlabelled=keep_unlabelled,
         missing=missing,
         label_names=label_names,
-        images=pictures.digest(),
+        images=image_tree.digest(),
     )
 
 
@@ -127,7 +127,7 @@ class _Reader:
 
     Args:
         tree: Files of the export.
-        pictures: Files among which the images are.
+        image_tree: Files among which the images are.
         files: File of each split; None is the key of one without a split.
         label_names: Label names; None for the categories of all files.
         notes: Notes on the choice of the files.
@@ -136,20 +136,20 @@ class _Reader:
     def __init__(
         self,
         tree: Tree,
-        pictures: Tree,
+        image_tree: Tree,
         files: dict[str | None, str],
         label_names: Sequence[str] | None,
         notes: list[str],
     ):
-        self.tree, self.pictures, self.files = tree, pictures, files
+        self.tree, self.image_tree, self.files = tree, image_tree, files
         self.label_names, self.notes = label_names, list(notes)
 
     def read(self, split: str, target: str | None, keep_unlabelled: bool | None, missing: str | None) -> Records:
         """Reads the images of a split, which are in the file of the split `target`."""
         names, file, label_of = self._read_categories(target)
-        images = file.images(self.pictures.root, self._finder(file, target))
+        images = file.images(self.image_tree.root, self._finder(file, target))
         largest = file.largest_areas(images, label_of)
-        paths = [os.path.relpath(path, self.pictures.root).replace(os.sep, '/') for path in images.paths]
+        paths = [os.path.relpath(path, self.image_tree.root).replace(os.sep, '/') for path in images.paths]
         rows = images.order()
         if target is None:
             of_split, note = rows_of_split(paths, split, file.path)
@@ -196,14 +196,14 @@ class _Reader:
 
     def _finder(self, file: CocoFile, target: str | None) -> Callable[[dict, str], tuple[str, str | None]]:
         """Returns a function that finds the file of an image by its name, or by the longest end of it."""
-        pictures, source = self.pictures, self.files[target]
+        image_tree, source = self.image_tree, self.files[target]
         rows = [row for row in file.content['images'] if type(row) is dict]
         count = Counter(_parts(str(row.get('file_name') or row.get('coco_url')))[-1] for row in rows)
 
         def find(row: dict, where: str) -> tuple[str, str | None]:
             name = name_of(row, where)
             parts = _parts(name)
-            found = pictures.by_name.get(parts[-1], [])
+            found = image_tree.by_name.get(parts[-1], [])
             if target is not None and folder_split('/'.join(parts)) is None:
                 found = [path for path in found if folder_split(path) in (None, target)]
             ends = [len(os.path.commonprefix([parts[::-1], path.split('/')[::-1]])) for path in found]
@@ -220,7 +220,7 @@ class _Reader:
                     f'{where} has file_name {quote(name)}, which may be {found[0]} or {found[1]}: set data.image_root'
                     ' to the folder of the images.'
                 )
-            return name, str(pictures.root / found[0]) if found else None
+            return name, str(image_tree.root / found[0]) if found else None
 
         return find
 

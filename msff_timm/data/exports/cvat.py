@@ -73,9 +73,9 @@ def load(
     paths = list(_find_exports(tree))
     if not paths:
         raise InputError(f'{root}: contains no export of CVAT, e.g. annotations.xml.')
-    pictures = Tree(Path(image_root or tree.root))
+    image_tree = Tree(Path(image_root or tree.root))
     return cached(
-        lambda: _read(tree, pictures, paths, split, keep_unlabelled, label_names, missing),
+        lambda: _read(tree, image_tree, paths, split, keep_unlabelled, label_names, missing),
         [tree.root / path for path in paths],
         reader='cvat',
         paths=[str(tree.root / path) for path in paths],
@@ -84,7 +84,7 @@ def load(
         image_root=image_root,
         label_names=label_names,
         missing=missing,
-        files=pictures.digest(),
+        files=image_tree.digest(),
     )
 
 
@@ -101,7 +101,7 @@ def _find_exports(tree: Tree) -> Iterator[str]:
 
 def _read(
     tree: Tree,
-    pictures: Tree,
+    image_tree: Tree,
     paths: list[str],
     split: str,
     keep_unlabelled: bool | None,
@@ -116,9 +116,9 @@ def _read(
         for name, _, labels in export.images:
             for label in sorted(labels - set(names)):
                 raise InputError(f'{tree.root / export.path}: {name}: {unknown("label", label, names)}')
-    labels_of, subset_of, lost = _find_images(exports, pictures, tree)
+    labels_of, subset_of, lost = _find_images(exports, image_tree, tree)
     total = sum(len(export.images) for export in exports)
-    problem = f'images that are not in {pictures.root}: {len(lost)} of {total}'
+    problem = f'images that are not in {image_tree.root}: {len(lost)} of {total}'
     problem += f' (e.g. {quote(lost[0])})' if lost else ''
     if not labels_of:
         raise InputError(f'{where}: {problem}: set data.image_root to the folder of the images.')
@@ -136,7 +136,7 @@ def _read(
     number_of = {name: number for number, name in enumerate(names)}
     return Records(
         label_names=names,
-        images=[str(pictures.root / image) for image in images],
+        images=[str(image_tree.root / image) for image in images],
         labels=[sorted(map(number_of.__getitem__, labels_of[image])) for image in images],
         ignore=[[] for _ in images],
         areas=[[] for _ in images],
@@ -147,15 +147,15 @@ def _read(
 
 
 def _find_images(
-    exports: list[Export], pictures: Tree, tree: Tree
+    exports: list[Export], image_tree: Tree, tree: Tree
 ) -> tuple[dict[str, set[str]], dict[str, str | None], list[str]]:
     """Returns the labels and the subset of each image by its path, and the names of missing images."""
-    file_of = _by_stem(pictures.images) | {image: image for image in pictures.images}
+    file_of = _by_stem(image_tree.images) | {image: image for image in image_tree.images}
     labels_of: dict[str, set[str]] = defaultdict(set)
     subset_of: dict[str, str | None] = {}
     lost = []
     for export in exports:
-        folder = parts_of(export.path)[:-1] if pictures.root == tree.root else []
+        folder = parts_of(export.path)[:-1] if image_tree.root == tree.root else []
         if folder[-1:] == ['annotations']:  # of Datumaro, beside `images`
             folder = folder[:-1]
         for name, subset, labels in export.images:

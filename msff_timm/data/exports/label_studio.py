@@ -74,12 +74,12 @@ def load(
             f'{root}: contains several exports ({names}): set data.root to one of them, or name them train.json etc.'
         )
     part = choose_split(split, by_split, root)  # None for a file that may hold several splits
-    pictures = Tree(Path(image_root or tree.root))
+    image_tree = Tree(Path(image_root or tree.root))
 
     def read() -> Records:
         exports = {path: Export(path, label_columns, image_column) for path in paths}
         names = list(label_names) if label_names is not None else None
-        reader = _Reader(exports[by_split[part]], pictures, missing)
+        reader = _Reader(exports[by_split[part]], image_tree, missing)
         reader.find_labels(list(exports.values()), label_columns, names)
         return reader.read(split, image_column, may_hold_several=part is None)
 
@@ -89,9 +89,9 @@ def load(
         reader='label_studio',
         paths=[str(path) for path in paths],
         split=split,
-        image_root=str(pictures.root),
+        image_root=str(image_tree.root),
         settings=(image_column, label_columns, label_names, missing),
-        files=pictures.digest(),
+        files=image_tree.digest(),
     )
 
 

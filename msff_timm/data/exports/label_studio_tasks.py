@@ -28,7 +28,7 @@ class Task:
         where: File and number of the task, for messages.
         data: Fields of the task, one of which names the image.
         answers: Labels of each annotation by the name of their control.
-        truths: Whether each annotation is marked as ground truth.
+        truths: True for each annotation that is marked as ground truth, else False.
     """
 
     where: str

@@ -62,14 +62,14 @@ def load(
     check_names('data.label_names', label_names)
     tree = Tree(root)
     images, xml_files = _pair(tree, Tree(Path(image_root or tree.root)))
-    pictures = Path(os.path.abspath(image_root or tree.root))
+    image_base = Path(os.path.abspath(image_root or tree.root))
     ids, source, notes = _ids_of_split(split, tree, images, xml_files)
     if label_names is not None:
         xml_files = {image_id: xml_files[image_id] for image_id in ids if image_id in xml_files}
     files = VocFiles(
         split_file=source,
         lines=dict.fromkeys(ids, 0),
-        image_folder=pictures,
+        image_folder=image_base,
         images=images,
         xml_files={image_id: tree.root / path for image_id, path in xml_files.items()},
         class_files=[],
@@ -90,7 +90,7 @@ def load(
         reader='voc',
         split=split,
         root=str(tree.root),
-        image_root=str(pictures),
+        image_root=str(image_base),
         difficult=difficult,
         missing=missing,
         label_names=label_names,
@@ -106,13 +106,13 @@ def _is_voc(path: Path) -> bool:
         return False
 
 
-def _pair(tree: Tree, pictures: Tree) -> tuple[dict[str, str], dict[str, str]]:
+def _pair(tree: Tree, image_tree: Tree) -> tuple[dict[str, str], dict[str, str]]:
     """Returns image and XML of each id, which is the path of the image, or of the XML if there is no image."""
     images, xml_files = {}, {}
     folders = set()
     for path in tree.find('.xml'):
         stem = os.path.splitext(os.path.basename(path))[0]
-        found = nearest(path, pictures.by_stem.get(stem, []))
+        found = nearest(path, image_tree.by_stem.get(stem, []))
         if len(found) > 1:
             raise InputError(f'{tree.root / path}: may be of {found[0]} or {found[1]}: remove one of them.')
         if found and found[0] in xml_files:
@@ -124,7 +124,7 @@ def _pair(tree: Tree, pictures: Tree) -> tuple[dict[str, str], dict[str, str]]:
             xml_files[path] = path
     if not xml_files:
         raise InputError(f'{tree.root}: contains no XML of VOC: check data.root.')
-    for path in pictures.images:
+    for path in image_tree.images:
         if path not in images and os.path.dirname(path) in folders:
             images[path] = path
     return images, xml_files

@@ -88,10 +88,10 @@ def find_layout(tree: Tree, image_root: str | None) -> YoloLayout:
     for path, names in contents.items():
         if names != contents[found[0]]:
             raise InputError(f'{tree.root}: {found[0]} and {path} name other classes: remove one of them.')
-    pictures, source = Tree(Path(image_root or tree.root)), tree.root / found[0]
+    image_tree, source = Tree(Path(image_root or tree.root)), tree.root / found[0]
     names = dict(enumerate(contents[found[0]]))
     _check_classes(source, names)
-    return YoloLayout(source, names, {None: pictures.images}, [pictures.root, tree.root])
+    return YoloLayout(source, names, {None: image_tree.images}, [image_tree.root, tree.root])
 
 
 def _content(path: Path) -> dict | None:

@@ -12,7 +12,7 @@ from msff_timm.data.exports import FORMATS
 from msff_timm.data.exports.tree import read_tree
 from msff_timm.errors import InputError
 
-__all__ = ['encoded', 'fails', 'labels_of', 'masked_in', 'picture', 'recognised']
+__all__ = ['encoded', 'fails', 'labels_of', 'masked_in', 'draw', 'recognised']
 
 
 def encoded(number: int, size: int = 8) -> bytes:
@@ -22,7 +22,7 @@ def encoded(number: int, size: int = 8) -> bytes:
     return file.getvalue()
 
 
-def picture(path: Path, number: int, size: int = 8) -> Path:
+def draw(path: Path, number: int, size: int = 8) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(number, size))
     return path

@@ -2,7 +2,7 @@ import os
 import shutil
 
 import pytest
-from exported import fails, labels_of, picture, recognised
+from exported import draw, fails, labels_of, recognised
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ def root(tmp_path):
     for split in ('train', 'valid'):
         for label, numbers in (('cat', (0, 1)), ('dog', (1, 2))):
             for number in numbers:
-                picture(tmp_path / split / label / f'{label if split == "train" else ""}{number}.png', number)
+                draw(tmp_path / split / label / f'{label if split == "train" else ""}{number}.png', number)
     return tmp_path
 
 
@@ -41,7 +41,7 @@ def test_load_folders_keeps_images_of_the_same_size_apart(tmp_path):
     files = [tmp_path / label / '1.bmp' for label in ('cat', 'dog')]
     for number, path in enumerate(files):
         path.parent.mkdir()
-        picture(path.with_suffix('.png'), number).rename(path)
+        draw(path.with_suffix('.png'), number).rename(path)
         path.write_bytes(path.read_bytes() + bytes(200 - path.stat().st_size))
     assert len({path.stat().st_size for path in files}) == 1
     assert labels_of('folders', 'train', tmp_path) == {'cat/1.bmp': {'cat'}, 'dog/1.bmp': {'dog'}}
@@ -55,8 +55,8 @@ def test_load_folders_without_splits_is_train(root):
 
 def test_load_folders_sees_changes(root):
     assert len(labels_of('folders', 'train', root)) == 3
-    picture(root / 'train' / 'bird' / '9.png', 9)
-    picture(root / 'train' / 'dog' / 'dog2.png', 0)  # the content of cat0
+    draw(root / 'train' / 'bird' / '9.png', 9)
+    draw(root / 'train' / 'dog' / 'dog2.png', 0)  # the content of cat0
     assert labels_of('folders', 'train', root) == {
         'train/bird/9.png': {'bird'},
         'train/cat/cat0.png': {'cat', 'dog'},
@@ -65,7 +65,7 @@ def test_load_folders_sees_changes(root):
 
 
 def test_load_folders_takes_names_of_all_splits(root):
-    picture(root / 'test' / 'eel' / '9.png', 9)
+    draw(root / 'test' / 'eel' / '9.png', 9)
     for split in ('train', 'validation', 'test'):
         assert label_names(load('folders', split, str(root))) == ['cat', 'dog', 'eel']
     assert label_names(load('folders', 'train', str(root), label_names=['eel', 'dog', 'cat'])) == ['eel', 'dog', 'cat']
@@ -75,14 +75,14 @@ def test_load_folders_takes_names_of_all_splits(root):
 def test_load_folders_reads_train_and_test_as_labels_beside_others(tmp_path):
     """A folder `train` that holds images itself is a label: a vehicle."""
     for number, label in enumerate(('car', 'train', 'test')):
-        picture(tmp_path / label / '1.png', number)
+        draw(tmp_path / label / '1.png', number)
     assert set(labels_of('folders', 'train', tmp_path)) == {'car/1.png', 'train/1.png', 'test/1.png'}
     assert label_names(load('folders', 'train', str(tmp_path))) == ['car', 'test', 'train']
 
 
 def test_load_folders_reports_images_in_no_folder_of_a_label(root):
-    picture(root / 'test' / '1.png', 9)
-    picture(root / 'train' / '7.png', 7)
+    draw(root / 'test' / '1.png', 9)
+    draw(root / 'train' / '7.png', 7)
     (root / 'train' / 'cat' / 'notes.txt').write_text('no image')
     assert len(labels_of('folders', 'train', root)) == 3
     assert 'not used: 2 images that are in no folder of a label (test, train)' in notes(
@@ -93,14 +93,14 @@ def test_load_folders_reports_images_in_no_folder_of_a_label(root):
 
 def test_load_folders_ignores_hidden_files(root):
     for name in ('.cache/9.png', '__MACOSX/train/cat/8.png', 'train/.thumbnails/7.png', 'train/cat/._cat0.png'):
-        picture(root / name, 9)
+        draw(root / name, 9)
     assert len(labels_of('folders', 'train', root)) == 3
     assert label_names(load('folders', 'train', str(root))) == ['cat', 'dog']
 
 
 def test_load_folders_reads_the_same_inner_folder_of_each_label(tmp_path):
     for number, label in enumerate(('n01', 'n02')):
-        picture(tmp_path / 'train' / label / 'images' / '0.png', number)  # as in Tiny ImageNet
+        draw(tmp_path / 'train' / label / 'images' / '0.png', number)  # as in Tiny ImageNet
     assert labels_of('folders', 'train', tmp_path) == {
         'train/n01/images/0.png': {'n01'},
         'train/n02/images/0.png': {'n02'},
@@ -118,7 +118,7 @@ def test_load_folders_reads_the_same_inner_folder_of_each_label(tmp_path):
 )
 def test_load_folders_refuses_nested_labels(tmp_path, files):
     for number, name in enumerate(files):
-        picture(tmp_path / name, number)
+        draw(tmp_path / name, number)
     fails('folders', tmp_path, 'contains folders of images', 'data.root')
     assert recognised('folders', tmp_path) is None
 
@@ -126,7 +126,7 @@ def test_load_folders_refuses_nested_labels(tmp_path, files):
 def test_load_folders_reads_no_label(tmp_path):
     """CVAT and Datumaro write images without labels to `no_label`."""
     for number, name in enumerate(('cat/1.png', 'dog/2.png', 'no_label/3.png')):
-        picture(tmp_path / name, number)
+        draw(tmp_path / name, number)
     assert labels_of('folders', 'train', tmp_path) == {
         'cat/1.png': {'cat'},
         'dog/2.png': {'dog'},
@@ -143,11 +143,11 @@ def test_load_folders_follows_links(root):
 def test_load_folders_refuses_others(tmp_path):
     fails('folders', tmp_path / 'none', 'none')
     fails('folders', tmp_path, 'no folder of images per label')
-    picture(tmp_path / 'train' / '1.png', 1)
-    picture(tmp_path / 'val' / '1.png', 1)
+    draw(tmp_path / 'train' / '1.png', 1)
+    draw(tmp_path / 'val' / '1.png', 1)
     fails('folders', tmp_path, 'no folder of images per label', 'train, val')
-    picture(tmp_path / 'val' / 'cat' / '1.png', 1)
-    picture(tmp_path / 'valid' / 'cat' / '1.png', 1)
+    draw(tmp_path / 'val' / 'cat' / '1.png', 1)
+    draw(tmp_path / 'valid' / 'cat' / '1.png', 1)
     (tmp_path / 'val' / '1.png').unlink()
     fails('folders', tmp_path, 'both val and valid are the split validation')
 
@@ -156,7 +156,7 @@ def test_recognise_folders(root):
     assert 'cat, dog' in recognised('folders', root)
     assert recognised('folders', root / 'train' / 'cat') is None
     for folder in ('images', 'masks'):
-        picture(root / 'pairs' / folder / '1.png', 1)
+        draw(root / 'pairs' / folder / '1.png', 1)
     assert recognised('folders', root / 'pairs') is None
 
 
@@ -169,7 +169,7 @@ def test_load_folders_gives_labels_or_a_message(tmp_path, files):
     shutil.rmtree(tmp_path / 'data', ignore_errors=True)
     for number, (folders, content) in enumerate(files):
         try:
-            picture(tmp_path.joinpath('data', *folders, f'{number}.png'), content)
+            draw(tmp_path.joinpath('data', *folders, f'{number}.png'), content)
         except (FileExistsError, NotADirectoryError):
             continue
     recognised('folders', tmp_path / 'data')

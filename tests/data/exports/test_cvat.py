@@ -3,7 +3,7 @@ import shutil
 from xml.etree import ElementTree
 
 import pytest
-from exported import fails, labels_of, picture, recognised
+from exported import draw, fails, labels_of, recognised
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -61,7 +61,7 @@ def xml(images, kind='task', subset=''):
 
 def write(root, images, folder='images', **settings):
     for number, (name, part, _) in enumerate(images):
-        picture(root / folder / (part or '') / name, number)
+        draw(root / folder / (part or '') / name, number)
     (root / 'annotations.xml').write_text(xml(images, **settings), encoding='utf-8')
     return root
 
@@ -125,8 +125,8 @@ def test_load_cvat_reads_several_tasks_together(tmp_path):
 def test_load_cvat_finds_images(tmp_path, folder):
     """Beside the file, in `images`, or where a setting says; frames of a video have no suffix in their names."""
     images = [('a.png', None, ['car']), ('frame_000001', None, ['sunny'])]
-    picture(tmp_path / folder / 'a.png', 1)
-    picture(tmp_path / folder / 'frame_000001.png', 2)
+    draw(tmp_path / folder / 'a.png', 1)
+    draw(tmp_path / folder / 'frame_000001.png', 2)
     (tmp_path / 'annotations.xml').write_text(xml(images))
     if folder == 'elsewhere':
         fails('cvat', tmp_path, 'not in', '2 of 2', "'a.png'", 'data.image_root')
@@ -167,7 +167,7 @@ def project(tmp_path):
     for subset, numbers in (('Train', ([1, 0], [])), ('Validation', ([2, 2],))):
         images = [(f'{number}.png', labels) for number, labels in enumerate(numbers)]
         for number, (path, _) in enumerate(images):
-            picture(tmp_path / 'images' / subset / path, number)
+            draw(tmp_path / 'images' / subset / path, number)
         (tmp_path / 'annotations' / f'{subset}.json').write_text(datumaro(images, ['sun', 'car', 'fog']))
     return tmp_path
 

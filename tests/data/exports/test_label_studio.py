@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from exported import fails, labels_of, masked_in, picture, recognised
+from exported import draw, fails, labels_of, masked_in, recognised
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -60,7 +60,7 @@ def write(root, tasks, name='project-3-at-2024-05-01-10-00-ab12cd34.json'):
 def root(tmp_path):
     """Five images as the export of images stores them: with the digits of their upload."""
     for number in range(5):
-        picture(tmp_path / 'images' / f'ab12cd{number:02d}-{number}.png', number)
+        draw(tmp_path / 'images' / f'ab12cd{number:02d}-{number}.png', number)
     return tmp_path
 
 
@@ -141,7 +141,7 @@ def test_load_label_studio_unites_tasks_of_the_same_image(root):
     ],
 )
 def test_load_label_studio_finds_images(tmp_path, reference, file):
-    picture(tmp_path / file, 1)
+    draw(tmp_path / file, 1)
     write(tmp_path, [task(1, reference, annotation(result(['cat'])))])
     assert labels_of('label_studio', 'train', tmp_path) == {file: {'cat'}}
     (line,) = (line for line in notes(load('label_studio', 'train', str(tmp_path))) if line.startswith('images:'))
@@ -150,7 +150,7 @@ def test_load_label_studio_finds_images(tmp_path, reference, file):
 
 def test_load_label_studio_prefers_folders_that_agree(tmp_path):
     for folder in ('a', 'b'):
-        picture(tmp_path / folder / '1.png', ord(folder))
+        draw(tmp_path / folder / '1.png', ord(folder))
     references = [f'/data/local-files/?d=all/{folder}/1.png' for folder in 'ab']
     write(tmp_path, [task(n, path, annotation(result([path[-7]]))) for n, path in enumerate(references)])
     assert labels_of('label_studio', 'train', tmp_path) == {'a/1.png': {'a'}, 'b/1.png': {'b'}}
@@ -216,7 +216,7 @@ def test_load_label_studio_divides_into_splits(root, tasks):
 
 def test_load_label_studio_divides_by_folders_or_files(tmp_path):
     for split in ('train', 'val'):
-        picture(tmp_path / 'photos' / split / '1.png', len(split))
+        draw(tmp_path / 'photos' / split / '1.png', len(split))
     parts = {s: [task(1, f'/data/local-files/?d={s}/1.png', annotation(result([s])))] for s in ('train', 'val')}
     write(tmp_path, parts['train'] + parts['val'])
     assert labels_of('label_studio', 'validation', tmp_path) == {'photos/val/1.png': {'val'}}

@@ -1,5 +1,5 @@
 import pytest
-from exported import fails, labels_of, masked_in, picture, recognised
+from exported import draw, fails, labels_of, masked_in, recognised
 
 from msff_timm.data import label_names, load, notes
 
@@ -16,7 +16,7 @@ ROWS = {
 def root(tmp_path):
     for split, rows in ROWS.items():
         for number, name in enumerate(rows):
-            picture(tmp_path / split / name, number)
+            draw(tmp_path / split / name, number)
         lines = [', '.join([name, *map(str, states)]) + '\n' for name, states in rows.items()]
         (tmp_path / split / '_classes.csv').write_text(HEADER + ''.join(lines))
     (tmp_path / 'README.roboflow.txt').write_text('Provided by a Roboflow user')
