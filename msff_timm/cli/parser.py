@@ -173,7 +173,11 @@ def _add_bulk(options) -> None:
     """Adds the options of commands that write a file for many images."""
     options.add_argument('-b', '--batch-size', type=positive, metavar='N', help='images computed at once')
     options.add_argument(
-        '-j', '--workers', type=int, metavar='N', help='decoding processes (default: one per core, at most 16)'
+        '-j',
+        '--workers',
+        type=int,
+        metavar='N',
+        help='threads on a CPU, decoding processes on other devices (default: one per core, at most 16)',
     )
     options.add_argument('--precision', choices=AUTOCAST, default='fp32', help='precision (default: fp32)')
     options.add_argument(

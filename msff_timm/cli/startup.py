@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from types import TracebackType
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # from malloc.h of glibc
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # from malloc.h of glibc
 
 
 def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -25,12 +25,13 @@ def keep_memory() -> None:
     """Makes glibc keep freed memory for the next tensor.
 
     By default it returns each large tensor's memory to the system, which has to clear it for the next tensor. This can
-    take much of a training step on a CPU.
+    take much of a training step on a CPU. All threads share one arena: the others hold no large tensors.
     """
     with suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, num_bytes in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
-            mallopt(parameter, num_bytes)
+        values = {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 2**26, M_ARENA_MAX: 1}
+        for parameter, value in values.items():
+            mallopt(parameter, value)
 
 
 sys.excepthook = report

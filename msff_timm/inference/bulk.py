@@ -29,7 +29,7 @@ from ..data.transforms import Normalize
 from ..errors import InputError, unknown
 from ..files import check_file, write_text
 from ..locks import lock, release
-from .decoding import Batches, make_loader, num_cores
+from .decoding import Batches, make_loader, map_in_threads, num_cores
 from .folding import folded
 from .logits import Preprocessing
 from .sidecars import FORMATS, Sidecars
@@ -59,7 +59,8 @@ class Settings:
 
     Attributes:
         batch_size: Number of images computed at once, at most `PART_SIZE`; None for 16 on a CPU and 64 elsewhere.
-        workers: Number of decoding processes; None for one per core, at most 16. 0 decodes in the main process.
+        workers: Number of threads that decode and compute on a CPU, or of processes that decode for another device; None
+            for one per core, at most 16. 0 does all in the main thread.
         precision: Precision of autocast: `fp32`, `bf16` or `fp16`.
         compile: True to compile the model.
         full_decode: True to decode every pixel of large JPEG files.
@@ -225,7 +226,7 @@ class _Run:
             workers = min(max(1, num_cores() // self.team.local_size), MOST_WORKERS)
         keys = _Keys(images, parts, batch_size)
         batches = Batches(images, compute.data_config, rows, settings.full_decode)
-        loader = make_loader(batches, keys, min(workers, len(keys)), pin_memory=compute.device.type == 'cuda')
+        results = compute.in_order(batches, keys, min(workers, len(keys)))
         sidecars = Sidecars(settings.sidecar, _files(images)) if settings.sidecar else None
         bar = tqdm(
             total=sum(map(images.num_images, parts)),
@@ -236,8 +237,8 @@ class _Run:
         )
         values, errors = [], []
         with bar, logging_redirect_tqdm([logging.getLogger('msff_timm')]):
-            for (part, _, last), (pixels, messages) in zip(keys, loader, strict=True):
-                values.append(compute(pixels))
+            for (part, _, last), (some, messages) in zip(keys, results, strict=True):
+                values.append(some)
                 errors += messages
                 if last == images.num_images(part):
                     self._write(images, part, np.concatenate(values), errors, sidecars)
@@ -315,12 +316,30 @@ class _Compute:
         self.normalize = Normalize(self.data_config).to(self.device)
         self.dtype = PRECISIONS[settings.precision]
 
+    def in_order(self, batches: Batches, keys: '_Keys', workers: int) -> Iterator[tuple[np.ndarray, list[str | None]]]:
+        """Computes batches in the order of their keys; returns the values and, as `Batches` does, the errors of each."""
+
+        def load_and_compute(key: tuple[int, int, int]) -> tuple[np.ndarray, list[str | None]]:
+            pixels, errors = batches[key]
+            return self(pixels), errors
+
+        if decodes_in_threads(self.device):
+            yield from map_in_threads(load_and_compute, keys, workers)
+        else:
+            for pixels, errors in make_loader(batches, keys, workers, pin_memory=self.device.type == 'cuda'):
+                yield self(pixels), errors
+
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
         images = self.normalize(pixels.to(self.device, non_blocking=True))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             values = self.task.compute(self.model, images)
         return values.float().cpu().numpy()
+
+
+def decodes_in_threads(device: torch.device) -> bool:
+    """Returns whether threads decode and compute whole batches, rather than processes decode for a faster device."""
+    return device.type == 'cpu'
 
 
 class _Keys:

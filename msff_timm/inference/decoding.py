@@ -1,12 +1,14 @@
-"""Batches of images as bytes, decoded by worker processes."""
+"""Batches of images as bytes, and the threads or processes that decode them."""
 
 import math
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +21,10 @@ from .sources import Entry, ImageList, open_entry
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ['Batches', 'make_loader', 'num_cores']
+__all__ = ['Batches', 'make_loader', 'map_in_threads', 'num_cores']
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least this many times the size that it is resized to.
 REDUCED = 4
@@ -75,6 +80,37 @@ class Batches(Dataset):
             raise InputError(
                 f'{entry.name}: cannot be resized ({image.width} x {image.height}; {one_line(e)}).'
             ) from None
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
+    """Applies a function that computes with PyTorch on the CPU to items; returns the results in order.
+
+    The threads share PyTorch's own threads: many small tensors are computed faster side by side than each of them by
+    all threads.
+
+    Args:
+        function: Function to apply.
+        items: Items, of which few more than `num_threads` are taken at a time.
+        num_threads: Number of threads; 0 computes in this one.
+    """
+    if not num_threads:
+        yield from map(function, items)
+        return
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        num_threads, initializer=torch.set_num_threads, initargs=(max(1, before // num_threads),)
+    )
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * num_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
 
 
 def make_loader(

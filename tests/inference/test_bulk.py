@@ -454,18 +454,6 @@ def test_run_is_shared_by_processes(model, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['one.parquet', 'photos', 'two.parquet']
 
 
-def test_run_takes_spawned_workers(photos, tmp_path):
-    code = (
-        'import multiprocessing, sys; multiprocessing.set_start_method("spawn");'
-        'from msff_timm_cli.commands import main; sys.exit(main(sys.argv[1:]))'
-    )
-    arguments = ['predict', photos / '000[01]*.png', '--model', MODEL, '-j', '1', '-q', '-o']
-    process = [sys.executable, '-c', code, *arguments, tmp_path / 'spawned.parquet']
-    subprocess.run(process, check=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert cli.main([*map(str, arguments), str(tmp_path / 'forked.parquet')]) == 0
-    assert rows_of(tmp_path / 'spawned.parquet') == rows_of(tmp_path / 'forked.parquet')
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 2])
 def test_predict_command_killed_20_times_equals_an_undisturbed_run(tmp_path, processes):
