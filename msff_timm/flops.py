@@ -1,12 +1,13 @@
 """Number of parameters and of floating-point operations (FLOPs) of a model."""
 
+import copy
 from collections.abc import Callable
 
 import torch
 import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ['count_flops', 'measure_size']
+__all__ = ['count_flops', 'measure_share', 'measure_size']
 
 
 def count_flops(call: Callable[[], object]) -> int:
@@ -34,3 +35,19 @@ def measure_size(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str
     with torch.inference_mode():
         flops = count_flops(lambda: model(torch.empty(1, *input_size, device='meta')))
     return {'num_parameters': sum(p.numel() for p in model.parameters()), 'gflops': flops / 1e9}
+
+
+def measure_share(model: nn.Module, parts: tuple[str, ...], image_size: int) -> float:
+    """Returns the share of some parts of a model in the FLOPs of one image.
+
+    Args:
+        model: Model, of which a copy on the meta device is used.
+        parts: Names of modules of the model.
+        image_size: Side of the image in pixels.
+    """
+    model = copy.deepcopy(model).to('meta').eval().requires_grad_(False)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, 3, image_size, image_size, device='meta'))
+    counts = counter.get_flop_counts()
+    of_parts = (sum(counts[f'{type(model).__name__}.{part}'].values()) for part in parts)
+    return sum(of_parts) / counter.get_total_flops()

@@ -193,6 +193,7 @@ def state_of(model):
         ('mldecoder_test_resnet', {}, 100, 101),
         ('mldecoder_test_resnet', {}, 101, 100),
         ('mldecoder_test_resnet', {'max_queries': 3}, 3, 4),
+        ('msff_test_resnet', {}, 100, 101),
         ('msff_test_resnet', {'max_queries': 3}, 3, 4),
         ('msff_test_resnet', {'max_queries': 3}, 4, 3),
     ],

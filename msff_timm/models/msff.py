@@ -9,6 +9,7 @@ the regions that are relevant to each label, and a class-wise linear layer score
 follow the sections of the paper.
 """
 
+import json
 import math
 import os
 from collections.abc import Collection, Sequence
@@ -71,7 +72,7 @@ class MSFF(BackboneModel):
         share_branches: True if the three branches share position table, layers and label embeddings (section 3).
         drop_rate: Dropout rate of the Transformer layers.
         max_queries: Largest number of label embeddings; with more labels, a group of labels shares one, as in
-            ML-Decoder. None for one embedding per label, as in the paper, which is slow for thousands of labels.
+            ML-Decoder. 0 for one embedding per label, as in the paper, which is slow for hundreds of labels.
 
     Raises:
         ValueError: An argument is not allowed, or the backbone lacks a stage.
@@ -107,7 +108,7 @@ class MSFF(BackboneModel):
         decoder_self_attn: bool | Sequence[bool] = False,
         share_branches: bool = True,
         drop_rate: float = 0.1,
-        max_queries: int | None = None,
+        max_queries: int = 100,
         device=None,
         dtype=None,
     ):
@@ -116,8 +117,8 @@ class MSFF(BackboneModel):
         _check_choice('interpolation', interpolation, INTERPOLATIONS)
         _check_depth('encoder_depth', encoder_depth)
         _check_depth('decoder_depth', decoder_depth)
-        if max_queries is not None and (not isinstance(max_queries, int) or max_queries < 1):
-            raise ValueError(f'max_queries={max_queries!r} must be an integer of at least 1, or None.')
+        if not isinstance(max_queries, int) or max_queries < 0:
+            raise ValueError(f'max_queries={max_queries!r} must be an integer of at least 0.')
         if isinstance(decoder_self_attn, bool):
             decoder_self_attn = [decoder_self_attn] * decoder_depth
         if len(decoder_self_attn) != decoder_depth:
@@ -291,19 +292,25 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
-    return create_on_backbone(MSFF, variant, pretrained, num_maps=5, pretrained_filter_fn=_check_fusion, **kwargs)
+    return create_on_backbone(MSFF, variant, pretrained, num_maps=5, pretrained_filter_fn=_check_weights, **kwargs)
 
 
-def _check_fusion(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str, torch.Tensor]:
-    """Rejects weights from before `fusion_norm` and `fusion_gate`, when the literal equations were the default."""
-    needed = {'fusion_norm': 'projection.norm1.weight', 'fusion_gate': 'scale_attention.gate'}
-    missing = [name for name, key in needed.items() if key in model.state_dict() and key not in state_dict]
-    if missing:
-        arguments = ', '.join(f'{name}=False' for name in missing)
-        in_json = ', '.join(f'"{name}": false' for name in missing)
+def _check_weights(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str, torch.Tensor]:
+    """Rejects weights from before a default was changed: that of `fusion_norm`, `fusion_gate` or `max_queries`."""
+    present, args = model.state_dict(), {}
+    for argument, name in (('fusion_norm', 'projection.norm1.weight'), ('fusion_gate', 'scale_attention.gate')):
+        if name in present and name not in state_dict:
+            args[argument] = False
+    classifier = state_dict.get('classifier.weight')
+    if model.label_embed is not None and classifier is not None and classifier.ndim == 2:
+        if classifier.shape[0] == model.num_classes > model.label_embed.num_embeddings:
+            args['max_queries'] = 0
+    if args:
+        in_python = ', '.join(f'{key}={value}' for key, value in args.items())
+        in_json = json.dumps(args)[1:-1]
         raise ValueError(
-            f'the weights were trained without {" and ".join(missing)}: create the model with {arguments}, or add'
-            f' {in_json} to model_args in their config.json.'
+            f'the weights were trained with another default: create the model with {in_python}, or add {in_json} to'
+            ' model_args in their config.json.'
         )
     return state_dict
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from timm.utils import unwrap_model
 from tqdm import tqdm
 
 from ..labels import describe_matches
@@ -13,6 +14,7 @@ from .config import TrainConfig
 from .features import cache_obstacles
 from .freezing import describe_frozen
 from .optim import describe_ema_span
+from .run_model import describe_queries
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -35,6 +37,8 @@ def describe_start(trainer: Trainer) -> Iterator[str]:
             'The feature maps of the frozen backbone are not cached: each step computes them, because of'
             f' {" and ".join(cache_obstacles(config))}.'
         )
+    if line := describe_queries(unwrap_model(trainer.model), config.data.image_size):
+        yield line
     processes = _count(accelerator.num_processes, 'process', 'processes')
     yield (
         f'Training {config.model.name} on {data.num_images} images of {config.data.name} with {processes} on'

@@ -9,10 +9,13 @@ from timm.models import get_model_traits
 
 from .. import hub
 from ..errors import InputError
+from ..flops import measure_share
 from .config import ModelConfig
 from .freezing import train_unfrozen
 
-__all__ = ['check_trainable', 'make_model']
+__all__ = ['check_trainable', 'describe_queries', 'make_model']
+
+MANY_QUERIES = 100
 
 
 def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tuple[nn.Module, dict[str, str]]:
@@ -81,3 +84,22 @@ def check_trainable(model: nn.Module, image_size: int, batch_size: int) -> None:
             ' BatchNorm of the model gets a single value per channel: increase optim.batch_size, optim.max_per_process'
             ' or data.image_size, or, if it is in the backbone, set model.batch_norm to frozen.'
         ) from None
+
+
+def describe_queries(model: nn.Module, image_size: int) -> str | None:
+    """Returns a line if most of the computing is done for the queries, and labels could share them; else None.
+
+    Args:
+        model: Model to train.
+        image_size: Side of an image in pixels.
+    """
+    label_embed = getattr(model, 'label_embed', None)
+    if not hasattr(model, 'max_queries') or label_embed is None or label_embed.num_embeddings <= MANY_QUERIES:
+        return None
+    share = measure_share(model, model.decoder_parts, image_size)
+    if share < 0.5:
+        return None
+    return (
+        f'{label_embed.num_embeddings} label embeddings take {100 * share:.0f} % of the computing; with model.args'
+        f' "{{max_queries: {MANY_QUERIES}}}" groups of labels share them, which is faster.'
+    )

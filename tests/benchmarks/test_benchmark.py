@@ -287,7 +287,7 @@ def test_labels_measures_alone_and_in_turns(measured, monkeypatch):
     )
     options = ['--num_classes', 20, 70, '--max_queries', 10, '--image_size', 32, '--turns', 3]
     printed, found = measured('labels', '--model', 'msff_test_resnet', *options)
-    variants = [{'num_classes': k, **more} for k in (20, 70) for more in ({}, {'max_queries': 10})]
+    variants = [{'num_classes': k, **more} for k in (20, 70) for more in ({'max_queries': k}, {'max_queries': 10})]
     assert calls == [*([variant] for variant in variants), variants]
     rows = found['rows']
     # 10 or 70 x 3072 weights, each with a multiplication and an addition
@@ -295,7 +295,7 @@ def test_labels_measures_alone_and_in_turns(measured, monkeypatch):
     assert rows[0]['seconds'] == 2 and rows[0]['peak_mib'] == 300 and 'seconds' not in rows[3]
     assert [row['time_to_first']['median'] for row in rows] == [1, 2, 3, 4]
     assert rows[1]['time_to_all_queries']['median'] == 2 and 'time_to_all_queries' not in rows[2]
-    assert '| 70 | default | 0.2 M | 0.0 | 2.000 | 300 MiB | 200 MiB | – | 3.000' in printed
+    assert '| 70 | at most 70 | 0.2 M | 0.0 | 2.000 | 300 MiB | 200 MiB | – | 3.000' in printed
     assert 'the measurement failed (killed)' in printed
 
 
@@ -305,7 +305,7 @@ def test_labels_measures_in_own_processes(measured, monkeypatch):
     options = ['--image_size', 64, '--num_classes', 10, 300, '--max_queries', 50, '--turns', 2]
     _, found = measured('labels', '--model', 'msff_test_resnet', *options)
     _, few, all_queries, groups = found['rows']
-    for row, max_queries in ((all_queries, None), (groups, 50)):
+    for row, max_queries in ((all_queries, 0), (groups, 50)):
         model = timm.create_model('msff_test_resnet', num_classes=300, max_queries=max_queries)
         assert row['num_parameters'] == sum(p.numel() for p in model.parameters())
     assert all_queries['gflops'] > groups['gflops'] > few['gflops']  # 300, 50 and 10 queries

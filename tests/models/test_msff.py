@@ -170,6 +170,7 @@ def test_label_embed_attends_to_different_regions_at_first():
         (9, 6, [[0, 1], [2, 3], [4, 5], [6, 7], [8]]),  # with six groups of two labels, one group would be empty
         (6, 6, [[label] for label in range(6)]),
         (6, 100, [[label] for label in range(6)]),
+        (6, 0, [[label] for label in range(6)]),
     ],
 )
 def test_max_queries_groups_the_labels(num_classes, max_queries, groups):
@@ -203,8 +204,8 @@ def test_max_queries_survives_reset_save_script_and_training(tmp_path):
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (dict(max_queries=0), 'max_queries=0 must be an integer of at least 1, or None.'),
-        (dict(max_queries=2.5), 'max_queries=2.5 must be an integer of at least 1, or None.'),
+        (dict(max_queries=-1), 'max_queries=-1 must be an integer of at least 0.'),
+        (dict(max_queries=2.5), 'max_queries=2.5 must be an integer of at least 0.'),
         (dict(fusion_mode=4), 'fusion_mode=4 must be one of 1, 2, 3.'),
         (dict(interpolation='cubic'), "interpolation='cubic' must be one of nearest, bilinear, bicubic, area."),
         (dict(encoder_depth=-1), 'encoder_depth=-1 must be an integer of at least 0.'),
@@ -338,5 +339,23 @@ def test_literal_weights_are_rejected_with_the_arguments_that_load_them(tmp_path
     for name in ('fusion_norm', 'fusion_gate'):
         del config['model_args'][name]  # as in files from before these arguments
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(ValueError, match='without fusion_norm and fusion_gate: create the model with fusion_norm=F'):
+    with pytest.raises(ValueError, match='create the model with fusion_norm=False, fusion_gate=False, or add .fusion_norm.: f'):
         timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+
+
+def test_weights_with_an_embedding_per_label_are_rejected_with_the_argument_that_loads_them(tmp_path):
+    before = small(num_classes=101, max_queries=0)
+    hub.save(before, tmp_path, [f'label {k}' for k in range(101)], timm.data.resolve_model_data_config(before))
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(x), before(x))
+    config = json.loads((tmp_path / 'config.json').read_text())
+    del config['model_args']['max_queries']  # as in files from before the default of 100
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='create the model with max_queries=0, or add "max_queries": 0 to model_args'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+
+
+@pytest.mark.parametrize(('args', 'num_queries'), [({}, 51), ({'max_queries': 0}, 101), ({'max_queries': 101}, 101)])
+def test_max_queries_is_100_by_default_and_0_is_no_limit(args, num_queries):
+    assert small(num_classes=101, **args).label_embed.num_embeddings == num_queries
+    assert small(num_classes=100, **args).label_embed.num_embeddings == 100

@@ -32,8 +32,10 @@ def run(options: argparse.Namespace) -> dict:
     check_at_least(options, image_size=32, num_classes=1, max_queries=1, turns=1)
     with torch.device('meta'):
         accepted = inspect.signature(type(timm.create_model(options.model))).parameters
-    grouped = [{}, {'max_queries': options.max_queries}] if 'max_queries' in accepted else [{}]
-    variants = [{'num_classes': number, **limit} for number in options.num_classes for limit in grouped]
+    variants: list[dict] = []
+    for number in options.num_classes:
+        limits = (number, options.max_queries) if 'max_queries' in accepted else ()
+        variants += [{'num_classes': number, 'max_queries': limit} for limit in limits] or [{'num_classes': number}]
 
     def measure(variants: list[dict]) -> dict:
         try:
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> dict:
         timing = Timing(np.array(together['turns']), reference=0)
         for number, row in enumerate(rows):
             row['time_to_first'] = timing.compare(number, 0)
-            if 'max_queries' in row:  # the row before has as many labels, with a query for each
+            if row.get('max_queries', row['num_classes']) != row['num_classes']:  # the row before has as many labels, with a query for each
                 row['time_to_all_queries'] = timing.compare(number, number - 1)
 
     print(f'{options.model}, one image of {options.image_size} x {options.image_size}, float32:\n')
@@ -62,7 +64,7 @@ def run(options: argparse.Namespace) -> dict:
     table = [
         [
             str(row['num_classes']),
-            f'at most {row["max_queries"]}' if 'max_queries' in row else 'default',
+            f'at most {row["max_queries"]}' if 'max_queries' in row else 'one each',
             f'{row["num_parameters"] / 1e6:.1f} M',
             f'{row["gflops"]:.1f}',
             f'{row["seconds"]:.3f}',
