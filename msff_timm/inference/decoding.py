@@ -97,9 +97,7 @@ def map_in_threads(function: Callable[[Item], Result], items: Iterable[Item], nu
         yield from map(function, items)
         return
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        num_threads, initializer=torch.set_num_threads, initargs=(max(1, before // num_threads),)
-    )
+    pool = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(max(1, before // num_threads),))
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:

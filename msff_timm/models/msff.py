@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+from timm.layers import get_device_dtype
 from timm.models import generate_default_cfgs, register_model
 
 from ..labels import COCO_LABELS, SCENES_LABELS, VOC_LABELS
@@ -73,6 +74,8 @@ class MSFF(BackboneModel):
         drop_rate: Dropout rate of the Transformer layers.
         max_queries: Largest number of label embeddings; with more labels, a group of labels shares one, as in
             ML-Decoder. 0 for one embedding per label, as in the paper, which is slow for hundreds of labels.
+        pooled_classifier: True to add the logits of a linear classifier on the pooled features. Rare labels learn faster
+            by it. The paper has none.
 
     Raises:
         ValueError: An argument is not allowed, or the backbone lacks a stage.
@@ -109,6 +112,7 @@ class MSFF(BackboneModel):
         share_branches: bool = True,
         drop_rate: float = 0.1,
         max_queries: int = 100,
+        pooled_classifier: bool = False,
         device=None,
         dtype=None,
     ):
@@ -146,6 +150,7 @@ class MSFF(BackboneModel):
             self.selection = RegionSelection(decoder_depth, self.num_branches, decoder_self_attn, **layer_args)
         # Section 3.6
         self.max_queries = max_queries
+        self.has_pooled_classifier = pooled_classifier and decoder_depth > 0
         self.reset_classifier(num_classes, global_pool)
 
         self.feature_info += [dict(num_chs=embed_dim, reduction=r, module='enhancement') for r in (16, 32, 64)]
@@ -171,6 +176,13 @@ class MSFF(BackboneModel):
     def shares_queries(self, num_classes: int) -> bool:
         """Returns whether labels would share a label embedding if the model had that many labels."""
         return self.selection is not None and num_classes > (self.max_queries or num_classes)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
+        self.pooled_classifier: nn.Module | None = None
+        if self.has_pooled_classifier and num_classes:
+            linear = nn.Linear(self.num_features, num_classes, **get_device_dtype(self))
+            self.pooled_classifier = linear.train(self.training)
 
     def make_classifier(self, num_classes: int, device=None, dtype=None) -> tuple[nn.Module | None, nn.Module]:
         dd = {'device': device, 'dtype': dtype}
@@ -212,7 +224,10 @@ class MSFF(BackboneModel):
         query = self.label_embed.weight.unflatten(1, (self.num_branches, self.embed_dim)).transpose(0, 1)
         tokens = flatten_scales(split_scales(x))
         z = torch.cat(self.selection(query, tokens), dim=-1)  # Eq. 11
-        return self.classifier(z)
+        logits = self.classifier(z)
+        if self.pooled_classifier is not None:
+            logits = logits + self.pooled_classifier(x.mean((2, 3)))
+        return logits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (B, C, H, W) to logits (B, K)."""
@@ -292,12 +307,22 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
-    return create_on_backbone(MSFF, variant, pretrained, num_maps=5, pretrained_filter_fn=_check_weights, **kwargs)
+    kwargs = dict(num_maps=5, pretrained_filter_fn=_check_weights, **kwargs)
+    model = create_on_backbone(MSFF, variant, pretrained, **kwargs)
+    if getattr(model, 'pooled_classifier', None) is not None:  # `features_only` has no classifier
+        model.pretrained_cfg['classifier'] = ('label_embed', 'classifier', 'pooled_classifier')
+    return model
 
 
 def _check_weights(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str, torch.Tensor]:
-    """Rejects weights from before a default was changed: that of `fusion_norm`, `fusion_gate` or `max_queries`."""
+    """Rejects weights from before a default was changed: that of `fusion_norm`, `fusion_gate` or `max_queries`.
+
+    Weights without the pooled classifier of the model get one that adds 0.
+    """
     present, args = model.state_dict(), {}
+    for name in ('pooled_classifier.weight', 'pooled_classifier.bias'):
+        if name in present and 'classifier.weight' in state_dict:
+            state_dict.setdefault(name, torch.zeros_like(present[name]))
     for argument, name in (('fusion_norm', 'projection.norm1.weight'), ('fusion_gate', 'scale_attention.gate')):
         if name in present and name not in state_dict:
             args[argument] = False

@@ -91,6 +91,7 @@ def test_parameter_count_with_self_attention_is_table_7s(self_attn, millions):
         (dict(fusion_mode=2), 512 * (9 * 512 - 1024) + 512 * (9 * 1024 - 2048)),
         (dict(interpolation='bicubic'), 0),  # Table 6
         (dict(decoder_self_attn=True), 3 * 1_051_648),  # Table 7: 4 (d^2 + d) + 2 d
+        (dict(pooled_classifier=True), 80 * (3 * 512 + 1)),
         (dict(share_branches=False), 2 * (5 * 3_152_384 + 14 * 14 * 512 + 80 * 512)),
     ],
     ids=str,
@@ -112,6 +113,7 @@ ABLATIONS = [
     dict(fusion_mode=2),
     *(dict(interpolation=mode) for mode in ('nearest', 'bicubic', 'area')),
     dict(decoder_self_attn=True),
+    dict(pooled_classifier=True),
     dict(share_branches=False),
     dict(share_branches=False, encoder_depth=0, decoder_self_attn=(False, True, False)),
 ]
@@ -339,7 +341,9 @@ def test_literal_weights_are_rejected_with_the_arguments_that_load_them(tmp_path
     for name in ('fusion_norm', 'fusion_gate'):
         del config['model_args'][name]  # as in files from before these arguments
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(ValueError, match='create the model with fusion_norm=False, fusion_gate=False, or add .fusion_norm.: f'):
+    with pytest.raises(
+        ValueError, match='create the model with fusion_norm=False, fusion_gate=False, or add .fusion_norm.: f'
+    ):
         timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
 
 
@@ -359,3 +363,33 @@ def test_weights_with_an_embedding_per_label_are_rejected_with_the_argument_that
 def test_max_queries_is_100_by_default_and_0_is_no_limit(args, num_queries):
     assert small(num_classes=101, **args).label_embed.num_embeddings == num_queries
     assert small(num_classes=100, **args).label_embed.num_embeddings == 100
+
+
+def test_pooled_classifier_adds_its_logits():
+    model, x = small(pooled_classifier=True), torch.randn(2, 3, 64, 96)
+    logits, features = model(x), model.forward_features(x)
+    linear = model.pooled_classifier
+    added = features.flatten(2).mean(2) @ linear.weight.T + linear.bias
+    model.pooled_classifier = None
+    torch.testing.assert_close(logits - model(x), added, rtol=1e-5, atol=1e-5)
+
+
+def test_pooled_classifier_follows_the_labels(tmp_path):
+    model, x = small(pooled_classifier=True), torch.randn(2, 3, 64, 96)
+    hub.save(model, tmp_path, list('abcdef'), timm.data.resolve_model_data_config(model))
+    logits = model(x)
+    assert torch.equal(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(x), logits)
+    kept, matches = hub.load_for(f'local-dir:{tmp_path}', ['f', 'new', 'b'], keep_labels=True)
+    assert matches == {'f': 'f', 'b': 'b'} and kept.pooled_classifier.weight.shape == (3, 3 * 48)
+    torch.testing.assert_close(kept.eval()(x)[:, [0, 2]], logits[:, [5, 1]])
+    model.reset_classifier(0)
+    assert model.pooled_classifier is None and model(x).shape == (2, 3 * 48)
+    model.reset_classifier(4)
+    assert model.pooled_classifier.weight.shape == (4, 3 * 48) and model(x).shape == (2, 4)
+
+
+def test_weights_without_pooled_classifier_give_the_same_logits_with_one(tmp_path):
+    before, x = small(), torch.randn(2, 3, 64, 96)
+    hub.save(before, tmp_path, list('abcdef'), timm.data.resolve_model_data_config(before))
+    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, pooled_classifier=True).eval()
+    assert torch.equal(model(x), before(x)) and model.pooled_classifier.weight.requires_grad

@@ -55,7 +55,9 @@ def run(options: argparse.Namespace) -> dict:
         timing = Timing(np.array(together['turns']), reference=0)
         for number, row in enumerate(rows):
             row['time_to_first'] = timing.compare(number, 0)
-            if row.get('max_queries', row['num_classes']) != row['num_classes']:  # the row before has as many labels, with a query for each
+            if (
+                row.get('max_queries', row['num_classes']) != row['num_classes']
+            ):  # the row before has as many labels, with a query for each
                 row['time_to_all_queries'] = timing.compare(number, number - 1)
 
     print(f'{options.model}, one image of {options.image_size} x {options.image_size}, float32:\n')
