@@ -59,8 +59,8 @@ class Settings:
 
     Attributes:
         batch_size: Number of images computed at once, at most `PART_SIZE`; None for 16 on a CPU and 64 elsewhere.
-        workers: Number of threads that decode and compute on a CPU, or of processes that decode for another device; None
-            for one per core, at most 16. 0 does all in the main thread.
+        workers: Number of threads that decode and compute on a CPU, or of processes that decode for other devices;
+            None for one per core, at most 16. 0 does all in the main thread.
         precision: Precision of autocast: `fp32`, `bf16` or `fp16`.
         compile: True to compile the model.
         full_decode: True to decode every pixel of large JPEG files.
@@ -317,7 +317,7 @@ class _Compute:
         self.dtype = PRECISIONS[settings.precision]
 
     def in_order(self, batches: Batches, keys: '_Keys', workers: int) -> Iterator[tuple[np.ndarray, list[str | None]]]:
-        """Computes batches in the order of their keys; returns the values and, as `Batches` does, the errors of each."""
+        """Computes batches in the order of their keys; returns the values of each, and errors as `Batches` does."""
 
         def load_and_compute(key: tuple[int, int, int]) -> tuple[np.ndarray, list[str | None]]:
             pixels, errors = batches[key]

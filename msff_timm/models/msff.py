@@ -74,8 +74,8 @@ class MSFF(BackboneModel):
         drop_rate: Dropout rate of the Transformer layers.
         max_queries: Largest number of label embeddings; with more labels, a group of labels shares one, as in
             ML-Decoder. 0 for one embedding per label, as in the paper, which is slow for hundreds of labels.
-        pooled_classifier: True to add the logits of a linear classifier on the pooled features. Rare labels learn faster
-            by it. The paper has none.
+        pooled_classifier: True to add the logits of a linear classifier on the pooled features, by which many labels
+            learn faster. The paper has none.
 
     Raises:
         ValueError: An argument is not allowed, or the backbone lacks a stage.

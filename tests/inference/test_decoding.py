@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from msff_timm import hub
-from msff_timm.inference import bulk
+from msff_timm.inference import bulk  # noqa: F401  used by the process that a test starts
 from msff_timm.inference.bulk import Settings, run
 from msff_timm.inference.decoding import map_in_threads
 from msff_timm.inference.sources import Sources
