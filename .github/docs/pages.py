@@ -63,9 +63,9 @@ API = {
         'OptimConfig',
         'DistillConfig',
         'CheckpointConfig',
-        'EvaluateConfig',
         'EvalDataConfig',
     ),
+    'msff_timm.training.evaluate_config': ('EvaluateConfig',),
     'msff_timm.training.accumulator': ('MetricAccumulator',),
     'msff_timm.errors': ('InputError',),
 }

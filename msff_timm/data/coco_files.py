@@ -1,6 +1,5 @@
 """Files of COCO's JSON, official or from other tools: a label needs only the category of an annotation."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..errors import InputError
+from .json_files import read_json
 from .text import is_one_line, quote
 
 __all__ = ['CocoFile', 'CocoImages', 'areas_of', 'id_of', 'name_of', 'order_of']
@@ -191,17 +191,7 @@ class CocoFile:
 
 def _read(path: Path) -> dict[str, list]:
     """Reads the file and checks that it contains the three lists."""
-    with open(path, 'rb') as file:
-        encoding = json.detect_encoding(file.read(4))
-    try:
-        with open(path, encoding=encoding) as file:
-            content = json.load(file, object_hook=_without_outline)
-    except UnicodeDecodeError as e:
-        raise InputError(f'{path}: is not {encoding} ({e}): save it as UTF-8.') from None
-    except RecursionError:
-        raise InputError(f'{path}: is nested too deeply for the format of COCO.') from None
-    except ValueError as e:
-        raise InputError(f'{path}: is not valid JSON ({e}).') from None
+    content = read_json(path, _without_outline)
     if not isinstance(content, dict):
         raise InputError(f'{path}: contains {quote(content)}: must be an object.')
     for key in ('images', 'categories', 'annotations'):

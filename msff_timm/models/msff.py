@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -308,7 +309,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
     kwargs = dict(num_maps=5, pretrained_filter_fn=_check_weights, **kwargs)
-    model = create_on_backbone(MSFF, variant, pretrained, **kwargs)
+    model: Any = create_on_backbone(MSFF, variant, pretrained, **kwargs)
     if getattr(model, 'pooled_classifier', None) is not None:  # `features_only` has no classifier
         model.pretrained_cfg['classifier'] = ('label_embed', 'classifier', 'pooled_classifier')
     return model
@@ -319,7 +320,8 @@ def _check_weights(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str
 
     Weights without the pooled classifier of the model get one that adds 0.
     """
-    present, args = model.state_dict(), {}
+    present: dict[str, torch.Tensor] = model.state_dict()
+    args: dict[str, bool | int] = {}
     for name in ('pooled_classifier.weight', 'pooled_classifier.bias'):
         if name in present and 'classifier.weight' in state_dict:
             state_dict.setdefault(name, torch.zeros_like(present[name]))

@@ -33,10 +33,12 @@ from ..inference.logits import check_finite
 from ..labels import describe_matches, get_calibration, get_label_names, match_labels
 from ..results import Results, shorten_path
 from .commands import environment, run_command
-from .config import EvalDataConfig, EvaluateConfig, parse
+from .data_config import EvalDataConfig
+from .evaluate_config import EvaluateConfig
 from .evaluator import FOLDS, compute_metrics, fit_thresholds, measure_calibration, score
 from .identity import digest
 from .loaders import make_loader, share_cores
+from .parsing import parse
 from .report import describe, describe_calibration, describe_thresholds, describe_top
 
 

@@ -86,7 +86,7 @@ def check_trainable(model: nn.Module, image_size: int, batch_size: int) -> None:
         ) from None
 
 
-def describe_queries(model: nn.Module, image_size: int) -> str | None:
+def describe_queries(model: Any, image_size: int) -> str | None:
     """Returns a line if most of the computing is done for the queries, and labels could share them; else None.
 
     Args:

@@ -22,7 +22,7 @@ NOT_FINITE = re.compile(r'[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)')
 class _Loader(yaml.SafeLoader):
     """Resolves no types: those of YAML 1.1 are not what users mean."""
 
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: dict = {}
 
 
 def read_yaml(text: str | bytes) -> Any:

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from msff_timm.errors import InputError
-from msff_timm.training.config import DataConfig, EvaluateConfig, TrainConfig, parse
+from msff_timm.training.config import DataConfig, TrainConfig
+from msff_timm.training.evaluate_config import EvaluateConfig
+from msff_timm.training.parsing import parse
 
 CONFIGS = sorted((Path(__file__).parents[2] / 'train' / 'configs').glob('*.yaml'))
 DEMO = next(path for path in CONFIGS if path.stem == 'demo')

@@ -20,7 +20,10 @@ from msff_timm import calibration, hub, thresholds
 from msff_timm.data import voc
 from msff_timm.errors import InputError
 from msff_timm.training import evaluate
-from msff_timm.training.config import EvalDataConfig, EvaluateConfig, TrainConfig, parse
+from msff_timm.training.config import TrainConfig
+from msff_timm.training.data_config import EvalDataConfig
+from msff_timm.training.evaluate_config import EvaluateConfig
+from msff_timm.training.parsing import parse
 
 # COCO's names of VOC's labels, in another order, and two labels that VOC lacks.
 COCO = ['zebra', *reversed('airplane bicycle bird boat bottle bus car cat chair cow'.split()), 'dining table', 'dog']

@@ -11,7 +11,8 @@ from made_classes import CLASS_WRITERS
 from made_exports import WRITERS, make
 from msff_timm.errors import InputError
 from msff_timm.training import evaluate, train
-from msff_timm.training.config import EvaluateConfig, parse
+from msff_timm.training.evaluate_config import EvaluateConfig
+from msff_timm.training.parsing import parse
 from msff_timm_cli import commands as cli
 
 TINY = ['--model.name=msff_test_resnet', '--model.backbone_from=null', '--data.image_size=96', '--optim.epochs=1']

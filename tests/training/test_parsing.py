@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from msff_timm.errors import InputError
-from msff_timm.training.config import EvaluateConfig, TrainConfig
+from msff_timm.training.config import TrainConfig
+from msff_timm.training.evaluate_config import EvaluateConfig
 from msff_timm.training.parsing import CONFIGS, LARGEST, find_settings, parse
 from msff_timm.training.report import read_settings, write_settings
 from msff_timm.training.studies.config import AblateConfig, CompareConfig

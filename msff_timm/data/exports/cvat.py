@@ -14,9 +14,10 @@ from xml.etree import ElementTree
 from datasets import Dataset
 
 from ...errors import InputError, unknown
+from ..json_files import read_json
 from ..records import Records, cached, make_warning
 from ..text import check_names, is_one_line, join_names, quote
-from .files import read_head, read_json, select_rows
+from .files import read_head, select_rows
 from .tree import Tree, join, parts_of, read_tree
 
 __all__ = ['load', 'recognise']

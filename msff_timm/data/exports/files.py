@@ -1,10 +1,9 @@
 """Files of exports: JSON, images that an export names by URLs or paths of another machine, and rows of a split."""
 
-import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import InputError
@@ -13,26 +12,7 @@ from ..text import is_one_line, quote
 from .splits import choose_split, rows_of_split
 from .tree import Tree, parts_of
 
-__all__ = ['ImageFinder', 'read_head', 'read_json', 'select_rows']
-
-
-def read_json(path: Path, object_hook: Callable[[dict], object] | None = None) -> object:
-    """Reads a JSON file in any encoding of Unicode.
-
-    Raises:
-        InputError: The file is not valid JSON.
-    """
-    try:
-        data = path.read_bytes()
-        return json.loads(data.decode(json.detect_encoding(data)), object_hook=object_hook)
-    except OSError as e:
-        raise InputError(f'{path}: cannot be read ({e.strerror}).') from None
-    except UnicodeDecodeError as e:
-        raise InputError(f'{path}: is not {e.encoding} ({e}): save it as UTF-8.') from None
-    except RecursionError:
-        raise InputError(f'{path}: is nested too deeply.') from None
-    except ValueError as e:
-        raise InputError(f'{path}: is not valid JSON ({e}).') from None
+__all__ = ['ImageFinder', 'read_head', 'select_rows']
 
 
 def read_head(path: Path, size: int = 1 << 16) -> str:

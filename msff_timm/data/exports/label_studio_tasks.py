@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ...errors import InputError
 from ..columns import is_label
+from ..json_files import read_json
 from ..table_files import read_table
 from ..text import is_one_line, join_names, quote
-from .files import read_json
 
 __all__ = ['Export', 'Task']
 
