@@ -73,6 +73,7 @@ class MSFF(BackboneModel):
         decoder_self_attn: True if the labels attend to each other, in all decoder layers or for each one (Table 7).
         share_branches: True if the three branches share position table, layers and label embeddings (section 3).
         drop_rate: Dropout rate of the Transformer layers.
+        attn_drop_rate: Dropout rate of their attention weights. On a CPU, attention has a fused kernel only without it.
         max_queries: Largest number of label embeddings; with more labels, a group of labels shares one, as in
             ML-Decoder. 0 for one embedding per label, as in the paper, which is slow for hundreds of labels.
         pooled_classifier: True to add the logits of a linear classifier on the pooled features, by which many labels
@@ -112,6 +113,7 @@ class MSFF(BackboneModel):
         decoder_self_attn: bool | Sequence[bool] = False,
         share_branches: bool = True,
         drop_rate: float = 0.1,
+        attn_drop_rate: float = 0.0,
         max_queries: int = 100,
         pooled_classifier: bool = False,
         device=None,
@@ -144,7 +146,8 @@ class MSFF(BackboneModel):
         # Section 3.3
         self.position = PositionEncoding(embed_dim, self.num_branches, **dd)
         # Sections 3.4 and 3.5
-        layer_args = dict(embed_dim=embed_dim, num_heads=num_heads, ffn_dim=ffn_dim, drop_rate=drop_rate, **dd)
+        rates = dict(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate)
+        layer_args = dict(embed_dim=embed_dim, num_heads=num_heads, ffn_dim=ffn_dim, **rates, **dd)
         self.enhancement = GlobalFeatureEnhancement(encoder_depth, self.num_branches, **layer_args)
         self.selection = None
         if decoder_depth:
@@ -307,6 +310,10 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+# Head of the small variants
+SMALL_HEAD: dict[str, Any] = dict(embed_dim=128, num_heads=4, ffn_dim=512, pooled_classifier=True)
+
+
 def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
     kwargs = dict(num_maps=5, pretrained_filter_fn=_check_weights, **kwargs)
     model: Any = create_on_backbone(MSFF, variant, pretrained, **kwargs)
@@ -394,21 +401,21 @@ def msff_efficientnet_b0(pretrained: bool = False, **kwargs) -> MSFF:
 @register_model
 def msff_efficientnet_lite2(pretrained: bool = False, **kwargs) -> MSFF:
     """MSFF on EfficientNet-Lite2, for CPUs and phones, with a quarter of the head's width."""
-    model_args = dict(backbone='tf_efficientnet_lite2', embed_dim=128, num_heads=4, ffn_dim=512)
+    model_args = dict(backbone='tf_efficientnet_lite2', **SMALL_HEAD)
     return _create_msff('msff_efficientnet_lite2', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def msff_efficientnet_lite0(pretrained: bool = False, **kwargs) -> MSFF:
     """MSFF on EfficientNet-Lite0, for CPUs and phones, with a quarter of the head's width."""
-    model_args = dict(backbone='tf_efficientnet_lite0', embed_dim=128, num_heads=4, ffn_dim=512)
+    model_args = dict(backbone='tf_efficientnet_lite0', **SMALL_HEAD)
     return _create_msff('msff_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def msff_mobilenetv4_small(pretrained: bool = False, **kwargs) -> MSFF:
     """MSFF on MobileNetV4-Conv-S, with a quarter of the head's width."""
-    model_args = dict(backbone='mobilenetv4_conv_small', embed_dim=128, num_heads=4, ffn_dim=512)
+    model_args = dict(backbone='mobilenetv4_conv_small', **SMALL_HEAD)
     return _create_msff('msff_mobilenetv4_small', pretrained, **dict(model_args, **kwargs))
 
 

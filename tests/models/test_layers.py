@@ -211,8 +211,9 @@ def test_attention_weights_are_pytorchs():
     torch.testing.assert_close(ours.attention(query, memory), expected)
 
 
-def test_transformer_layer_drops_only_in_training():
-    layer = randomise(TransformerLayer(12, 3, 20, drop_rate=0.5))
+@pytest.mark.parametrize('rate', ['drop_rate', 'attn_drop_rate'])
+def test_transformer_layer_drops_only_in_training(rate):
+    layer = randomise(TransformerLayer(12, 3, 20, **{rate: 0.5}))
     x = torch.randn(2, 7, 12)
     outputs = [layer(x, x, [7], [7]) for _ in range(2)]
     assert not torch.equal(*outputs)
@@ -257,7 +258,7 @@ def test_selection_drops_self_attention_per_image_and_scale():
     tokens, query = [torch.randn(1, 4, 12).repeat(2, 1, 1)] * 3, torch.randn(1, 7, 12)
     selection = randomise(RegionSelection(1, self_attn=[True], **LAYER_ARGS))
     for drop_rate, same in ((0.0, True), (0.5, False)):
-        selection.branches[0][0].self_attn.drop_rate = drop_rate
+        selection.branches[0][0].self_attn.attn_drop_rate = drop_rate
         z = torch.cat(selection(query, tokens))
         assert [torch.allclose(z[0], other) for other in z[1:]] == 5 * [same]
 

@@ -52,9 +52,10 @@ def parts(channels: tuple[int, int], d: int, ffn: int, labels: int) -> int:
 @pytest.mark.parametrize('name', MODELS)
 def test_parameter_counts(name):
     model = timm.create_model(name, num_classes=80, device='meta')
-    assert count(model) == count(model.backbone) + parts(
-        model.backbone.feature_info.channels(), *WIDTHS.get(name, (512, 2048)), labels=80
-    )
+    width, ffn = WIDTHS.get(name, (512, 2048))
+    pooled = 80 * (3 * width + 1) if width == 128 else 0  # the small variants have a linear classifier more
+    channels = model.backbone.feature_info.channels()
+    assert count(model) == count(model.backbone) + parts(channels, width, ffn, labels=80) + pooled
     assert model.backbone.feature_info.reduction() == [16, 32]
 
 
@@ -357,6 +358,16 @@ def test_weights_with_an_embedding_per_label_are_rejected_with_the_argument_that
     (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match='create the model with max_queries=0, or add "max_queries": 0 to model_args'):
         timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+
+
+def test_attn_drop_rate_drops_attention_weights_alone():
+    x = torch.randn(2, 3, 64, 64)
+    for rate, same in ((0.0, True), (0.5, False)):
+        model = small(drop_rate=0.0, attn_drop_rate=rate, decoder_self_attn=True).train()
+        model.backbone.eval()
+        assert torch.equal(model(x), model(x)) == same
+        rates = [part.attn_drop_rate for part in model.modules() if hasattr(part, 'attn_drop_rate')]
+        assert rates == 8 * [rate]  # of two encoder layers, and two in each of three decoder layers
 
 
 @pytest.mark.parametrize(('args', 'num_queries'), [({}, 51), ({'max_queries': 0}, 101), ({'max_queries': 101}, 101)])

@@ -16,13 +16,13 @@ __all__ = ['GlobalFeatureEnhancement', 'MultiHeadAttention', 'RegionSelection', 
 class MultiHeadAttention(nn.Module):
     """Multi-head attention of queries on a memory, which is both key and value (Eq. 8)."""
 
-    def __init__(self, embed_dim: int, num_heads: int, drop_rate: float = 0.0, device=None, dtype=None):
+    def __init__(self, embed_dim: int, num_heads: int, attn_drop_rate: float = 0.0, device=None, dtype=None):
         super().__init__()
         if num_heads < 1 or embed_dim % num_heads:
             raise ValueError(f'num_heads={num_heads} does not divide embed_dim={embed_dim}.')
         dd = {'device': device, 'dtype': dtype}
         self.num_heads = num_heads
-        self.drop_rate = drop_rate
+        self.attn_drop_rate = attn_drop_rate
         self.q = nn.Linear(embed_dim, embed_dim, **dd)
         self.kv = nn.Linear(embed_dim, 2 * embed_dim, **dd)
         self.proj = nn.Linear(embed_dim, embed_dim, **dd)
@@ -46,7 +46,7 @@ class MultiHeadAttention(nn.Module):
         q, k, v = self.heads(query, memory)
         queries = q.split(query_lengths, dim=2)
         keys, values = k.split(memory_lengths, dim=2), v.split(memory_lengths, dim=2)
-        dropout_p = self.drop_rate if self.training else 0.0
+        dropout_p = self.attn_drop_rate if self.training else 0.0
         gathered: list[torch.Tensor] = []
         for i in range(len(queries)):
             x = F.scaled_dot_product_attention(queries[i], keys[i], values[i], dropout_p=dropout_p)
@@ -75,7 +75,8 @@ class TransformerLayer(nn.Module):
         embed_dim: Width d of queries and memory.
         num_heads: Number of attention heads; divides `embed_dim`.
         ffn_dim: Width of the feed-forward network.
-        drop_rate: Dropout rate.
+        drop_rate: Dropout rate of the outputs of attention and feed-forward network, and within the latter.
+        attn_drop_rate: Dropout rate of the attention weights.
         self_attn: True if the queries of a decoder layer attend to each other first (Table 7).
     """
 
@@ -85,15 +86,16 @@ class TransformerLayer(nn.Module):
         num_heads: int,
         ffn_dim: int,
         drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
         self_attn: bool = False,
         device=None,
         dtype=None,
     ):
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
-        self.self_attn = MultiHeadAttention(embed_dim, num_heads, drop_rate, **dd) if self_attn else None
+        self.self_attn = MultiHeadAttention(embed_dim, num_heads, attn_drop_rate, **dd) if self_attn else None
         self.norm0 = nn.LayerNorm(embed_dim, **dd) if self_attn else None
-        self.attn = MultiHeadAttention(embed_dim, num_heads, drop_rate, **dd)
+        self.attn = MultiHeadAttention(embed_dim, num_heads, attn_drop_rate, **dd)
         self.norm1 = nn.LayerNorm(embed_dim, **dd)
         self.ffn = Mlp(embed_dim, ffn_dim, act_layer=nn.ReLU, **dd)
         self.ffn.drop1 = Dropout(drop_rate)
