@@ -87,7 +87,9 @@ def test_predict_measures_each_way(measured, photos, monkeypatch):
 
     def predict_photos(name, images, settings):
         calls.append((len(images), settings))
-        return {'seconds': 1 / len(calls), 'peak_mib': 100.0 + len(calls), 'device': 'cpu', 'threads': 2}
+        labels = settings and [['cat'], ['dog', 'sofa'], [], ['car' if 'precision' in settings else 'bus']]
+        about = {'device': 'cpu', 'threads': 2, 'labels': labels}
+        return {'seconds': 1 / len(calls), 'peak_mib': 100.0 + len(calls), **about}
 
     monkeypatch.setattr(bench_predict, 'in_own_process', lambda function, *arguments: predict_photos(*arguments))
     arguments = ['--root', photos, '--photos', 4, '--turns', 2, '--workers', 0]
@@ -98,6 +100,7 @@ def test_predict_measures_each_way(measured, photos, monkeypatch):
     assert found['images_per_second'] == {'function': 4 * (1 + 6) / 2, 'file': 4 * 3, 'file_bf16': 4 * 4}
     assert found['ratios']['file']['median'] == pytest.approx((2 / 1 + 4 / 6) / 2)
     assert 'file          12.0 images/s, 1.333 (' in printed and ' times the function, peak 104 MiB' in printed
+    assert 'bf16 adds or removes 2 of 4 labels' in printed and 'labels' not in found['turns']['file'][0]
 
 
 @pytest.mark.slow

@@ -142,7 +142,11 @@ def infer(name: str, image_size: int, turns: int, variants: list[dict]) -> dict:
 
 
 def predict_photos(name: str, photos: list[str], settings: dict | None) -> dict:
-    """Labels photos with a loaded model: by `msff-timm predict -o` with these settings, or, for None, by `predict`."""
+    """Labels photos with a loaded model: by `msff-timm predict -o` with these settings, or, for None, by `predict`.
+
+    The labels of each photo are returned for a file only.
+    """
+    import json
     import tempfile
     from collections import deque
     from pathlib import Path
@@ -159,11 +163,15 @@ def predict_photos(name: str, photos: list[str], settings: dict | None) -> dict:
 
     model = hub.load(name).to(choose_device())
     before, start = peak_mib(), time.perf_counter()
+    labels = None
     if settings is None:
         deque(predict(model, photos), maxlen=0)
+        seconds = time.perf_counter() - start
     else:
         with tempfile.TemporaryDirectory() as folder:
             run(PredictTask(model), Sources(photos), Path(folder, 'tags.jsonl'), Settings(**settings))
-    seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            with open(Path(folder, 'tags.jsonl'), encoding='utf-8') as file:
+                labels = [json.loads(line)['labels'] for line in file]
     about = {'device': next(model.parameters()).device.type, 'threads': torch.get_num_threads()}
-    return {'seconds': seconds, 'peak_mib': peak_mib(), 'peak_mib_before': before, **about}
+    return {'seconds': seconds, 'peak_mib': peak_mib(), 'peak_mib_before': before, **about, 'labels': labels}
