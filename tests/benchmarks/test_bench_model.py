@@ -128,6 +128,28 @@ def test_measure_case_reports_failure_in_turns(monkeypatch):
     assert [row['error'] for row in found['rows']] == ['CUDA out of memory.'] * 2
 
 
+@pytest.mark.parametrize(
+    ('operation', 'kind'),
+    [
+        ('aten::mkldnn_convolution', 'convolutions'),
+        ('aten::convolution_backward', 'convolutions'),
+        ('sm90_xmma_wgrad_indexed_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc', 'convolutions'),
+        ('nvjet_sm90_tst_128x128_64x6_1x2_h_bz_splitK_NTT', 'matrix products'),
+        ('aten::addmm', 'matrix products'),
+        ('aten::_scaled_dot_product_flash_attention_for_cpu_backward', 'attention'),
+        ('cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16', 'attention'),
+        ('aten::native_batch_norm_backward', 'norms'),
+        ('aten::random_', 'random numbers'),
+        ('Optimizer.step#AdamW.step', 'optimizer'),
+        ('aten::copy_', 'copies'),
+        ('aten::add_', 'others'),
+        ('aten::threshold_backward', 'others'),
+    ],
+)
+def test_kind_of_names_the_kind_of_an_operation(operation, kind):
+    assert bench_model.kind_of(operation) == kind
+
+
 def test_profile_pass_ranks_operations():
     large, small = torch.randn(2, 400, 400)
     found = bench_model.profile_pass(lambda: (large @ small, small[:2, :2].sigmoid()), CPU)
@@ -138,3 +160,5 @@ def test_profile_pass_ranks_operations():
     assert shares == sorted(shares, reverse=True) and sum(shares) <= 1 + 1e-9
     assert first['seconds'] == pytest.approx(first['share'] * found['self_seconds'])
     assert np.isfinite(found['self_seconds'])
+    assert first['share'] <= found['kinds']['matrix products'] <= 1
+    assert sum(found['kinds'].values()) == pytest.approx(1)

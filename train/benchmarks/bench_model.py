@@ -1,6 +1,7 @@
 """Measures models side by side in turns: forward passes or training steps, their FLOPs, memory and profile."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +27,17 @@ FORMATS = {'channels_last': torch.channels_last, 'contiguous': torch.contiguous_
 MODES = ('eager', 'compiled')
 PASSES = ('forward', 'train')
 MOST_OPERATIONS = 12  # of a profile
+# Kinds of operations on a CPU and of kernels on a GPU, by the first pattern that their name contains
+KINDS = {
+    'attention': 'scaled_dot_product|sdpa|flash',
+    'convolutions': 'conv|fprop|dgrad|wgrad|cutlass',
+    'matrix products': r'::(addmm|mm|bmm|linear|matmul|baddbmm)$|nvjet|gemm|cublas',
+    'norms': 'norm',
+    'random numbers': 'random|bernoulli|philox',
+    'optimizer': 'Optimizer|multi_tensor_apply|_foreach_',
+    'copies': 'copy|clone|cat|contiguous|Memcpy|Memset|fill|zero',
+    'others': '',
+}
 # FLOP/s of dense bfloat16 matrix products of the SXM cards, by the names that CUDA gives them. NVIDIA's data sheets
 # print twice as much, with sparsity.
 PEAKS = {'NVIDIA H100 80GB HBM3': 989e12, 'NVIDIA H200': 989e12}
@@ -210,8 +222,8 @@ def profile_pass(function: Callable[[], object], device: torch.device) -> dict:
     """Profiles one call.
 
     Returns:
-        `self_seconds` of all operations (on a GPU of its kernels; the rest of the pass it is idle), and the
-        `operations` that take most of them, each with `name`, `calls`, `seconds` and `share`.
+        `self_seconds` of all operations (on a GPU of its kernels; the rest of the pass it is idle), the share of each
+        of the `kinds`, and the `operations` that take most, each with `name`, `calls`, `seconds` and `share`.
     """
     is_gpu = device.type == 'cuda'
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if is_gpu else [])]) as profiler:
@@ -225,13 +237,22 @@ def profile_pass(function: Callable[[], object], device: torch.device) -> dict:
     ]
     total = sum(microseconds for microseconds, _ in found)
     found.sort(key=lambda pair: -pair[0])
+    kinds = dict.fromkeys(KINDS, 0.0)
+    for microseconds, event in found:
+        kinds[kind_of(event.key)] += microseconds / total
     return {
         'self_seconds': total / 1e6,
+        'kinds': kinds,
         'operations': [
             {'name': event.key, 'calls': event.count, 'seconds': microseconds / 1e6, 'share': microseconds / total}
             for microseconds, event in found[:MOST_OPERATIONS]
         ],
     }
+
+
+def kind_of(operation: str) -> str:
+    """Returns the kind of an operation or kernel, one of `KINDS`."""
+    return next(kind for kind, pattern in KINDS.items() if re.search(pattern, operation))
 
 
 def format_case(found: dict) -> list[str]:
@@ -262,6 +283,8 @@ def format_case(found: dict) -> list[str]:
         if 'profile' in row:
             most = row['profile']['operations'][:5]
             below.append(f'{row["model"]}: ' + ', '.join(f'{o["name"][:60]} {o["share"]:.1%}' for o in most))
+            kinds = sorted(row['profile']['kinds'].items(), key=lambda item: -item[1])
+            below.append(f'{row["model"]}: ' + ', '.join(f'{kind} {part:.0%}' for kind, part in kinds if part >= 0.005))
     return [*markdown_table(head, table), *below, *([''] if below else [])]
 
 
