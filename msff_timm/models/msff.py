@@ -76,8 +76,8 @@ class MSFF(BackboneModel):
         attn_drop_rate: Dropout rate of their attention weights. On a CPU, attention has a fused kernel only without it.
         max_queries: Largest number of label embeddings; with more labels, a group of labels shares one, as in
             ML-Decoder. 0 for one embedding per label, as in the paper, which is slow for hundreds of labels.
-        pooled_classifier: True to add the logits of a linear classifier on the pooled features, by which many labels
-            learn faster. The paper has none.
+        pooled_classifier: True to add the logits of a linear classifier on the pooled features, by which hundreds of
+            labels learn faster; None adds it if labels share embeddings. The paper has none.
 
     Raises:
         ValueError: An argument is not allowed, or the backbone lacks a stage.
@@ -115,7 +115,7 @@ class MSFF(BackboneModel):
         drop_rate: float = 0.1,
         attn_drop_rate: float = 0.0,
         max_queries: int = 100,
-        pooled_classifier: bool = False,
+        pooled_classifier: bool | None = None,
         device=None,
         dtype=None,
     ):
@@ -154,7 +154,7 @@ class MSFF(BackboneModel):
             self.selection = RegionSelection(decoder_depth, self.num_branches, decoder_self_attn, **layer_args)
         # Section 3.6
         self.max_queries = max_queries
-        self.has_pooled_classifier = pooled_classifier and decoder_depth > 0
+        self.wants_pooled_classifier = pooled_classifier
         self.reset_classifier(num_classes, global_pool)
 
         self.feature_info += [dict(num_chs=embed_dim, reduction=r, module='enhancement') for r in (16, 32, 64)]
@@ -184,7 +184,10 @@ class MSFF(BackboneModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
         self.pooled_classifier: nn.Module | None = None
-        if self.has_pooled_classifier and num_classes:
+        wanted = self.wants_pooled_classifier
+        if wanted is None:
+            wanted = self.shares_queries(num_classes)
+        if wanted and num_classes and self.selection is not None:
             linear = nn.Linear(self.num_features, num_classes, **get_device_dtype(self))
             self.pooled_classifier = linear.train(self.training)
 
@@ -311,7 +314,7 @@ default_cfgs = generate_default_cfgs(
 
 
 # Head of the small variants
-SMALL_HEAD: dict[str, Any] = dict(embed_dim=128, num_heads=4, ffn_dim=512, pooled_classifier=True)
+SMALL_HEAD: dict[str, Any] = dict(embed_dim=128, num_heads=4, ffn_dim=512)
 
 
 def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:

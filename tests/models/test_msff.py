@@ -53,9 +53,8 @@ def parts(channels: tuple[int, int], d: int, ffn: int, labels: int) -> int:
 def test_parameter_counts(name):
     model = timm.create_model(name, num_classes=80, device='meta')
     width, ffn = WIDTHS.get(name, (512, 2048))
-    pooled = 80 * (3 * width + 1) if width == 128 else 0  # the small variants have a linear classifier more
     channels = model.backbone.feature_info.channels()
-    assert count(model) == count(model.backbone) + parts(channels, width, ffn, labels=80) + pooled
+    assert count(model) == count(model.backbone) + parts(channels, width, ffn, labels=80)
     assert model.backbone.feature_info.reduction() == [16, 32]
 
 
@@ -374,6 +373,25 @@ def test_attn_drop_rate_drops_attention_weights_alone():
 def test_max_queries_is_100_by_default_and_0_is_no_limit(args, num_queries):
     assert small(num_classes=101, **args).label_embed.num_embeddings == num_queries
     assert small(num_classes=100, **args).label_embed.num_embeddings == 100
+
+
+@pytest.mark.parametrize(
+    ('args', 'has_one'),
+    [
+        (dict(num_classes=101), True),
+        (dict(num_classes=100), False),
+        (dict(num_classes=101, max_queries=0), False),
+        (dict(num_classes=101, decoder_depth=0), False),
+        (dict(num_classes=101, pooled_classifier=False), False),
+        (dict(num_classes=6, pooled_classifier=True), True),
+        (dict(num_classes=6, max_queries=3), True),
+    ],
+)
+def test_pooled_classifier_is_added_by_default_if_labels_share_embeddings(args, has_one):
+    model = small(**args)
+    assert (model.pooled_classifier is not None) == has_one
+    model.reset_classifier(5)
+    assert (model.pooled_classifier is not None) == bool(args.get('pooled_classifier') or args.get('max_queries'))
 
 
 def test_pooled_classifier_adds_its_logits():
