@@ -328,11 +328,13 @@ def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
 def _check_weights(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str, torch.Tensor]:
     """Rejects weights from before a default was changed: that of `fusion_norm`, `fusion_gate` or `max_queries`.
 
-    Weights without the pooled classifier of the model get one that adds 0.
+    Weights without the pooled classifier of the model, or for other labels, get one that adds 0.
     """
     present: dict[str, torch.Tensor] = model.state_dict()
     args: dict[str, bool | int] = {}
     for name in ('pooled_classifier.weight', 'pooled_classifier.bias'):
+        if name in state_dict and len(state_dict[name]) != model.num_classes:
+            del state_dict[name]  # timm does so for the modules that `pretrained_cfg` names
         if name in present and 'classifier.weight' in state_dict:
             state_dict.setdefault(name, torch.zeros_like(present[name]))
     for argument, name in (('fusion_norm', 'projection.norm1.weight'), ('fusion_gate', 'scale_attention.gate')):

@@ -213,7 +213,7 @@ def command(*arguments, **options) -> subprocess.Popen:
 
 def test_predict_command_stops_on_signals_and_resumes(tmp_path, capsys):
     photos = make_images(tmp_path / 'photos', 2000)
-    arguments = ['predict', photos, '--model', MODEL, '-o', tmp_path / 'tags.jsonl', '-j', 1]
+    arguments = ['predict', photos, '--model', MODEL, '-o', tmp_path / 'tags.jsonl', '-j', 1, '-b', 1]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         done = len(list(tmp_path.glob('tags.jsonl.parts/????????-*')))
         process = command(*arguments, start_new_session=True)
