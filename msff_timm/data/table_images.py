@@ -120,6 +120,8 @@ def find_images(table: Table, column: str, name: str, settings: ColumnSettings, 
                 ' data.repeated_images to unite.'
             )
         of_rows.append(number_of[path])
+    if files is None:  # a damaged file whose rows are lost
+        raise InputError(f'{table.path}: has no rows.')
     notes = files.notes(None if column in (settings.image_column, *IMAGE_COLUMNS[name]) else column)
     if len(names) < len(of_rows):
         notes.append(
