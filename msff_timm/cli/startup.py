@@ -25,8 +25,8 @@ def keep_memory() -> None:
     """Makes glibc keep freed memory for the next tensor.
 
     By default it returns each large tensor's memory to the system, which has to clear it for the next tensor. This can
-    take much of a training step on a CPU. All threads share one
-    arena, since the arenas of further threads cannot keep large tensors.
+    take much of a training step on a CPU. All threads share one arena, since the arenas of further threads cannot keep
+    large tensors.
     """
     with suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

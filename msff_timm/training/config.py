@@ -117,11 +117,14 @@ class ModelConfig:
         """Creates the model on the meta device: with its defaults, for the signature of its class, and with `args`."""
         with torch.device('meta'):
             accepted = inspect.signature(type(timm.create_model(self.name))).parameters
-        for key in self.args:
+        for key, value in self.args.items():
             if key in DECIDED:
                 raise InputError(f'model.args has {key}: leave it out; it is set by {DECIDED[key]}.')
             if key not in accepted:
                 raise unknown(f'argument of {self.name} in model.args', key, accepted.keys() - DECIDED.keys())
+            default = accepted[key].default
+            if value is None and default is not None:  # timm drops it without a word
+                raise InputError(f'model.args has {key} null, which timm ignores: leave it out for {default}.')
         try:
             with torch.device('meta'):
                 timm.create_model(self.name, **self.args)

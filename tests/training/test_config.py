@@ -298,3 +298,12 @@ def test_parse_names_arguments_that_are_not_utf8():
         with pytest.raises(InputError, match=r'--.*\\udc.*: is not UTF-8') as caught:
             parse(TrainConfig, [os.fsdecode(argument)])
         assert str(caught.value).isascii() and '\n' not in str(caught.value)
+
+
+def test_model_args_refuse_null_where_timm_would_use_another_default():
+    """`max_queries: null` was no limit before the default of 100."""
+    name = ['--output=run', '--model.name=msff_test_resnet']
+    with pytest.raises(InputError, match='max_queries null, which timm ignores: leave it out for 100'):
+        parse(TrainConfig, [*name, '--model.args={max_queries: null}'])
+    config = parse(TrainConfig, [*name, '--model.args={pooled_classifier: null}'])
+    assert config.model.args == {'pooled_classifier': None}
