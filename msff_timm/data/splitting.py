@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import datasets
 import numpy as np
 from datasets import Image
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from ..errors import InputError
 from .inspect.files import find_images, group_same
@@ -43,6 +41,8 @@ def stratify(
         >>> sorted(parts[:2].tolist()), sorted(parts[2:].tolist())
         ([0, 1], [0, 1])
     """
+    from scipy.sparse import csr_array  # only here: every run of training imports this module
+
     random = np.random.default_rng(seed)
     num_images = len(targets)
     units = np.arange(num_images) if units is None else units
@@ -120,6 +120,9 @@ def hold_out(dataset: datasets.Dataset, share: float) -> tuple[datasets.Dataset,
 
 def _find_units(dataset: datasets.Dataset, groups: Sequence[object] | None) -> np.ndarray:
     """Numbers the units of images of the same content or group (N,); units that share an image are one."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     num_images = len(dataset)
     pairs = []
     if isinstance(dataset.features['image'], Image):  # scenes are drawn

@@ -1,16 +1,24 @@
-"""The figures of a training run: curves, average precision of each label, reliability, and the worst mistakes."""
+"""The figures of a training run: curves, average precision of each label, reliability, and the worst mistakes.
+
+A run starts without matplotlib, so it is imported where it is used.
+"""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..data import figures
 from ..data.figures import DPI, GAP, MOST_LABELS, Tile, draw_sheet, ends, short, thumbnail
 from ..data.images import undecoded
 from ..files import replace_file
 from ..results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ['draw_ap', 'draw_mistakes', 'draw_reliability', 'plot_curves', 'save_figure']
 
@@ -25,6 +33,8 @@ def save_figure(figure: Figure, path: str | Path, **options: object) -> None:
 
 def plot_curves(history: list[dict], path: str | Path) -> None:
     """Plots the loss, and the metrics of the EMA weights, over the epochs."""
+    from matplotlib.figure import Figure
+
     epochs = [entry['epoch'] for entry in history]
     figure = Figure(figsize=(10, 4), layout='constrained')
     left, right = figure.subplots(1, 2)
@@ -66,6 +76,8 @@ def _caption(entry: dict, probability: str) -> list[tuple[str, str]]:
 
 def draw_ap(results: Results) -> Figure:
     """Draws the average precision of each label, from the highest to the lowest, beside its number of positives."""
+    from matplotlib.figure import Figure
+
     labels = {name: label for name, label in results.labels.items() if label['AP'] is not None}
     ranked = sorted(labels, key=lambda name: -labels[name]['AP'])
     shown = ends(ranked)
@@ -112,6 +124,8 @@ def draw_reliability(measured: dict) -> Figure:
     Args:
         measured: `Results.calibration`.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure((6, 6.5), layout='constrained')
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color='0.6', linestyle=':', label='perfect')

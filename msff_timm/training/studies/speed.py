@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from scipy import stats
 
 __all__ = ['Timing', 'median_interval', 'order', 'time_in_turns', 'timed', 'wait_for_device']
 
@@ -50,6 +49,8 @@ def median_interval(ratios: Sequence[float]) -> dict:
     """
     interval = None
     if len(ratios) > 1:
+        from scipy import stats  # only here, as training imports this module and starts without scipy
+
         found = stats.bootstrap((ratios,), np.median, n_resamples=10_000, method='percentile', random_state=0)
         interval = [float(end) for end in found.confidence_interval]
     return {'median': float(np.median(ratios)), 'bootstrap_interval_95': interval}
