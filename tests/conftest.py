@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ready
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -61,17 +62,28 @@ def one_thread():
 
 @pytest.fixture(scope='session')
 def script():
-    """Runs a script of `train/` as a user does, in one process or, through Accelerate, in several."""
+    """Runs a script of `train/` in one or several processes that are ready or, on request, as a user starts it."""
 
-    def run(name: str, *arguments: object, processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-        command = [sys.executable]
-        if processes > 1:
-            # `--cpu --num_processes 2` silently runs one process in Accelerate 1.15.
-            command += ['-m', 'accelerate.commands.launch', '--quiet', '--multi_gpu', f'--num_processes={processes}']
-            command += ['--main_process_port=0', '--mixed_precision=no']
-        command += [str(ROOT / 'train' / name), *map(str, arguments)]
-        environment = {**os.environ, 'ACCELERATE_USE_CPU': '1'}
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    def run(
+        name: str, *arguments: object, processes: int = 1, check: bool = True, as_user: bool = False
+    ) -> subprocess.CompletedProcess:
+        path, environment = ROOT / 'train' / name, {**os.environ, 'ACCELERATE_USE_CPU': '1'}
+        if as_user:
+            command = [sys.executable]
+            if processes > 1:
+                # `--cpu --num_processes 2` silently runs one process in Accelerate 1.15.
+                command += [
+                    '-m',
+                    'accelerate.commands.launch',
+                    '--quiet',
+                    '--multi_gpu',
+                    f'--num_processes={processes}',
+                ]
+                command += ['--main_process_port=0', '--mixed_precision=no']
+            command += [str(path), *map(str, arguments)]
+            result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+        else:
+            result = ready.run(path, [str(argument) for argument in arguments], processes, environment)
         assert not check or result.returncode == 0, result.stderr
         return result
 
@@ -84,5 +96,5 @@ def trained(script, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('trained') / 'run'
     settings = {'output': folder, 'data.train_size': 64, 'data.eval_size': 33, 'data.image_size': 64}
     settings |= {'data.workers': 1, 'optim.epochs': 2, 'optim.batch_size': 16, 'optim.warmup': 0.2}
-    script('train.py', *(f'--{key}={value}' for key, value in settings.items()))
+    script('train.py', *(f'--{key}={value}' for key, value in settings.items()), as_user=True)
     return folder

@@ -102,7 +102,7 @@ def test_main_evaluates_coco_weights_on_voc_in_two_processes(script, drawn_voc, 
     output, scores = tmp_path / 'results.json', tmp_path / 'scores.parquet'
     arguments = ['--data.name=voc2012', f'--data.root={base}', '--data.workers=0', '--batch_size=3', '--threshold=null']
     arguments += [f'--model={model}', '--image_size=48', '--flip=true', f'--output={output}', f'--scores={scores}']
-    printed = script('evaluate.py', *arguments, processes=2)
+    printed = script('evaluate.py', *arguments, processes=2, as_user=True)
     left_out = f'{model} lacks 2 of the 20 labels; left out: sheep, tvmonitor.'
     assert printed.stdout.splitlines().count(left_out) == 1
     taken = [line for line in printed.stdout.splitlines() if ' is matched to ' in line]

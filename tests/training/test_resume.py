@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import ready
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -33,6 +34,21 @@ SETTINGS = {
 }  # fmt: skip
 
 
+TRAIN = ROOT / 'train' / 'train.py'
+
+
+def arguments_of(output: Path, **settings: object) -> list[str]:
+    settings = {**SETTINGS, 'output': output, 'resume': 'auto', **settings}
+    return [f'--{key}={value}' for key, value in settings.items()]
+
+
+def run_ready(output: Path, processes: int = 1, code: int = 0, **settings: object) -> str:
+    """Runs undisturbed in processes that are ready, and returns what it printed."""
+    done = ready.run(TRAIN, arguments_of(output, **settings), processes, {**os.environ, 'ACCELERATE_USE_CPU': '1'})
+    assert done.returncode == code, done
+    return done.stdout + done.stderr
+
+
 def start(
     output: Path, processes: int = 1, limit: int | None = None, launch: bool = False, **settings: object
 ) -> subprocess.Popen:
@@ -41,8 +57,7 @@ def start(
     if processes > 1 or launch:
         command += ['-m', 'accelerate.commands.launch', '--quiet', f'--num_processes={processes}']
         command += ['--main_process_port=0', '--mixed_precision=no', *(['--multi_gpu'] if processes > 1 else [])]
-    settings = {**SETTINGS, 'output': output, 'resume': 'auto', **settings}
-    command += [str(ROOT / 'train' / 'train.py'), *(f'--{key}={value}' for key, value in settings.items())]
+    command += [str(TRAIN), *arguments_of(output, **settings)]
     return subprocess.Popen(
         command,
         env={**os.environ, 'ACCELERATE_USE_CPU': '1'},
@@ -96,7 +111,7 @@ def undisturbed(tmp_path_factory) -> dict[int, Path]:
     folders = {}
     for processes in (1, 2):
         folders[processes] = tmp_path_factory.mktemp('undisturbed') / f'run{processes}'
-        finish(start(folders[processes], processes))
+        run_ready(folders[processes], processes)
         assert json.loads((folders[processes] / 'results.json').read_text())['num_processes'] == processes
     return folders
 
@@ -191,7 +206,7 @@ def test_resume_accepts_another_number_of_processes(undisturbed, tmp_path):
     shutil.copytree(undisturbed[2], run)
     shutil.rmtree(newest(run))  # the last one; the one before is left
     assert state_of(run)['progress']['steps_done'] < 24
-    printed = finish(start(run, 1, **{'optim.max_per_process': 4}))
+    printed = run_ready(run, **{'optim.max_per_process': 4})
     assert 'batch size 8 = 1 process x 2 accumulation steps x 4 images.' in printed
     results = json.loads((run / 'results.json').read_text())
     assert results['history'][0] == json.loads((undisturbed[2] / 'results.json').read_text())['history'][0]
@@ -202,15 +217,13 @@ def test_resume_refuses_other_settings(undisturbed, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(undisturbed[1], run)
     shutil.rmtree(newest(run))
-    refused = start(run, **{'optim.lr': 0.001})
-    printed, _ = refused.communicate(timeout=120)
-    assert refused.returncode == 2 and 'optim.lr was 0.002 and is 0.001' in printed.splitlines()[-1]
+    printed = run_ready(run, code=2, **{'optim.lr': 0.001})
+    assert 'optim.lr was 0.002 and is 0.001' in printed.splitlines()[-1]
 
 
 def test_loss_that_is_not_finite_ends_the_run(tmp_path):
-    run = start(tmp_path / 'run', **{'optim.lr': 1e20, 'optim.warmup': 0, 'resume': 'null'})
-    printed, _ = run.communicate(timeout=120)
-    assert run.returncode == 2 and 'Traceback' not in printed, printed
+    printed = run_ready(tmp_path / 'run', code=2, **{'optim.lr': 1e20, 'optim.warmup': 0, 'resume': 'null'})
+    assert 'Traceback' not in printed, printed
     assert re.search('the loss of a step is (nan|inf); .*not_finite.json lists its images', printed.splitlines()[-1])
     found = json.loads((tmp_path / 'run' / 'not_finite.json').read_text())
     ids = found['image_ids']

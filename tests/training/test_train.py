@@ -98,7 +98,7 @@ def test_run_in_two_processes_evaluates_alike_in_any_number(script, trained, tmp
 
     run = tmp_path / 'run'
     settings = ['--optim.batch_size=8', '--optim.ema_decay=0', '--data.eval_size=99', f'--output={run}']
-    script('train.py', *TINY, *settings, processes=2)
+    script('train.py', *TINY, *settings, processes=2, as_user=True)
     assert results(run)['num_processes'] == 2 and results(run)['num_images'] == 99
     # Both processes evaluated the weights that the first one saved, including BatchNorm's statistics.
     assert measure(run, 99, processes=1)['metrics'] == pytest.approx(results(run)['metrics'], abs=1e-6)
