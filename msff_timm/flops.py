@@ -30,10 +30,7 @@ def measure_size(model: nn.Module, input_size: tuple[int, int, int]) -> dict[str
     Returns:
         `num_parameters` and `gflops`.
     """
-    # The counter would follow gradients even in inference mode.
-    model.eval().requires_grad_(False)
-    with torch.inference_mode():
-        flops = count_flops(lambda: model(torch.empty(1, *input_size, device='meta')))
+    flops = _count(model, input_size).get_total_flops()
     return {'num_parameters': sum(p.numel() for p in model.parameters()), 'gflops': flops / 1e9}
 
 
@@ -45,9 +42,14 @@ def measure_share(model: nn.Module, parts: tuple[str, ...], image_size: int) -> 
         parts: Names of modules of the model.
         image_size: Side of the image in pixels.
     """
-    model = copy.deepcopy(model).to('meta').eval().requires_grad_(False)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, image_size, image_size, device='meta'))
+    counter = _count(copy.deepcopy(model).to('meta'), (3, image_size, image_size))
     counts = counter.get_flop_counts()
     of_parts = (sum(counts[f'{type(model).__name__}.{part}'].values()) for part in parts)
     return sum(of_parts) / counter.get_total_flops()
+
+
+def _count(model: nn.Module, input_size: tuple[int, int, int]) -> FlopCounterMode:
+    model.eval().requires_grad_(False)  # the counter would follow gradients even in inference mode
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *input_size, device='meta'))
+    return counter
