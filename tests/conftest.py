@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import ready
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -68,21 +67,17 @@ def script():
         name: str, *arguments: object, processes: int = 1, check: bool = True, as_user: bool = False
     ) -> subprocess.CompletedProcess:
         path, environment = ROOT / 'train' / name, {**os.environ, 'ACCELERATE_USE_CPU': '1'}
-        if as_user:
+        if as_user or sys.platform == 'win32':  # which cannot fork
             command = [sys.executable]
             if processes > 1:
                 # `--cpu --num_processes 2` silently runs one process in Accelerate 1.15.
-                command += [
-                    '-m',
-                    'accelerate.commands.launch',
-                    '--quiet',
-                    '--multi_gpu',
-                    f'--num_processes={processes}',
-                ]
-                command += ['--main_process_port=0', '--mixed_precision=no']
+                command += ['-m', 'accelerate.commands.launch', '--quiet', '--multi_gpu', '--mixed_precision=no']
+                command += [f'--num_processes={processes}', '--main_process_port=0']
             command += [str(path), *map(str, arguments)]
             result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
         else:
+            import ready
+
             result = ready.run(path, [str(argument) for argument in arguments], processes, environment)
         assert not check or result.returncode == 0, result.stderr
         return result
