@@ -4,8 +4,11 @@ Importing this package registers its models with `timm.create_model`. The public
 first used: `msff_timm.load`, `msff_timm.predict`, ...
 """
 
+import sys
 from importlib import import_module
 
+if sys.argv[:1] == ['-m']:  # Python has yet to find the module that it will run, e.g. msff_timm.training.train
+    import msff_timm_cli.startup  # noqa: F401  must precede the import of PyTorch
 from . import models as models
 
 __version__ = '0.2.0'

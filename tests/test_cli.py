@@ -348,3 +348,10 @@ def test_training_commands_name_the_extra_that_is_missing(monkeypatch, capsys):
         assert cli.main([name, '--help']) == 2
         line = "msff-timm: error: accelerate is not installed: pip install 'msff-timm[train]'\n"
         assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize('command', [['msff_timm', '--version'], ['msff_timm.training.train', '--help']])
+def test_modules_set_up_their_process_before_pytorch(command):
+    started = subprocess.run([sys.executable, '-X', 'importtime', '-m', *command], capture_output=True, text=True)
+    imported = [line.rpartition('|')[2].strip() for line in started.stderr.splitlines()]
+    assert started.returncode == 0 and imported.index('msff_timm_cli.startup') < imported.index('torch')

@@ -1,7 +1,5 @@
 """Evaluates a trained model: `accelerate launch -m msff_timm.training.evaluate --model local-dir:FOLDER`."""
 
-import msff_timm_cli.startup  # noqa: F401  isort: skip
-
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence

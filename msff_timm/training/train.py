@@ -4,8 +4,6 @@ Without arguments it trains the demo of `train/configs/demo.yaml`; with `--data.
 `train/configs/finetune.yaml`.
 """
 
-import msff_timm_cli.startup  # noqa: F401  isort: skip
-
 import shlex
 import shutil
 import sys

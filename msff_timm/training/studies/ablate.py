@@ -4,8 +4,6 @@ The default configuration is `train/configs/ablate/demo.yaml`. Finished runs are
 resumed; the tables share the run of the paper's own choice.
 """
 
-import msff_timm_cli.startup  # noqa: F401  isort: skip
-
 import sys
 from functools import partial
 from typing import Any

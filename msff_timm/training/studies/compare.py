@@ -4,8 +4,6 @@ The default configuration is `train/configs/compare/demo.yaml`. Finished runs ar
 are resumed.
 """
 
-import msff_timm_cli.startup  # noqa: F401  isort: skip
-
 import sys
 
 from ...errors import InputError
