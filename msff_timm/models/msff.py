@@ -78,7 +78,7 @@ class MSFF(BackboneModel):
         max_queries: Largest number of label embeddings; with more labels, a group of labels shares one, as in
             ML-Decoder. 0 for one embedding per label, as in the paper, which is slow for hundreds of labels.
         pooled_classifier: True to average the logits with those of a linear classifier on the pooled last map of the
-            backbone; in training, each image has the logits of one or the other. The paper has none.
+            backbone, see `set_separate_training`. The paper has none.
 
     Raises:
         ValueError: An argument is not allowed, or the backbone lacks a stage.
@@ -140,10 +140,10 @@ class MSFF(BackboneModel):
         self.embed_dim = embed_dim
         self.num_branches = 1 if share_branches else 3  # number of sets of weights
         self.has_last_conv = hasattr(self.backbone, 'conv_head')
-        self.num_pooled = 0  # channels for the pooled classifier
-        if pools:
-            last_chans = self.feature_info[-1]['num_chs']
-            self.num_pooled = self.backbone.conv_head.out_channels if self.has_last_conv else last_chans
+        self.num_pooled: int = self.feature_info[-1]['num_chs'] if pools else 0  # channels for the pooled classifier
+        if self.has_last_conv:
+            last_conv: Any = self.backbone.conv_head
+            self.num_pooled = last_conv.out_channels
         self.num_features = 3 * embed_dim + self.num_pooled
         in_chans_of = {info['reduction']: info['num_chs'] for info in self.feature_info}
         self.projection = MultiScaleProjection(in_chans_of, embed_dim, fusion_mode, fusion_norm, **dd)
@@ -162,6 +162,7 @@ class MSFF(BackboneModel):
             self.selection = RegionSelection(decoder_depth, self.num_branches, decoder_self_attn, **layer_args)
         # Section 3.6
         self.max_queries = max_queries
+        self.separate_training = False
         self.reset_classifier(num_classes, global_pool)
 
         self.feature_info += [dict(num_chs=embed_dim, reduction=r, module='enhancement') for r in (16, 32, 64)]
@@ -182,6 +183,15 @@ class MSFF(BackboneModel):
             return 2 if coarse else 1 + encoder_depth + int(rest[2])
         decoder_depth = 0 if self.selection is None else len(list(self.selection.branches[0].children()))
         return 3 if coarse else 1 + encoder_depth + decoder_depth
+
+    @torch.jit.ignore
+    def set_separate_training(self, enable: bool = True) -> None:
+        """Sets whether the model in training mode returns the logits of its two classifiers, (B, K) each.
+
+        Each should have a loss of its own: trained on the mean, the one that learns first leaves the other little to
+        learn. timm's `set_distilled_training` does the same for the two classifiers of DeiT.
+        """
+        self.separate_training = enable
 
     @torch.jit.ignore
     def shares_queries(self, num_classes: int) -> bool:
@@ -233,7 +243,7 @@ class MSFF(BackboneModel):
     def split_features(self, features: torch.Tensor) -> list[torch.Tensor]:
         return split_scales(features[:, : 3 * self.embed_dim])
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> Any:
         """Maps features from `encode` to logits (B, K), or with `pre_logits` to an embedding (B, 3*d + P)."""
         if pre_logits or self.label_embed is None:
             x = self.global_pool(x)
@@ -246,11 +256,9 @@ class MSFF(BackboneModel):
         if self.pooled_classifier is None:
             return logits
         pooled = self.pooled_classifier(x[:, 3 * self.embed_dim :].mean((2, 3)))
-        if not self.training:
-            return (logits + pooled) / 2
-        # Trained on the mean, the classifier that learns first would leave the other little to learn.
-        is_pooled = torch.rand(len(x), 1, device=x.device) < 0.5
-        return torch.where(is_pooled, pooled, logits)
+        if self.separate_training and self.training and not torch.jit.is_scripting():
+            return logits, pooled
+        return (logits + pooled) / 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (B, C, H, W) to logits (B, K)."""
