@@ -33,6 +33,7 @@ from .layers import (
     GroupLinear,
     HierarchicalScaleAttention,
     MultiScaleProjection,
+    PooledClassifier,
     PositionEncoding,
     RegionSelection,
     flatten_scales,
@@ -202,8 +203,8 @@ class MSFF(BackboneModel):
         super().reset_classifier(num_classes, global_pool)
         self.pooled_classifier: nn.Module | None = None
         if self.num_pooled and num_classes:
-            linear = nn.Linear(self.num_pooled, num_classes, **get_device_dtype(self))
-            self.pooled_classifier = linear.train(self.training)
+            classifier = PooledClassifier(num_classes, self.num_pooled, **get_device_dtype(self))
+            self.pooled_classifier = classifier.train(self.training)
 
     def make_classifier(self, num_classes: int, device=None, dtype=None) -> tuple[nn.Module | None, nn.Module]:
         dd = {'device': device, 'dtype': dtype}
@@ -255,7 +256,7 @@ class MSFF(BackboneModel):
         logits = self.classifier(z)
         if self.pooled_classifier is None:
             return logits
-        pooled = self.pooled_classifier(x[:, 3 * self.embed_dim :].mean((2, 3)))
+        pooled = self.pooled_classifier(x[:, 3 * self.embed_dim :])
         if self.separate_training and self.training and not torch.jit.is_scripting():
             return logits, pooled
         return (logits + pooled) / 2
@@ -345,7 +346,7 @@ def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
     kwargs = dict(num_maps=5, pretrained_filter_fn=_check_weights, **kwargs)
     model: Any = create_on_backbone(MSFF, variant, pretrained, **kwargs)
     if getattr(model, 'pooled_classifier', None) is not None:  # `features_only` has no classifier
-        model.pretrained_cfg['classifier'] = ('label_embed', 'classifier', 'pooled_classifier')
+        model.pretrained_cfg['classifier'] = ('label_embed', 'classifier', 'pooled_classifier.linear')
     return model
 
 
@@ -353,12 +354,12 @@ def _check_weights(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str
     """Rejects weights that were trained with another default of `fusion_norm`, `fusion_gate` and so on."""
     present: dict[str, torch.Tensor] = model.state_dict()
     args: dict[str, bool | int] = {}
-    has_one = 'pooled_classifier.weight' in state_dict
-    for name in ('pooled_classifier.weight', 'pooled_classifier.bias'):
+    has_one = 'pooled_classifier.linear.weight' in state_dict
+    for name in ('pooled_classifier.linear.weight', 'pooled_classifier.linear.bias'):
         if name in state_dict and len(state_dict[name]) != model.num_classes:
             del state_dict[name]  # timm does so for the modules that `pretrained_cfg` names
     if model.label_embed is not None and 'classifier.weight' in state_dict:
-        if has_one != ('pooled_classifier.weight' in present):
+        if has_one != ('pooled_classifier.linear.weight' in present):
             args['pooled_classifier'] = has_one
     for argument, name in (('fusion_norm', 'projection.norm1.weight'), ('fusion_gate', 'scale_attention.gate')):
         if name in present and name not in state_dict:
@@ -429,14 +430,14 @@ def msff_efficientnet_b0(pretrained: bool = False, **kwargs) -> MSFF:
 @register_model
 def msff_efficientnet_lite2(pretrained: bool = False, **kwargs) -> MSFF:
     """MSFF on EfficientNet-Lite2, for CPUs and phones, with a quarter of the head's width."""
-    model_args = dict(backbone='tf_efficientnet_lite2', **SMALL_HEAD)
+    model_args = dict(backbone='tf_efficientnet_lite2', **SMALL_HEAD, pooled_classifier=True)
     return _create_msff('msff_efficientnet_lite2', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def msff_efficientnet_lite0(pretrained: bool = False, **kwargs) -> MSFF:
     """MSFF on EfficientNet-Lite0, for CPUs and phones, with a quarter of the head's width."""
-    model_args = dict(backbone='tf_efficientnet_lite0', **SMALL_HEAD)
+    model_args = dict(backbone='tf_efficientnet_lite0', **SMALL_HEAD, pooled_classifier=True)
     return _create_msff('msff_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
 
 
