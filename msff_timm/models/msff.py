@@ -244,7 +244,7 @@ class MSFF(BackboneModel):
     def split_features(self, features: torch.Tensor) -> list[torch.Tensor]:
         return split_scales(features[:, : 3 * self.embed_dim])
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> Any:
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Maps features from `encode` to logits (B, K), or with `pre_logits` to an embedding (B, 3*d + P)."""
         if pre_logits or self.label_embed is None:
             x = self.global_pool(x)
@@ -257,8 +257,9 @@ class MSFF(BackboneModel):
         if self.pooled_classifier is None:
             return logits
         pooled = self.pooled_classifier(x[:, 3 * self.embed_dim :])
-        if self.separate_training and self.training and not torch.jit.is_scripting():
-            return logits, pooled
+        if not torch.jit.is_scripting():  # scripts return tensors only
+            if self.separate_training and self.training:
+                return logits, pooled  # type: ignore[return-value]
         return (logits + pooled) / 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

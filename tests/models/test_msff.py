@@ -57,7 +57,7 @@ def test_parameter_counts(name):
     channels = model.backbone.feature_info.channels()
     of_labels = parts(channels, width, ffn, labels=80)
     if 'lite' in name:
-        assert model.backbone.conv_head.weight.shape == (1280, 320, 1, 1)
+        assert model.backbone.conv_head.weight.shape == (1280, channels[1], 1, 1)
         of_labels += 80 * (1280 + 1)  # the pooled classifier
     assert count(model) == count(model.backbone) + of_labels
     assert model.backbone.feature_info.reduction() == [16, 32]
