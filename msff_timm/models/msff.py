@@ -241,6 +241,17 @@ class MSFF(BackboneModel):
             last = self.backbone.bn2(self.backbone.conv_head(last))
         return torch.cat([features, F.interpolate(last, size=[height, width], mode='nearest-exact')], dim=1)
 
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head and self.num_pooled:
+            self.num_features -= self.num_pooled
+            self.num_pooled = 0
+            if self.has_last_conv:
+                self.backbone.conv_head = self.backbone.bn2 = None  # type: ignore[assignment]
+        return take_indices
+
     def split_features(self, features: torch.Tensor) -> list[torch.Tensor]:
         return split_scales(features[:, : 3 * self.embed_dim])
 

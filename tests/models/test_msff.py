@@ -399,6 +399,16 @@ def test_pooled_classifier_is_the_mean_with_a_linear_layer_on_normalized_channel
         torch.testing.assert_close(mean, model(x) + pooled / 2, rtol=1e-4, atol=1e-4)
 
 
+def test_features_only_has_no_pooled_classifier():
+    args, x = {'backbone': 'test_efficientnet', 'pooled_classifier': True}, torch.randn(2, 3, 64, 96)
+    model, features = small(**args), timm.create_model('msff_test_resnet', **SMALL, **args, features_only=True).eval()
+    left = {name.removeprefix('model.') for name in features.state_dict()}
+    assert set(model.state_dict()) - left >= {'backbone.conv_head.weight', 'pooled_classifier.linear.weight'}
+    features.load_state_dict({f'model.{name}': model.state_dict()[name] for name in left})
+    whole = model.forward_intermediates(x, intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(features(x), whole, strict=True))
+
+
 def test_pooled_classifier_is_off_unless_asked_for_but_in_small_variants():
     with_one = [name for name in MODELS if timm.create_model(name, device='meta').pooled_classifier is not None]
     assert with_one == ['msff_efficientnet_lite0', 'msff_efficientnet_lite2']
