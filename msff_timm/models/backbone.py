@@ -29,6 +29,7 @@ def create_backbone(
     pretrained: bool = False,
     in_chans: int = 3,
     backbone_args: dict | None = None,
+    last_conv: bool = False,
     device=None,
     dtype=None,
 ) -> nn.Module:
@@ -40,6 +41,7 @@ def create_backbone(
         pretrained: True to download timm's weights.
         in_chans: Number of image channels.
         backbone_args: Further arguments of the timm model.
+        last_conv: True to keep the convolution that an EfficientNet has after its last map, as `conv_head` and `bn2`.
 
     Returns:
         Module that maps images (B, C, H, W) to a list of maps; its `feature_info` holds their numbers of channels.
@@ -65,6 +67,10 @@ def create_backbone(
     if isinstance(backbone, (EfficientNetFeatures, MobileNetV3Features)) and backbone.feature_hooks is None:
         # timm keeps the blocks after the last map; their weights would get no gradient.
         backbone.blocks = backbone.blocks[: max(backbone._stage_out_idx)]
+    if last_conv and isinstance(backbone, EfficientNetFeatures):
+        args = {**(backbone_args or {}), 'in_chans': in_chans, 'pretrained': pretrained}
+        whole: Any = timm.create_model(name, **args, device=device, dtype=dtype)
+        backbone.conv_head, backbone.bn2 = whole.conv_head, whole.bn2
     return backbone
 
 

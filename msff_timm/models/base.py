@@ -37,6 +37,7 @@ class BackboneModel(nn.Module):
         backbone_args: Further arguments of the backbone.
         in_chans: Number of image channels.
         reductions: Strides of the backbone's maps, in ascending order.
+        last_conv: True to keep the backbone's last convolution, see `create_backbone`.
 
     Attributes:
         head_maps: Slice of the backbone's maps that the head uses.
@@ -61,13 +62,16 @@ class BackboneModel(nn.Module):
         backbone_args: dict | None,
         in_chans: int,
         reductions: Sequence[int],
+        last_conv: bool = False,
         device=None,
         dtype=None,
     ):
         super().__init__()
         self.in_chans = in_chans
         self.backbone_name = backbone
-        self.backbone_args: dict[str, Any] = dict(reductions=reductions, in_chans=in_chans, backbone_args=backbone_args)
+        self.backbone_args: dict[str, Any] = dict(
+            reductions=reductions, in_chans=in_chans, backbone_args=backbone_args, last_conv=last_conv
+        )
         self.backbone = create_backbone(
             backbone, pretrained=backbone_pretrained, **self.backbone_args, device=device, dtype=dtype
         )
@@ -224,7 +228,7 @@ class BackboneModel(nn.Module):
         """Removes the layers after the backbone's map of a reduction."""
         reductions = [r for r in self.backbone_args['reductions'] if r <= reduction]
         if len(reductions) < len(self.backbone_args['reductions']):
-            self.backbone_args['reductions'] = reductions
+            self.backbone_args |= {'reductions': reductions, 'last_conv': False}
             smaller = create_backbone(self.backbone_name, **self.backbone_args, **get_device_dtype(self))
             copy_backbone(self.backbone, smaller)
             self.backbone = smaller.train(self.training)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from timm.layers import get_device_dtype
 from timm.models import generate_default_cfgs, register_model
 
@@ -32,6 +33,7 @@ from .layers import (
     GroupLinear,
     HierarchicalScaleAttention,
     MultiScaleProjection,
+    PooledClassifier,
     PositionEncoding,
     RegionSelection,
     flatten_scales,
@@ -76,8 +78,8 @@ class MSFF(BackboneModel):
         attn_drop_rate: Dropout rate of their attention weights. On a CPU, attention has a fused kernel only without it.
         max_queries: Largest number of label embeddings; with more labels, a group of labels shares one, as in
             ML-Decoder. 0 for one embedding per label, as in the paper, which is slow for hundreds of labels.
-        pooled_classifier: True to add the logits of a linear classifier on the pooled features, by which hundreds of
-            labels learn faster; None adds it if labels share embeddings. The paper has none.
+        pooled_classifier: True to average the logits with those of a linear classifier on the pooled last map of the
+            backbone, see `set_separate_training`. The paper has none.
 
     Raises:
         ValueError: An argument is not allowed, or the backbone lacks a stage.
@@ -91,6 +93,7 @@ class MSFF(BackboneModel):
     encoder_parts = ('projection', 'scale_attention', 'position', 'enhancement')
     decoder_parts = ('selection',)
     query_part = 'label_embed'
+    has_last_conv: torch.jit.Final[bool]
 
     def __init__(
         self,
@@ -115,7 +118,7 @@ class MSFF(BackboneModel):
         drop_rate: float = 0.1,
         attn_drop_rate: float = 0.0,
         max_queries: int = 100,
-        pooled_classifier: bool | None = None,
+        pooled_classifier: bool = False,
         device=None,
         dtype=None,
     ):
@@ -133,10 +136,16 @@ class MSFF(BackboneModel):
 
         # Section 3.1
         reductions = sorted({reduction for reduction, _ in FUSION_MODES[fusion_mode]})
-        super().__init__(backbone, backbone_pretrained, backbone_args, in_chans, reductions, **dd)
+        pools = pooled_classifier and decoder_depth > 0
+        super().__init__(backbone, backbone_pretrained, backbone_args, in_chans, reductions, pools, **dd)
         self.embed_dim = embed_dim
         self.num_branches = 1 if share_branches else 3  # number of sets of weights
-        self.num_features = 3 * embed_dim
+        self.has_last_conv = hasattr(self.backbone, 'conv_head')
+        self.num_pooled: int = self.feature_info[-1]['num_chs'] if pools else 0  # channels for the pooled classifier
+        if self.has_last_conv:
+            last_conv: Any = self.backbone.conv_head
+            self.num_pooled = last_conv.out_channels
+        self.num_features = 3 * embed_dim + self.num_pooled
         in_chans_of = {info['reduction']: info['num_chs'] for info in self.feature_info}
         self.projection = MultiScaleProjection(in_chans_of, embed_dim, fusion_mode, fusion_norm, **dd)
         # Section 3.2
@@ -154,7 +163,7 @@ class MSFF(BackboneModel):
             self.selection = RegionSelection(decoder_depth, self.num_branches, decoder_self_attn, **layer_args)
         # Section 3.6
         self.max_queries = max_queries
-        self.wants_pooled_classifier = pooled_classifier
+        self.separate_training = False
         self.reset_classifier(num_classes, global_pool)
 
         self.feature_info += [dict(num_chs=embed_dim, reduction=r, module='enhancement') for r in (16, 32, 64)]
@@ -177,6 +186,15 @@ class MSFF(BackboneModel):
         return 3 if coarse else 1 + encoder_depth + decoder_depth
 
     @torch.jit.ignore
+    def set_separate_training(self, enable: bool = True) -> None:
+        """Sets whether the model in training mode returns the logits of its two classifiers, (B, K) each.
+
+        Each should have a loss of its own: trained on the mean, the one that learns first leaves the other little to
+        learn. timm's `set_distilled_training` does the same for the two classifiers of DeiT.
+        """
+        self.separate_training = enable
+
+    @torch.jit.ignore
     def shares_queries(self, num_classes: int) -> bool:
         """Returns whether labels would share a label embedding if the model had that many labels."""
         return self.selection is not None and num_classes > (self.max_queries or num_classes)
@@ -184,12 +202,9 @@ class MSFF(BackboneModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
         self.pooled_classifier: nn.Module | None = None
-        wanted = self.wants_pooled_classifier
-        if wanted is None:
-            wanted = self.shares_queries(num_classes)
-        if wanted and num_classes and self.selection is not None:
-            linear = nn.Linear(self.num_features, num_classes, **get_device_dtype(self))
-            self.pooled_classifier = linear.train(self.training)
+        if self.num_pooled and num_classes:
+            classifier = PooledClassifier(num_classes, self.num_pooled, **get_device_dtype(self))
+            self.pooled_classifier = classifier.train(self.training)
 
     def make_classifier(self, num_classes: int, device=None, dtype=None) -> tuple[nn.Module | None, nn.Module]:
         dd = {'device': device, 'dtype': dtype}
@@ -200,41 +215,63 @@ class MSFF(BackboneModel):
         label_embed = nn.Embedding(num_queries, self.num_branches * self.embed_dim, **dd)
         classifier: nn.Module
         if num_queries == num_classes:
-            classifier = ClassWiseLinear(num_classes, self.num_features, **dd)
+            classifier = ClassWiseLinear(num_classes, 3 * self.embed_dim, **dd)
         else:
-            classifier = GroupLinear(num_classes, num_queries, self.num_features, **dd)
+            classifier = GroupLinear(num_classes, num_queries, 3 * self.embed_dim, **dd)
         # As in Query2Label. With small embeddings all labels would attend to the same regions, and learn slowly.
         nn.init.normal_(label_embed.weight)
         return label_embed, classifier
 
     def encode(self, maps: list[torch.Tensor]) -> torch.Tensor:
-        """Maps the backbone's maps (B, C_i, H_i, W_i) to features (B, 3*d, H/16, W/16).
+        """Maps the backbone's maps (B, C_i, H_i, W_i) to features (B, 3*d + P, H/16, W/16).
 
-        The features are the enhanced scales on the grid of the finest one.
+        The features are the enhanced scales on the grid of the finest one and, with a pooled classifier, the backbone's
+        last map of P channels.
         """
         scales = self.projection(maps)
         height, width = scales[0].shape[-2], scales[0].shape[-1]
         if self.scale_attention is not None:
             scales = self.scale_attention(scales)
         tokens = self.enhancement(self.position(scales))  # 784, 196 and 49 at 448 pixels
-        return stack_scales(tokens, height, width)
+        features = stack_scales(tokens, height, width)
+        if not self.num_pooled:
+            return features
+        last = maps[-1]
+        if self.has_last_conv:
+            last = self.backbone.bn2(self.backbone.conv_head(last))
+        return torch.cat([features, F.interpolate(last, size=[height, width], mode='nearest-exact')], dim=1)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        take_indices = super().prune_intermediate_layers(indices, prune_norm, prune_head)
+        if prune_head and self.num_pooled:
+            self.num_features -= self.num_pooled
+            self.num_pooled = 0
+            if self.has_last_conv:
+                self.backbone.conv_head = self.backbone.bn2 = None  # type: ignore[assignment]
+        return take_indices
 
     def split_features(self, features: torch.Tensor) -> list[torch.Tensor]:
-        return split_scales(features)
+        return split_scales(features[:, : 3 * self.embed_dim])
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Maps features (B, 3*d, H/16, W/16) to logits (B, K), or with `pre_logits` to an embedding (B, 3*d)."""
+        """Maps features from `encode` to logits (B, K), or with `pre_logits` to an embedding (B, 3*d + P)."""
         if pre_logits or self.label_embed is None:
             x = self.global_pool(x)
             return x if pre_logits else self.classifier(x)
         assert self.selection is not None
         query = self.label_embed.weight.unflatten(1, (self.num_branches, self.embed_dim)).transpose(0, 1)
-        tokens = flatten_scales(split_scales(x))
+        tokens = flatten_scales(self.split_features(x))
         z = torch.cat(self.selection(query, tokens), dim=-1)  # Eq. 11
         logits = self.classifier(z)
-        if self.pooled_classifier is not None:
-            logits = logits + self.pooled_classifier(x.mean((2, 3)))
-        return logits
+        if self.pooled_classifier is None:
+            return logits
+        pooled = self.pooled_classifier(x[:, 3 * self.embed_dim :])
+        if not torch.jit.is_scripting():  # scripts return tensors only
+            if self.separate_training and self.training:
+                return logits, pooled  # type: ignore[return-value]
+        return (logits + pooled) / 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (B, C, H, W) to logits (B, K)."""
@@ -321,22 +358,21 @@ def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
     kwargs = dict(num_maps=5, pretrained_filter_fn=_check_weights, **kwargs)
     model: Any = create_on_backbone(MSFF, variant, pretrained, **kwargs)
     if getattr(model, 'pooled_classifier', None) is not None:  # `features_only` has no classifier
-        model.pretrained_cfg['classifier'] = ('label_embed', 'classifier', 'pooled_classifier')
+        model.pretrained_cfg['classifier'] = ('label_embed', 'classifier', 'pooled_classifier.linear')
     return model
 
 
 def _check_weights(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str, torch.Tensor]:
-    """Rejects weights from before a default was changed: that of `fusion_norm`, `fusion_gate` or `max_queries`.
-
-    Weights without the pooled classifier of the model, or for other labels, get one that adds 0.
-    """
+    """Rejects weights that were trained with another default of `fusion_norm`, `fusion_gate` and so on."""
     present: dict[str, torch.Tensor] = model.state_dict()
     args: dict[str, bool | int] = {}
-    for name in ('pooled_classifier.weight', 'pooled_classifier.bias'):
+    has_one = 'pooled_classifier.linear.weight' in state_dict
+    for name in ('pooled_classifier.linear.weight', 'pooled_classifier.linear.bias'):
         if name in state_dict and len(state_dict[name]) != model.num_classes:
             del state_dict[name]  # timm does so for the modules that `pretrained_cfg` names
-        if name in present and 'classifier.weight' in state_dict:
-            state_dict.setdefault(name, torch.zeros_like(present[name]))
+    if model.label_embed is not None and 'classifier.weight' in state_dict:
+        if has_one != ('pooled_classifier.linear.weight' in present):
+            args['pooled_classifier'] = has_one
     for argument, name in (('fusion_norm', 'projection.norm1.weight'), ('fusion_gate', 'scale_attention.gate')):
         if name in present and name not in state_dict:
             args[argument] = False
@@ -406,14 +442,14 @@ def msff_efficientnet_b0(pretrained: bool = False, **kwargs) -> MSFF:
 @register_model
 def msff_efficientnet_lite2(pretrained: bool = False, **kwargs) -> MSFF:
     """MSFF on EfficientNet-Lite2, for CPUs and phones, with a quarter of the head's width."""
-    model_args = dict(backbone='tf_efficientnet_lite2', **SMALL_HEAD)
+    model_args = dict(backbone='tf_efficientnet_lite2', **SMALL_HEAD, pooled_classifier=True)
     return _create_msff('msff_efficientnet_lite2', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def msff_efficientnet_lite0(pretrained: bool = False, **kwargs) -> MSFF:
     """MSFF on EfficientNet-Lite0, for CPUs and phones, with a quarter of the head's width."""
-    model_args = dict(backbone='tf_efficientnet_lite0', **SMALL_HEAD)
+    model_args = dict(backbone='tf_efficientnet_lite0', **SMALL_HEAD, pooled_classifier=True)
     return _create_msff('msff_efficientnet_lite0', pretrained, **dict(model_args, **kwargs))
 
 

@@ -19,7 +19,7 @@ MANY_QUERIES = 100
 
 
 def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tuple[nn.Module, dict[str, str]]:
-    """Creates the model to train.
+    """Creates the model to train. In training mode, a model of two classifiers returns the logits of each.
 
     Args:
         config: Settings of the model.
@@ -37,14 +37,14 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
         if config.backbone_pretrained and not resumed:
             model_args['backbone_pretrained'] = True
         model_args |= {'num_classes': len(label_names), 'drop_rate': config.drop_rate, **config.args}
-        model = hub.create(config.name, **model_args)
+        model: Any = hub.create(config.name, **model_args)
         if config.backbone_from and not resumed:
             hub.load_backbone(model, config.backbone_from)
             if not hasattr(model, 'backbone'):
                 # timm initializes the classifier of EfficientNet for training from scratch, for 20 labels eight times
                 # as wide as PyTorch: a short fine-tuning would spend its epochs on undoing that.
                 model.reset_classifier(len(label_names))
-        return model, {}
+        return _separately(model), {}
     model, kept_labels = hub.load_for(
         config.init_from, label_names, config.keep_labels, drop_rate=config.drop_rate, **config.args
     )
@@ -52,7 +52,13 @@ def make_model(config: ModelConfig, label_names: list[str], resumed: bool) -> tu
     architecture = cfg['architecture']
     if architecture != config.name:
         raise InputError(f'model.name is {config.name}: {config.init_from} is {architecture}; set model.name to that.')
-    return model, kept_labels
+    return _separately(model), kept_labels
+
+
+def _separately(model: Any) -> nn.Module:
+    if hasattr(model, 'set_separate_training'):
+        model.set_separate_training()
+    return model
 
 
 def check_trainable(model: nn.Module, image_size: int, batch_size: int) -> None:

@@ -281,10 +281,14 @@ class Trainer:
         for number, (image, target, teacher_logits) in enumerate(prepared, 1):
             with nullcontext() if number == len(prepared) else accelerator.no_sync(self.prepared):
                 # Accelerate keeps autocast to the model and returns float32 logits: the loss is in float32.
-                logits = self.prepared(image)
-                loss = known_sum(self.loss_fn, logits, target) / known
-                if self.teacher and teacher_logits is not None:
-                    loss = self.teacher.blend(loss, logits, teacher_logits, len(prepared))
+                output = self.prepared(image)
+                losses = []
+                for logits in output if isinstance(output, tuple) else (output,):
+                    loss = known_sum(self.loss_fn, logits, target) / known
+                    if self.teacher and teacher_logits is not None:
+                        loss = self.teacher.blend(loss, logits, teacher_logits, len(prepared))
+                    losses.append(loss)
+                loss = torch.stack(losses).mean()
                 accelerator.backward(loss)
             total += loss.detach()
         grad_norm = accelerator.clip_grad_norm_(self.prepared.parameters(), self.config.optim.clip_grad)

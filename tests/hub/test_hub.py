@@ -175,6 +175,27 @@ def test_load_backbone_copies_the_backbone_alone(name, model, folder):
         hub.load_backbone(timm.create_model('msff_resnet18', device='meta'), f'local-dir:{folder}')
 
 
+def test_load_backbone_copies_the_last_convolution(tmp_path):
+    """From a plain EfficientNet, and from a model that has one, too; not from one without."""
+    args = {'backbone': 'test_efficientnet', 'num_classes': 5}
+    plain, pooled, bare = (
+        timm.create_model(name, **own)
+        for name, own in (
+            ('test_efficientnet', {'num_classes': 5}),
+            ('msff_test_resnet', {**args, 'pooled_classifier': True}),
+            ('msff_test_resnet', args),
+        )
+    )
+    for name, trained in (('plain', plain), ('pooled', pooled), ('bare', bare)):
+        hub.save(trained, tmp_path / name, list('abcde'), timm.data.resolve_model_data_config(trained))
+    for name, trained in (('plain', plain), ('pooled', pooled.backbone)):
+        new = timm.create_model('msff_test_resnet', **args, pooled_classifier=True)
+        hub.load_backbone(new, f'local-dir:{tmp_path / name}')
+        assert torch.equal(new.backbone.conv_head.weight, trained.conv_head.weight)
+    with pytest.raises(InputError, match='has another backbone than this model: it has no conv_head.weight of '):
+        hub.load_backbone(new, f'local-dir:{tmp_path / "bare"}')
+
+
 def test_set_thresholds_stores_them_for_load(model, folder):
     assert hub.load(f'local-dir:{folder}').thresholds is None
     hub.set_thresholds(f'local-dir:{folder}', {'per_class': [0.2, 0.4, 0.9], 'overall': 0.3})

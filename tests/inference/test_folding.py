@@ -23,12 +23,20 @@ def count_norms(model: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
+POOLED = {'backbone': 'test_efficientnet', 'pooled_classifier': True}
+
+
 @pytest.mark.parametrize(
-    'name', ['msff_test_resnet', 'mldecoder_test_resnet', 'q2l_test_resnet', 'test_efficientnet', 'test_resnet']
+    ('name', 'args'),
+    [
+        *((name, {}) for name in ('msff_test_resnet', 'mldecoder_test_resnet', 'q2l_test_resnet')),
+        *((name, {}) for name in ('test_efficientnet', 'test_resnet')),
+        ('msff_test_resnet', POOLED),
+    ],
 )
 @torch.no_grad()
-def test_folded_computes_the_same_without_batch_norms(name):
-    model, images = randomise(timm.create_model(name, num_classes=5)), torch.randn(2, 3, 64, 64)
+def test_folded_computes_the_same_without_batch_norms(name, args):
+    model, images = randomise(timm.create_model(name, num_classes=5, **args)), torch.randn(2, 3, 64, 64)
     before, expected = {key: value.clone() for key, value in model.state_dict().items()}, model(images)
     result = folded(model, torch.randn(1, 3, 64, 64))
     assert count_norms(model) > 0 and count_norms(result) == 0

@@ -8,6 +8,7 @@ from timm.optim import create_optimizer_v2
 
 from msff_timm import hub
 from msff_timm.errors import InputError
+from msff_timm.models.backbone import copy_backbone
 
 # Width of the branches and of the feed-forward networks, where it differs from the paper's 512 and 2048
 WIDTHS = {
@@ -54,7 +55,11 @@ def test_parameter_counts(name):
     model = timm.create_model(name, num_classes=80, device='meta')
     width, ffn = WIDTHS.get(name, (512, 2048))
     channels = model.backbone.feature_info.channels()
-    assert count(model) == count(model.backbone) + parts(channels, width, ffn, labels=80)
+    of_labels = parts(channels, width, ffn, labels=80)
+    if 'lite' in name:
+        assert model.backbone.conv_head.weight.shape == (1280, channels[1], 1, 1)
+        of_labels += 80 * (1280 + 1)  # the pooled classifier
+    assert count(model) == count(model.backbone) + of_labels
     assert model.backbone.feature_info.reduction() == [16, 32]
 
 
@@ -91,7 +96,7 @@ def test_parameter_count_with_self_attention_is_table_7s(self_attn, millions):
         (dict(fusion_mode=2), 512 * (9 * 512 - 1024) + 512 * (9 * 1024 - 2048)),
         (dict(interpolation='bicubic'), 0),  # Table 6
         (dict(decoder_self_attn=True), 3 * 1_051_648),  # Table 7: 4 (d^2 + d) + 2 d
-        (dict(pooled_classifier=True), 80 * (3 * 512 + 1)),
+        (dict(pooled_classifier=True), 80 * (2048 + 1)),
         (dict(share_branches=False), 2 * (5 * 3_152_384 + 14 * 14 * 512 + 80 * 512)),
     ],
     ids=str,
@@ -375,50 +380,79 @@ def test_max_queries_is_100_by_default_and_0_is_no_limit(args, num_queries):
     assert small(num_classes=100, **args).label_embed.num_embeddings == 100
 
 
-@pytest.mark.parametrize(
-    ('args', 'has_one'),
-    [
-        (dict(num_classes=101), True),
-        (dict(num_classes=100), False),
-        (dict(num_classes=101, max_queries=0), False),
-        (dict(num_classes=101, decoder_depth=0), False),
-        (dict(num_classes=101, pooled_classifier=False), False),
-        (dict(num_classes=6, pooled_classifier=True), True),
-        (dict(num_classes=6, max_queries=3), True),
-    ],
-)
-def test_pooled_classifier_is_added_by_default_if_labels_share_embeddings(args, has_one):
-    model = small(**args)
-    assert (model.pooled_classifier is not None) == has_one
-    model.reset_classifier(5)
-    assert (model.pooled_classifier is not None) == bool(args.get('pooled_classifier') or args.get('max_queries'))
+def test_pooled_classifier_is_the_mean_with_a_linear_layer_on_normalized_channels():
+    """On the last map of ResNet, and on the output of the last convolution of EfficientNet, which timm pools, too."""
+    for backbone in ('test_resnet', 'test_efficientnet'):
+        model, x = small(backbone=backbone, pooled_classifier=True), torch.randn(3, 3, 64, 96)
+        linear, norm = model.pooled_classifier.linear, model.pooled_classifier.norm
+        torch.nn.init.normal_(linear.weight)
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+        whole = timm.create_model(backbone).eval()
+        copy_backbone(model.backbone, whole, leave_out=('fc', 'classifier'))
+        channels = whole.forward_head(whole.forward_features(x), pre_logits=True)
+        pooled = (channels - norm.running_mean) / (norm.running_var + 1e-5).sqrt() @ linear.weight.T + linear.bias
+        mean = model(x)
+        assert model.num_features == 3 * 48 + channels.shape[1] == model.forward_features(x).shape[1]
+        torch.nn.init.zeros_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+        torch.testing.assert_close(mean, model(x) + pooled / 2, rtol=1e-4, atol=1e-4)
 
 
-def test_pooled_classifier_adds_its_logits():
-    model, x = small(pooled_classifier=True), torch.randn(2, 3, 64, 96)
-    logits, features = model(x), model.forward_features(x)
-    linear = model.pooled_classifier
-    added = features.flatten(2).mean(2) @ linear.weight.T + linear.bias
-    model.pooled_classifier = None
-    torch.testing.assert_close(logits - model(x), added, rtol=1e-5, atol=1e-5)
+def test_features_only_has_no_pooled_classifier():
+    args, x = {'backbone': 'test_efficientnet', 'pooled_classifier': True}, torch.randn(2, 3, 64, 96)
+    model, features = small(**args), timm.create_model('msff_test_resnet', **SMALL, **args, features_only=True).eval()
+    left = {name.removeprefix('model.') for name in features.state_dict()}
+    assert set(model.state_dict()) - left >= {'backbone.conv_head.weight', 'pooled_classifier.linear.weight'}
+    features.load_state_dict({f'model.{name}': model.state_dict()[name] for name in left})
+    whole = model.forward_intermediates(x, intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(features(x), whole, strict=True))
+
+
+def test_pooled_classifier_is_off_unless_asked_for_but_in_small_variants():
+    with_one = [name for name in MODELS if timm.create_model(name, device='meta').pooled_classifier is not None]
+    assert with_one == ['msff_efficientnet_lite0', 'msff_efficientnet_lite2']
+    assert small(pooled_classifier=True, decoder_depth=0).pooled_classifier is None
+
+
+def test_separate_training_returns_the_logits_of_both_classifiers():
+    model, x = small(pooled_classifier=True, drop_rate=0.0), torch.randn(4, 3, 64, 96)
+    torch.nn.init.normal_(model.pooled_classifier.linear.weight)
+    model.train()
+    mean = model(x)
+    model.set_separate_training()
+    queried, pooled = model(x)
+    torch.testing.assert_close((queried + pooled) / 2, mean)
+    assert not torch.allclose(queried, pooled)
+    assert model.eval()(x).shape == (4, 6)
+    model.train().set_separate_training(False)
+    assert model(x).shape == (4, 6)
+    plain = small().train()
+    plain.set_separate_training()
+    assert plain(x).shape == (4, 6)
 
 
 def test_pooled_classifier_follows_the_labels(tmp_path):
     model, x = small(pooled_classifier=True), torch.randn(2, 3, 64, 96)
+    torch.nn.init.normal_(model.pooled_classifier.linear.weight)
     hub.save(model, tmp_path, list('abcdef'), timm.data.resolve_model_data_config(model))
     logits = model(x)
     assert torch.equal(timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()(x), logits)
     kept, matches = hub.load_for(f'local-dir:{tmp_path}', ['f', 'new', 'b'], keep_labels=True)
-    assert matches == {'f': 'f', 'b': 'b'} and kept.pooled_classifier.weight.shape == (3, 3 * 48)
+    width = model.num_pooled
+    assert matches == {'f': 'f', 'b': 'b'} and kept.pooled_classifier.linear.weight.shape == (3, width)
     torch.testing.assert_close(kept.eval()(x)[:, [0, 2]], logits[:, [5, 1]])
+    other = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, num_classes=3).eval()
+    assert not other.pooled_classifier.linear.weight.any() and other(x).shape == (2, 3)
     model.reset_classifier(0)
-    assert model.pooled_classifier is None and model(x).shape == (2, 3 * 48)
+    assert model.pooled_classifier is None and model(x).shape == (2, 3 * 48 + width)
     model.reset_classifier(4)
-    assert model.pooled_classifier.weight.shape == (4, 3 * 48) and model(x).shape == (2, 4)
+    assert model.pooled_classifier.linear.weight.shape == (4, width) and model(x).shape == (2, 4)
 
 
-def test_weights_without_pooled_classifier_give_the_same_logits_with_one(tmp_path):
-    before, x = small(), torch.randn(2, 3, 64, 96)
+@pytest.mark.parametrize('has_one', [False, True])
+def test_weights_with_or_without_pooled_classifier_name_the_argument(has_one, tmp_path):
+    before = small(pooled_classifier=has_one)
     hub.save(before, tmp_path, list('abcdef'), timm.data.resolve_model_data_config(before))
-    model = timm.create_model(f'local-dir:{tmp_path}', pretrained=True, pooled_classifier=True).eval()
-    assert torch.equal(model(x), before(x)) and model.pooled_classifier.weight.requires_grad
+    with pytest.raises(ValueError, match=f'create the model with pooled_classifier={has_one}, or add '):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, pooled_classifier=not has_one)

@@ -305,5 +305,5 @@ def test_model_args_refuse_null_where_timm_would_use_another_default():
     name = ['--output=run', '--model.name=msff_test_resnet']
     with pytest.raises(InputError, match='max_queries null, which timm ignores: leave it out for 100'):
         parse(TrainConfig, [*name, '--model.args={max_queries: null}'])
-    config = parse(TrainConfig, [*name, '--model.args={pooled_classifier: null}'])
-    assert config.model.args == {'pooled_classifier': None}
+    config = parse(TrainConfig, [*name, '--model.args={backbone_args: null}'])
+    assert config.model.args == {'backbone_args': None}

@@ -133,12 +133,25 @@ def test_cached_run_has_the_metrics_of_its_weights(undisturbed):
 
 
 @pytest.mark.parametrize(
-    'name',
-    ['msff_test_resnet', *(pytest.param(n, marks=pytest.mark.slow) for n in ('mldecoder_test_resnet', 'test_resnet'))],
+    ('name', 'args'),
+    [
+        # Without `fusion_norm`: the gradient of a bias before it is nothing but rounding errors, which AdamW magnifies.
+        ('msff_test_resnet', '{backbone: test_efficientnet, pooled_classifier: true, fusion_norm: false}'),
+        *(
+            pytest.param(name, '{}', marks=pytest.mark.slow)
+            for name in ('msff_test_resnet', 'mldecoder_test_resnet', 'test_resnet')
+        ),
+    ],
 )
-def test_cached_run_agrees_with_an_uncached_run(tmp_path, monkeypatch, capsys, name):
+def test_cached_run_agrees_with_an_uncached_run(tmp_path, monkeypatch, capsys, name, args):
     """In float32, with flips and dropout in the head, which draw the same random numbers in both runs."""
-    settings = {'model.name': name, 'optim.epochs': 2, 'data.hflip': 0.5, 'model.channels_last': name != 'test_resnet'}
+    settings = {
+        'model.name': name,
+        'model.args': args,
+        'optim.epochs': 2,
+        'data.hflip': 0.5,
+        'model.channels_last': name != 'test_resnet',
+    }
     monkeypatch.setattr(features, 'DTYPES', ('float32',))
     run(tmp_path / 'cached', **settings)
     assert 'MB of float32, computed in ' in capsys.readouterr().out
@@ -153,7 +166,9 @@ def test_cached_run_agrees_with_an_uncached_run(tmp_path, monkeypatch, capsys, n
     assert len(expected) == 6 and len(set(expected)) == 6
     assert losses(tmp_path / 'cached') == pytest.approx(expected, rel=1e-5)
     a, b = (load_file(tmp_path / run / 'model.safetensors') for run in ('cached', 'each'))
-    assert all(torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5) for key in a)
+    without_gradient = 'attn.kv.bias'  # that of the keys, as all logits of a softmax change alike
+    others = [key for key in a if not key.endswith(without_gradient)]
+    assert all(torch.allclose(a[key], b[key], rtol=1e-3, atol=1e-5) for key in others)
 
 
 def test_cached_run_resumes_to_the_same_weights(undisturbed, start, tmp_path, capsys):

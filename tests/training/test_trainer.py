@@ -90,6 +90,27 @@ def test_train_step_weighs_every_known_label_alike_over_micro_batches():
         assert values.tolist() == pytest.approx([loss, math.hypot(*gradient), 0.0], rel=1e-5)
 
 
+def test_train_step_takes_the_mean_loss_of_two_classifiers():
+    class Two(Linear):
+        def forward(self, image):
+            logits = super().forward(image)
+            return logits, -2 * logits
+
+    x, y = [1.0, -3.0], [[1.0], [0.0]]
+
+    def losses(w):
+        of_each = [
+            math.log(1 + math.exp((-1) ** t * scale * w * v)) for v, (t,) in zip(x, y, strict=True) for scale in (1, -2)
+        ]
+        return sum(of_each) / 4
+
+    model = Two(1)
+    slope = (losses(0.5 + 1e-6) - losses(0.5 - 1e-6)) / 2e-6
+    values = make_trainer(model).train_step([batch_of(x, y)])
+    assert values[0].item() == pytest.approx(losses(0.5), rel=1e-5)
+    assert model.weight.item() == pytest.approx(0.5 - 0.1 * slope, rel=1e-4)
+
+
 @pytest.mark.parametrize('decay', [0.0, 0.5, 0.9])
 @pytest.mark.parametrize('resumed_after', [0, 3])
 def test_train_step_warms_up_the_ema(decay, resumed_after):

@@ -1,7 +1,7 @@
 """Modules of the models: one file per section of the paper, and those that several share."""
 
 from .attention import AttentionLayer
-from .classifier import ClassWiseLinear, GroupLinear
+from .classifier import ClassWiseLinear, GroupLinear, PooledClassifier
 from .dropout import Dropout
 from .position import PositionEncoding, flatten_scales, split_scales, stack_scales
 from .resize import resize
@@ -19,6 +19,7 @@ __all__ = [
     'HierarchicalScaleAttention',
     'MultiHeadAttention',
     'MultiScaleProjection',
+    'PooledClassifier',
     'PositionEncoding',
     'RegionSelection',
     'TransformerLayer',

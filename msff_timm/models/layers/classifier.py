@@ -1,11 +1,11 @@
-"""Final classification (section 3.6 of the paper), and its form for groups of labels."""
+"""Final classification (section 3.6 of the paper), its form for groups of labels, and a classifier of pooled maps."""
 
 import math
 
 import torch
 import torch.nn as nn
 
-__all__ = ['ClassWiseLinear', 'GroupLinear']
+__all__ = ['ClassWiseLinear', 'GroupLinear', 'PooledClassifier']
 
 
 class ClassWiseLinear(nn.Module):
@@ -57,3 +57,26 @@ class GroupLinear(nn.Module):
         """Maps features of the queries (B, N, d) to logits (B, K)."""
         logits = torch.einsum('bnd,ndg->bng', z, self.weight).flatten(1)
         return logits[:, : self.num_classes] + self.bias
+
+
+class PooledClassifier(nn.Module):
+    """A linear classifier on the means of a map's channels, each normalized over the batch.
+
+    Args:
+        num_classes: Number of labels K.
+        in_features: Number of channels C.
+    """
+
+    def __init__(self, num_classes: int, in_features: int, device=None, dtype=None):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(in_features, affine=False, device=device, dtype=dtype)
+        self.linear = nn.Linear(in_features, num_classes, device=device, dtype=dtype)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps a map (B, C, H, W) to logits (B, K)."""
+        return self.linear(self.norm(x.mean((2, 3))))
