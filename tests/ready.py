@@ -49,6 +49,7 @@ def _run(path: str, arguments: list[str], environment: dict[str, str], files: li
 
     for number, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    multiprocessing.set_start_method(None, force=True)  # the default, not that of this process
     os.environ.clear()
     os.environ.update(environment)
     np.random.seed()  # as in any new process, not as the server left it
