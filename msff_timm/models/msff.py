@@ -9,7 +9,6 @@ the regions that are relevant to each label, and a class-wise linear layer score
 follow the sections of the paper.
 """
 
-import json
 import math
 import os
 from collections.abc import Collection, Sequence
@@ -40,6 +39,7 @@ from .layers import (
     split_scales,
     stack_scales,
 )
+from .older_weights import check_weights
 
 __all__ = ['MSFF']
 
@@ -355,39 +355,11 @@ SMALL_HEAD: dict[str, Any] = dict(embed_dim=128, num_heads=4, ffn_dim=512)
 
 
 def _create_msff(variant: str, pretrained: bool = False, **kwargs) -> MSFF:
-    kwargs = dict(num_maps=5, pretrained_filter_fn=_check_weights, **kwargs)
+    kwargs = dict(num_maps=5, pretrained_filter_fn=check_weights, **kwargs)
     model: Any = create_on_backbone(MSFF, variant, pretrained, **kwargs)
     if getattr(model, 'pooled_classifier', None) is not None:  # `features_only` has no classifier
         model.pretrained_cfg['classifier'] = ('label_embed', 'classifier', 'pooled_classifier.linear')
     return model
-
-
-def _check_weights(state_dict: dict[str, torch.Tensor], model: MSFF) -> dict[str, torch.Tensor]:
-    """Rejects weights that were trained with another default of `fusion_norm`, `fusion_gate` and so on."""
-    present: dict[str, torch.Tensor] = model.state_dict()
-    args: dict[str, bool | int] = {}
-    has_one = 'pooled_classifier.linear.weight' in state_dict
-    for name in ('pooled_classifier.linear.weight', 'pooled_classifier.linear.bias'):
-        if name in state_dict and len(state_dict[name]) != model.num_classes:
-            del state_dict[name]  # timm does so for the modules that `pretrained_cfg` names
-    if model.label_embed is not None and 'classifier.weight' in state_dict:
-        if has_one != ('pooled_classifier.linear.weight' in present):
-            args['pooled_classifier'] = has_one
-    for argument, name in (('fusion_norm', 'projection.norm1.weight'), ('fusion_gate', 'scale_attention.gate')):
-        if name in present and name not in state_dict:
-            args[argument] = False
-    classifier = state_dict.get('classifier.weight')
-    if model.label_embed is not None and classifier is not None and classifier.ndim == 2:
-        if classifier.shape[0] == model.num_classes > model.label_embed.num_embeddings:
-            args['max_queries'] = 0
-    if args:
-        in_python = ', '.join(f'{key}={value}' for key, value in args.items())
-        in_json = json.dumps(args)[1:-1]
-        raise ValueError(
-            f'the weights were trained with another default: create the model with {in_python}, or add {in_json} to'
-            ' model_args in their config.json.'
-        )
-    return state_dict
 
 
 @register_model
