@@ -72,6 +72,14 @@ class Progress:
     unreadable: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
+    def is_over(self, epochs: int, early_stop: int | None) -> bool:
+        """Returns True after `epochs` epochs, or after `early_stop` epochs without a better mAP."""
+        if self.epoch > epochs:
+            return True
+        if not early_stop or not self.best:
+            return False
+        return self.history[-1]['epoch'] - self.best['epoch'] >= early_stop
+
 
 class Checkpoints:
     """The checkpoints of a run, in `{output}/checkpoints/step-{steps_done}`. Every process calls every method.

@@ -65,10 +65,11 @@ class Trainer:
             InputError: An image cannot be read, or a loss or a weight is not finite.
             Stopped: A stop was requested; the run is saved if there was something to save.
         """
+        optim = self.config.optim
         try:
             cache = self.cache_features() if self.caches else None
             with progress_bar(self) as bar:
-                while not self.is_over():
+                while not self.progress.is_over(optim.epochs, optim.early_stop):
                     self.train_epoch(bar)
                     self.save()  # before the evaluation, which a resumed run repeats
                     if self.stop_requested:
@@ -321,15 +322,6 @@ class Trainer:
         self.prepared = self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False, keep_torch_compile=False)
         gc.collect()
         self.prepared = self.accelerator.prepare(self.prepared)
-
-    def is_over(self) -> bool:
-        """Returns True after the last epoch, or after `early_stop` epochs without a better mAP."""
-        progress, optim = self.progress, self.config.optim
-        if progress.epoch > optim.epochs:
-            return True
-        if not optim.early_stop or not progress.best:
-            return False
-        return progress.history[-1]['epoch'] - progress.best['epoch'] >= optim.early_stop
 
     def log_step(self, bar: tqdm, pending: tuple | None) -> None:
         """Reads the values of a step, and logs them.

@@ -209,12 +209,11 @@ def test_train_epoch_keeps_frozen_norms():
 )
 def test_is_over_stops_early(measured, patience, ends_after):
     progress = Progress()
-    run = SimpleNamespace(progress=progress, config=SimpleNamespace(optim=OptimConfig(epochs=7, early_stop=patience)))
     for epoch, mAP in enumerate(measured, 1):
         progress.history.append({'epoch': epoch, 'mAP': mAP})
         if progress.best is None or mAP > progress.best['mAP']:
             progress.best = {'epoch': epoch, 'mAP': mAP}
         progress.epoch = epoch + 1
-        if Trainer.is_over(run):
+        if progress.is_over(7, patience):
             break
     assert epoch == ends_after
