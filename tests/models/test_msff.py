@@ -399,6 +399,12 @@ def test_pooled_classifier_is_the_mean_with_a_linear_layer_on_normalized_channel
         torch.testing.assert_close(mean, model(x) + pooled / 2, rtol=1e-4, atol=1e-4)
 
 
+def test_pooled_classifier_starts_at_the_rate_of_a_rare_label():
+    model, x = small(pooled_classifier=True), torch.randn(2, 3, 64, 96)
+    model.set_separate_training()
+    torch.testing.assert_close(model.train()(x)[1].sigmoid(), torch.full((2, model.num_classes), 0.05))
+
+
 def test_features_only_has_no_pooled_classifier():
     args, x = {'backbone': 'test_efficientnet', 'pooled_classifier': True}, torch.randn(2, 3, 64, 96)
     model, features = small(**args), timm.create_model('msff_test_resnet', **SMALL, **args, features_only=True).eval()
