@@ -67,7 +67,7 @@ class PooledClassifier(nn.Module):
 
     Its probabilities are `PRIOR` at first. Normalized features have mean 0, so the bias alone sets the mean of the
     logits, and in a short training a bias of 0 would stay near 0: too high for labels that most images do not have.
-    With 374 labels, a start at 0 costs three points of mAP; with 20, it gains one
+    With 374 labels, a start at 0 costs more than three points of mAP; with 20, it gains one
     (hub_cards/results/pooled_classifier.json).
 
     Args:
