@@ -160,6 +160,7 @@ def read_recipe(results: Results) -> dict | None:
         'teacher': _source(distill.get('teacher')),
         'epochs': _whole(config['optim']['epochs'], 'epochs'),
         'epoch': _count(results.epoch, 'epoch'),
+        'chosen_on': _text(config['data']['eval_split'], 'eval_split') if config['optim'].get('early_stop') else None,
         'weights': _text(results.weights, 'weights'),
         'num_processes': _whole(results.num_processes or 1, 'num_processes'),
         'devices': list(Counter(_text(device, 'a device') for device in results.devices or ()).items()),

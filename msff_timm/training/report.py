@@ -214,6 +214,9 @@ def _lines(results: Results) -> Iterator[str]:
         f'mAP {metrics["mAP"]:.2f}, CF1 {metrics["CF1"]:.2f}, OF1 {metrics["OF1"]:.2f} percent: {weights} on {split}'
         f' ({basis_of(results)}).'
     )
+    optim = (results.config or {}).get('optim') or {}
+    if optim.get('early_stop'):
+        yield f'Epoch {results.epoch} has the best mAP on these images; expect slightly less on others.'
     others = {key: value for key, value in data.items() if key not in ('name', 'split') and value is not None}
     if others:
         yield f'Data: {", ".join(f"{escape(key)} {escape(value)}" for key, value in others.items())}.'

@@ -254,6 +254,17 @@ def test_render_shows_the_size_of_the_model(folder, text):
     assert '96 × 64 pixels, 3 channels' in text
 
 
+def test_render_names_the_split_that_chose_the_epoch(copied):
+    run = json.loads((copied / 'results.json').read_text()) | {'weights': 'exponential moving average'}
+    run['config']['data']['eval_split'] = 'test'
+    for early_stop, epochs, chosen in ((None, '', ''), (2, 'at most ', ', the best on split test')):
+        run['config']['optim']['early_stop'] = early_stop
+        (copied / 'results.json').write_text(json.dumps(run))
+        training = section(card.render(copied), 'Training')
+        assert f'for {epochs}3 epochs with AdamW.' in training
+        assert f'Weights: exponential moving average, after epoch 3{chosen}. ' in training
+
+
 def test_render_shows_the_recipe_without_paths_commands_and_tokens(text):
     settings = yaml.safe_load(re.search(r'```yaml\n(.*?)```', text, re.DOTALL)[1])
     assert settings['optim'] == {'epochs': 3, 'batch_size': 16, 'lr': 0.002, 'loss': 'asl'}
