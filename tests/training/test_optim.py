@@ -100,6 +100,13 @@ def test_optim_config_decay_defaults_to_ema_decay():
     assert OptimConfig(ema_epochs=0.1).decay(5) == 0  # half a step: the weights as they are
 
 
+def test_describe_ema_span_allows_a_quarter():
+    """Of any number of steps, although 1 / (1 - decay) is rounded."""
+    optim = OptimConfig(epochs=10, ema_epochs=2.5)
+    for steps in range(1, 26):  # of an epoch; in longer runs the warm-up keeps the EMA shorter
+        assert describe_ema_span(make_ema(nn.Linear(1, 1), optim.decay(steps)), optim, 10 * steps) is None, steps
+
+
 def test_describe_ema_span_reports_a_span_of_over_a_quarter():
     ema = make_ema(nn.Linear(1, 1), 0.9997)
     line = describe_ema_span(ema, OptimConfig(epochs=1), 100)
