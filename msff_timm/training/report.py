@@ -215,7 +215,7 @@ def _lines(results: Results) -> Iterator[str]:
         f' ({basis_of(results)}).'
     )
     optim = (results.config or {}).get('optim') or {}
-    if optim.get('early_stop'):
+    if optim.get('early_stop') and metrics['mAP'] == max(entry['mAP'] for entry in results.history or [metrics]):
         yield f'Epoch {results.epoch} has the best mAP on these images; expect slightly less on others.'
     others = {key: value for key, value in data.items() if key not in ('name', 'split') and value is not None}
     if others:

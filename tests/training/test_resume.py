@@ -354,6 +354,7 @@ def test_lost_best_epoch_is_not_announced(tmp_path, capsys):
     assert 'The weights of epoch 2 are lost.' in printed.err
     assert 'Epoch 2 had a better mAP, 30.00, but its weights were lost.' in printed.out
     assert 'EMA weights of epoch 1; ' in printed.out
+    assert 'the best mAP' not in (tmp_path / 'run' / 'report.md').read_text()
 
 
 def test_early_stopping_says_that_the_images_chose_the_epoch(best, capsys):
