@@ -60,9 +60,7 @@ def describe_end(config: TrainConfig, best: dict, history: list[dict], seconds: 
         seconds: Duration of the run.
     """
     data, name = config.data, f'local-dir:{config.output}'
-    better = max(history, key=lambda entry: entry['mAP'])
-    is_best = config.optim.early_stop and better['mAP'] == best['mAP']
-    chosen = f', the best of {len(history)} epochs on these images' if is_best else ''
+    chosen = ', chosen by early stopping on these images' if config.optim.early_stop else ''
     text = (
         f'\n{config.output}: {best["line"]}\n'
         f'Evaluated on {data.title or data.name} {data.eval_split}, EMA weights of epoch {best["epoch"]}{chosen};'
@@ -70,7 +68,8 @@ def describe_end(config: TrainConfig, best: dict, history: list[dict], seconds: 
         f"    import timm, msff_timm; model = timm.create_model('{name}', pretrained=True).eval()\n"
         f'    msff-timm predict IMAGE... --model {config.output}'
     )
-    if config.optim.early_stop and not is_best:
+    better = max(history, key=lambda entry: entry['mAP'])
+    if config.optim.early_stop and better['mAP'] > best['mAP']:
         text += f'\n\nEpoch {better["epoch"]} had a better mAP, {better["mAP"]:.2f}, but its weights were lost.'
     return text
 

@@ -83,7 +83,7 @@ def describe_ema_span(ema: ModelEmaV3, optim: OptimConfig, steps: int) -> str | 
         steps: Number of steps of the run.
     """
     span = 1 / (1 - ema.get_decay(steps))
-    if span <= max(1, steps / 4) + 0.5:  # half a step, for rounding
+    if span <= max(1, steps / 4) * (1 + 1e-9):  # for rounding
         return None
     shorter = f'optim.ema_decay to at most {max(0, 1 - 4 / steps):.4g}'
     if optim.ema_epochs is not None:

@@ -215,8 +215,8 @@ def _lines(results: Results) -> Iterator[str]:
         f' ({basis_of(results)}).'
     )
     optim = (results.config or {}).get('optim') or {}
-    if optim.get('early_stop') and metrics['mAP'] == max(entry['mAP'] for entry in results.history or [metrics]):
-        yield f'Epoch {results.epoch} has the best mAP on these images; expect slightly less on others.'
+    if optim.get('early_stop'):
+        yield f'Early stopping chose epoch {results.epoch} by its mAP on these images; expect slightly less on others.'
     others = {key: value for key, value in data.items() if key not in ('name', 'split') and value is not None}
     if others:
         yield f'Data: {", ".join(f"{escape(key)} {escape(value)}" for key, value in others.items())}.'

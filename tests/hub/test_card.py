@@ -257,7 +257,7 @@ def test_render_shows_the_size_of_the_model(folder, text):
 def test_render_names_the_split_that_chose_the_epoch(copied):
     run = json.loads((copied / 'results.json').read_text()) | {'weights': 'exponential moving average'}
     run['config']['data']['eval_split'] = 'test'
-    for early_stop, epochs, chosen in ((None, '', ''), (2, 'at most ', ', the best on split test')):
+    for early_stop, epochs, chosen in ((None, '', ''), (2, 'at most ', ', chosen by early stopping on split test')):
         run['config']['optim']['early_stop'] = early_stop
         (copied / 'results.json').write_text(json.dumps(run))
         training = section(card.render(copied), 'Training')
