@@ -1,7 +1,7 @@
 """Settings that must precede the imports of PyTorch. Scripts import this module first.
 
-Ctrl-C during the imports, which take seconds, prints one line; waiting threads sleep; freed memory stays with the
-process.
+Ctrl-C during the imports, which take seconds, prints one line; waiting threads spin shortly, then sleep; freed memory
+stays with the process.
 """
 
 import ctypes
@@ -11,6 +11,8 @@ from contextlib import suppress
 from types import TracebackType
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # from malloc.h of glibc
+
+SPINS = '1000'  # turns of libgomp's waiting loop, which take some tens of microseconds
 
 
 def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -36,8 +38,12 @@ def keep_memory() -> None:
 
 
 sys.excepthook = report
-# Read when PyTorch is loaded. By default, a thread spins while it waits at the end of a parallel region, and may hold
-# the core that the other thread needs: on a shared machine a step then takes ten times as long.
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
+# Read when PyTorch is loaded. By default, a thread that waits at the end of a parallel region spins for long, and may
+# hold the core that another thread needs: on a shared machine a step then takes several times as long. But waking a
+# thread that sleeps takes longer than many regions of a small model. So a thread spins shortly, then sleeps
+# (`train/benchmarks/benchmark.py wait`).
+if 'OMP_WAIT_POLICY' not in os.environ:
+    os.environ['OMP_WAIT_POLICY'] = 'passive'
+    os.environ.setdefault('GOMP_SPINCOUNT', SPINS)
 if not any(name.startswith('MALLOC_') for name in os.environ):
     keep_memory()

@@ -13,6 +13,7 @@ from PIL import Image
 import bench_decode
 import bench_labels
 import bench_predict
+import bench_wait
 import msff_timm  # noqa: F401  registers the models
 from bench_annotations import write_annotations
 from benchmark import main
@@ -320,6 +321,45 @@ def test_labels_measures_in_own_processes(measured, monkeypatch):
     assert groups['time_to_all_queries']['median'] == pytest.approx(np.median(turns[:, 3] / turns[:, 2]))
 
 
+def test_wait_compares_spins_in_the_same_turn(measured, monkeypatch):
+    """With fake processes, whose times depend on the environment and on the busy cores."""
+    calls, busy = [], []
+
+    def in_own_process(function, name, image_size, batch_size, OMP_WAIT_POLICY, GOMP_SPINCOUNT):
+        calls.append((OMP_WAIT_POLICY, GOMP_SPINCOUNT, len(busy)))
+        speed = {'0': 1, '1000': 2}[GOMP_SPINCOUNT]
+        return {'infer': len(calls) / speed, 'train': 8 / speed * (1 + len(busy)), 'threads': 2}
+
+    class Process:
+        def __init__(self, command):
+            busy.append(self)
+
+        def kill(self):
+            busy.remove(self)
+
+        def wait(self):
+            assert self not in busy
+
+    monkeypatch.setattr(bench_wait, 'in_own_process', in_own_process)
+    monkeypatch.setattr(bench_wait.subprocess, 'Popen', Process)
+    printed, found = measured('wait', '--models', 'msff_test_resnet', '--spins', 0, 1000, '--busy', 0, 2, '--turns', 2)
+    assert calls == [('passive', spins, cores) for cores in (0, 2) for spins in ('0', '1000', '1000', '0')]
+    assert found['threads'] == 2 and not busy
+    rows = {(row['busy'], row['spins']): row for row in found['rows']}
+    assert rows[0, 0]['infer_ms'] == 1000 * (1 + 4) / 2 and rows[0, 1000]['infer_ms'] == 1000 * (2 / 2 + 3 / 2) / 2
+    assert rows[0, 1000]['infer_ratio']['median'] == (1 / 1 + 1.5 / 4) / 2 and rows[0, 0]['infer_ratio'] is None
+    assert rows[2, 1000]['train_ms'] == 12_000 and rows[2, 1000]['train_ratio']['median'] == 0.5
+    assert 'msff_test_resnet, 2 busy, GOMP_SPINCOUNT 1000: ' in printed
+
+
+@pytest.mark.slow
+def test_wait_measures_in_own_processes(measured):
+    options = ['--models', 'msff_test_resnet', '--image_size', 64, '--batch_size', 2, '--spins', 0, '--busy', 1]
+    _, found = measured('wait', *options, '--turns', 1)
+    (row,) = found['rows']
+    assert 0 < row['infer_ms'] < row['train_ms'] and found['threads'] >= 1
+
+
 def test_scale_predicts_from_one_device(measured, tmp_path):
     rows = [{'model': 'msff_test_resnet', 'images_per_second': 100.0}]
     case = {'image_size': 448, 'kind': 'train', 'batch_size': 16, 'dtype': 'float32', 'format': 'a', 'mode': 'b'}
@@ -369,6 +409,7 @@ def test_scale_predicts_from_one_device(measured, tmp_path):
         (('model', '--dtypes', 'float16'), "argument --dtypes: invalid choice: 'float16'"),
         (('labels', '--model', 'msf_test_resnet'), "unknown --model 'msf_test_resnet'"),
         (('labels', '--max_queries', 0), '--max_queries is 0: must be at least 1.'),
+        (('wait', '--spins', 0, 0), '--spins is [0, 0]: must be one or more, each once.'),
         (('scale',), 'the following arguments are required: --step'),
         (('scale', '--step', STEP, '--between', 1, 0), '--between is 0.0: must be above 0.'),
         (('scale', '--step', STEP, '--devices', 12), '--devices is 12: must be a multiple of 8'),

@@ -125,12 +125,19 @@ def test_choose_workers_measures_nothing_in_a_stream(monkeypatch):
     assert data.workers == 4 and given == [4]
 
 
-def test_startup_sets_the_wait_policy_unless_the_user_did():
+@pytest.mark.parametrize(
+    ('environment', 'policy', 'spins'),
+    [
+        ({}, 'passive', '1000'),
+        ({'GOMP_SPINCOUNT': '7'}, 'passive', '7'),
+        ({'OMP_WAIT_POLICY': 'active'}, 'active', None),
+    ],
+)
+def test_startup_sets_how_threads_wait_unless_the_user_did(environment, policy, spins):
     script = 'import msff_timm_cli.startup, os, sys;'
-    script += 'print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)'
-    for environment, policy in (({}, 'passive'), ({'OMP_WAIT_POLICY': 'active'}, 'active')):
-        ended = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
-        assert ended.stdout == f'{policy} False\n'
+    script += 'print(os.environ["OMP_WAIT_POLICY"], os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)'
+    ended = subprocess.run([sys.executable, '-c', script], env=environment, capture_output=True, text=True)
+    assert ended.stdout == f'{policy} {spins} False\n'
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='sets how glibc keeps memory')

@@ -10,6 +10,7 @@ __all__ = [
     'evaluate_random_scores',
     'import_packages',
     'infer',
+    'infer_and_train',
     'load_annotations',
     'load_model',
     'load_table',
@@ -139,6 +140,37 @@ def infer(name: str, image_size: int, turns: int, variants: list[dict]) -> dict:
     gpu_peak = torch.cuda.max_memory_allocated() / 2**20 if device == 'cuda' else None
     peaks = {'peak_mib': peak_mib(), 'peak_mib_before': before, 'gpu_peak_mib': gpu_peak}
     return {'turns': timing.turns.tolist(), **peaks}
+
+
+def infer_and_train(name: str, image_size: int, batch_size: int) -> dict:
+    """Times inference of one image, and training steps of a batch, with all CPU threads; medians in seconds."""
+    import msff_timm_cli.startup  # noqa: F401  isort: skip
+    from statistics import median
+
+    import timm
+    import torch
+
+    import msff_timm  # noqa: F401  registers the models
+    from msff_timm.training.loaders import num_cores
+    from msff_timm.training.studies.speed import timed
+
+    torch.set_num_threads(num_cores())  # as the trainer does
+    model = timm.create_model(name, num_classes=20).to(memory_format=torch.channels_last)
+    images = torch.randn(batch_size, 3, image_size, image_size).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        optimizer.step()
+
+    step()
+    train = median(timed(step) for _ in range(5))
+    model.eval()
+    with torch.inference_mode():
+        model(images[:1])
+        infer = median(timed(lambda: model(images[:1])) for _ in range(15))
+    return {'infer': infer, 'train': train, 'threads': torch.get_num_threads()}
 
 
 def predict_photos(name: str, photos: list[str], settings: dict | None) -> dict:
