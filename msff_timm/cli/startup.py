@@ -1,6 +1,6 @@
 """Settings that must precede the imports of PyTorch. Scripts import this module first.
 
-Ctrl-C during the imports, which take seconds, prints one line; waiting threads spin shortly, then sleep; freed memory
+Ctrl-C during the imports, which take seconds, prints one line; waiting threads spin briefly, then sleep; freed memory
 stays with the process.
 """
 
@@ -12,7 +12,7 @@ from types import TracebackType
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # from malloc.h of glibc
 
-SPINS = '1000'  # turns of libgomp's waiting loop, which take some tens of microseconds
+SPINS = '1000'  # iterations of libgomp's waiting loop
 
 
 def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -40,7 +40,7 @@ def keep_memory() -> None:
 sys.excepthook = report
 # Read when PyTorch is loaded. By default, a thread that waits at the end of a parallel region spins for long, and may
 # hold the core that another thread needs: on a shared machine a step then takes several times as long. But waking a
-# thread that sleeps takes longer than many regions of a small model. So a thread spins shortly, then sleeps
+# thread that sleeps takes longer than many regions of a small model. So a thread spins briefly, then sleeps
 # (`train/benchmarks/benchmark.py wait`).
 if 'OMP_WAIT_POLICY' not in os.environ:
     os.environ['OMP_WAIT_POLICY'] = 'passive'

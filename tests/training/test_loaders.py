@@ -131,6 +131,7 @@ def test_choose_workers_measures_nothing_in_a_stream(monkeypatch):
         ({}, 'passive', '1000'),
         ({'GOMP_SPINCOUNT': '7'}, 'passive', '7'),
         ({'OMP_WAIT_POLICY': 'active'}, 'active', None),
+        ({'OMP_WAIT_POLICY': 'passive'}, 'passive', None),
     ],
 )
 def test_startup_sets_how_threads_wait_unless_the_user_did(environment, policy, spins):

@@ -17,7 +17,16 @@ from msff_timm import hub
 from msff_timm.errors import InputError, unknown
 from own_process import set_environment
 
-__all__ = ['Parser', 'check_above_0', 'check_at_least', 'check_model', 'in_own_process', 'machine', 'with_interval']
+__all__ = [
+    'Parser',
+    'check_above_0',
+    'check_at_least',
+    'check_each_once',
+    'check_model',
+    'in_own_process',
+    'machine',
+    'with_interval',
+]
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +63,18 @@ def check_above_0(options: argparse.Namespace, *names: str) -> None:
 def _values(options: argparse.Namespace, name: str) -> list:
     value = getattr(options, name)
     return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def check_each_once(options: argparse.Namespace, *names: str) -> None:
+    """Checks that no value is repeated in options, each a list.
+
+    Raises:
+        InputError: A value is.
+    """
+    for name in names:
+        values = getattr(options, name)
+        if len(set(values)) < len(values):
+            raise InputError(f'--{name} is {" ".join(map(str, values))}: must be one or more, each once.')
 
 
 def check_model(option: str, name: str) -> None:

@@ -12,9 +12,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bench_common import check_at_least, check_model, with_interval
+from bench_common import check_at_least, check_each_once, check_model, with_interval
 from msff_timm import hub
-from msff_timm.errors import InputError
 from msff_timm.flops import count_flops
 from msff_timm.training.config import OptimConfig
 from msff_timm.training.losses import make_loss
@@ -88,8 +87,7 @@ def run(options: argparse.Namespace) -> dict:
     """Measures all models in every combination of batch sizes, dtypes, formats, modes and passes."""
     for name in options.models:
         check_model('--models', name)
-    if len(set(options.models)) < len(options.models):
-        raise InputError(f'--models is {" ".join(options.models)}: must be one or more, each once.')
+    check_each_once(options, 'models')
     check_at_least(options, image_size=32, num_classes=1, batch_sizes=1, turns=1)
     is_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if is_gpu else 'cpu'

@@ -16,7 +16,7 @@ COMMANDS = {  # each in the module bench_COMMAND
     'model': 'models side by side',
     'labels': 'inference of one image with many labels',
     'onnx': 'ONNX files side by side: precisions of one model',
-    'wait': 'models on idle and on busy cores, by how long idle threads spin',
+    'wait': 'how long waiting threads spin, on idle and on busy cores',
     'scale': 'training on many devices, predicted from one',
 }
 

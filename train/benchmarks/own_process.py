@@ -143,34 +143,22 @@ def infer(name: str, image_size: int, turns: int, variants: list[dict]) -> dict:
 
 
 def infer_and_train(name: str, image_size: int, batch_size: int) -> dict:
-    """Times inference of one image, and training steps of a batch, with all CPU threads; medians in seconds."""
+    """Times inference of one image and training steps of a batch with all cores; medians in seconds."""
     import msff_timm_cli.startup  # noqa: F401  isort: skip
-    from statistics import median
-
-    import timm
     import torch
 
-    import msff_timm  # noqa: F401  registers the models
+    from bench_model import Case, make_pass
     from msff_timm.training.loaders import num_cores
-    from msff_timm.training.studies.speed import timed
+    from msff_timm.training.studies.speed import time_in_turns
 
-    torch.set_num_threads(num_cores())  # as the trainer does
-    model = timm.create_model(name, num_classes=20).to(memory_format=torch.channels_last)
-    images = torch.randn(batch_size, 3, image_size, image_size).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters())
+    torch.set_num_threads(num_cores())
 
-    def step() -> None:
-        optimizer.zero_grad()
-        model(images).square().mean().backward()
-        optimizer.step()
+    def median(kind: str, size: int, turns: int) -> float:
+        case = Case(image_size, 20, size, 'float32', 'channels_last', 'eager', kind)
+        function = make_pass(name, case, torch.device('cpu'))
+        return time_in_turns([function], turns, reference=0).seconds[0]
 
-    step()
-    train = median(timed(step) for _ in range(5))
-    model.eval()
-    with torch.inference_mode():
-        model(images[:1])
-        infer = median(timed(lambda: model(images[:1])) for _ in range(15))
-    return {'infer': infer, 'train': train, 'threads': torch.get_num_threads()}
+    return {'infer': median('forward', 1, 15), 'train': median('train', batch_size, 5), 'threads': num_cores()}
 
 
 def predict_photos(name: str, photos: list[str], settings: dict | None) -> dict:
